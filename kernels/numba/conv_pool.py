@@ -45,7 +45,7 @@ from .simd import (
     store_first,
     store_number,
 )
-from .threads import run, thread_count
+from .threads import run, share, thread_count
 
 __all__ = ["conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
 
@@ -65,6 +65,9 @@ VECTORS = 2
 # three times the rounding error of torch's, blocks of 128 have less than twice; they cost 5 % of imdb1's speed. A
 # block's weights, 16 KiB, stay in the first cache for a whole chunk.
 TAPS = 128
+
+# Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
+BLOCKS = 8
 
 # A chunk spans about so many positions: 16 KiB of scratch.
 CHUNK = 128
@@ -164,12 +167,12 @@ def _forward(
     threads = thread_count(parts, layer.samples * positions * layer.outputs * taps)
     kernel = forward_windows if pool is not None else forward_whole
     places = (padded.data_ptr(), packed.ctypes.data, out.data_ptr(), 0 if argmax is None else argmax.data_ptr())
+    blocks = min(parts, threads * BLOCKS) if threads > 1 else 1
 
-    def work(thread: int) -> None:
-        begin, end = (parts * i // threads for i in (thread, thread + 1))
-        kernel(layer, *places, begin, end, like, code)
+    def call(begin: int, end: int, threads: int, launch: int) -> None:
+        kernel(layer, *places, parts, blocks, like, code, begin, end, threads, launch)
 
-    run(work, threads)
+    run(call, blocks, threads)
     return argmax
 
 
@@ -280,14 +283,24 @@ def aligned(address: int) -> int:
     return (address + 63) // 64 * 64
 
 
-@compiled
-def forward_windows(
-    layer: Layer, x: int, packed: int, out: int, argmax: int, begin: int, end: int, zero: Any, code: Any
+@njit
+def windows_block(
+    block: int,
+    layer: Layer,
+    x: int,
+    packed: int,
+    out: int,
+    argmax: int,
+    parts: int,
+    blocks: int,
+    zero: Any,
+    code: Any,
 ) -> None:
-    """Compute the chunks ``begin`` to ``end`` of windows, counted over all samples.
+    """Compute one of the ``blocks`` of all samples' chunks of windows, of which there are ``parts``.
 
     ``argmax`` 0 is not wanted; ``zero`` and ``code`` are zeros of the tensor's and the argmax's type.
     """
+    begin, end = parts * block // blocks, parts * (block + 1) // blocks
     width = lanes(zero)
     size = bytes_of(zero)
     padded = (layer.outputs + width - 1) // width * width
@@ -349,13 +362,44 @@ def forward_windows(
 
 
 @compiled
-def forward_whole(
-    layer: Layer, x: int, packed: int, out: int, argmax: int, begin: int, end: int, zero: Any, code: Any
+def forward_windows(
+    layer: Layer,
+    x: int,
+    packed: int,
+    out: int,
+    argmax: int,
+    parts: int,
+    blocks: int,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
 ) -> None:
-    """Compute the panels ``begin`` to ``end`` of output channels, counted over all samples: the global maximum.
+    """Compute the blocks ``begin`` to ``end``; see :func:`windows_block`."""
+    arguments = (layer, x, packed, out, argmax, parts, blocks, zero, code)
+    share(begin, end, threads, launch, windows_block, arguments)
 
-    The rest is as in :func:`forward_windows`; a panel's positions are convolved and compared chunk by chunk.
+
+@njit
+def whole_block(
+    block: int,
+    layer: Layer,
+    x: int,
+    packed: int,
+    out: int,
+    argmax: int,
+    parts: int,
+    blocks: int,
+    zero: Any,
+    code: Any,
+) -> None:
+    """Compute one of the ``blocks`` of all samples' panels of output channels, ``parts`` of them: the global maximum.
+
+    The rest is as in :func:`windows_block`; a panel's positions are convolved and compared chunk by chunk.
     """
+    begin, end = parts * block // blocks, parts * (block + 1) // blocks
     width = lanes(zero)
     size = bytes_of(zero)
     padded = (layer.outputs + width - 1) // width * width
@@ -397,6 +441,27 @@ def forward_whole(
                 at = select(alive, at, broadcast(np.int32(-1), zero))
                 store_codes(at, argmax + (n * padded + of) * bytes_of(code), code)
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@compiled
+def forward_whole(
+    layer: Layer,
+    x: int,
+    packed: int,
+    out: int,
+    argmax: int,
+    parts: int,
+    blocks: int,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Compute the blocks ``begin`` to ``end``; see :func:`whole_block`."""
+    arguments = (layer, x, packed, out, argmax, parts, blocks, zero, code)
+    share(begin, end, threads, launch, whole_block, arguments)
 
 
 @njit

@@ -50,7 +50,7 @@ from .simd import (
     vector_of,
     write,
 )
-from .threads import run, thread_count
+from .threads import run, share, thread_count
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
 
@@ -114,23 +114,20 @@ def _backward(
     dw = input.new_zeros(threads if by_samples else 1, *filters.shape) if wanted[1] else None
     db = input.new_zeros(threads if by_samples else 1, outputs) if wanted[2] else None
     itemsize = input.element_size()
-    places = tuple(0 if one is None else one.data_ptr() for one in (rows, filters, gradient, argmax, dx))
+    places = tuple(0 if one is None else one.data_ptr() for one in (rows, filters, gradient, argmax, dx, dw, db))
     row_strides = tuple(0 if one is None else one.stride(1) * itemsize for one in (rows, dx))
     sample_strides = tuple(0 if one is None else one.stride(0) * itemsize for one in (rows, dx))
     code = argmax.new_zeros(()).numpy()[()]
+    like = DTYPES[input.dtype]
 
-    def work(thread: int) -> None:
-        begin, end = (len(input) * i // threads for i in (thread, thread + 1)) if by_samples else (0, len(input))
-        first, last = (0, channels) if by_samples else (channels * i // threads for i in (thread, thread + 1))
-        at = thread if by_samples else 0
-        partial = (0 if dw is None else dw[at].data_ptr(), 0 if db is None or first else db[at].data_ptr())
+    def call(begin: int, end: int, helpers: int, launch: int) -> None:
         backward_windows(
             layer, convolution.dilation, convolution.stride, size, channels, places, row_strides, sample_strides,
-            partial, argmax.size(2), begin, end, first, last, DTYPES[input.dtype], code,
+            argmax.size(2), threads, by_samples, like, code, begin, end, helpers, launch,
         )  # fmt: skip
 
     if gradient.numel() and any(wanted):
-        run(work, threads)
+        run(call, threads, threads)
     return (
         None if dx is None else _like_input(dx, input, convolution),
         None if dw is None else dw.sum(0).transpose(1, 2).contiguous(),
@@ -154,22 +151,55 @@ def backward_windows(
     places: Any,
     row_strides: Any,
     sample_strides: Any,
-    partial: Any,
     codes: int,
+    shares: int,
+    by_samples: bool,
+    zero: Any,
+    code: Any,
     begin: int,
     end: int,
-    first: int,
-    last: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Add what the winners give in the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
+    arguments = (
+        layer, dilation, stride, size, channels, places, row_strides, sample_strides, codes, shares, by_samples,
+        zero, code,
+    )  # fmt: skip
+    share(begin, end, threads, launch, backward_share, arguments)
+
+
+@njit
+def backward_share(
+    number_of_share: int,
+    layer: Layer,
+    dilation: int,
+    stride: int,
+    size: int,
+    channels: int,
+    places: Any,
+    row_strides: Any,
+    sample_strides: Any,
+    codes: int,
+    shares: int,
+    by_samples: bool,
     zero: Any,
     code: Any,
 ) -> None:
-    """Add what the winners of the samples ``begin`` to ``end`` and the channels ``first`` to ``last`` give.
+    """Add what the winners of one of ``shares`` of the samples, or else of the channels, give.
 
-    ``places`` are the addresses of input, weights ``(O, K, C)``, upstream gradient, argmax and input gradient,
-    ``partial`` those of weight and bias gradient; 0 is not wanted. ``zero`` and ``code`` are zeros of their types.
+    ``places`` are the addresses of input, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of input,
+    weight and bias; 0 is not wanted. ``zero`` and ``code`` are zeros of their types.
     """
-    x, weight, gradient, argmax, dx = places
-    dw, db = partial
+    x, weight, gradient, argmax, dx, dw, db = places
+    begin, end, first, last = 0, layer.samples, 0, channels
+    if by_samples:
+        begin, end = layer.samples * number_of_share // shares, layer.samples * (number_of_share + 1) // shares
+        dw += (number_of_share * layer.outputs * size * channels * bytes_of(zero)) if dw else 0
+        db += (number_of_share * layer.outputs * bytes_of(zero)) if db else 0
+    else:
+        first, last = channels * number_of_share // shares, channels * (number_of_share + 1) // shares
+        db = 0 if first else db
     number = bytes_of(zero)
     # Neighbouring kernel positions are one run of numbers where nothing lies between their rows.
     merged_x = dilation == 1 and last - first == channels and row_strides[0] == channels * number

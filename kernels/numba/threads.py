@@ -1,25 +1,34 @@
-"""A few threads that run the parts of one kernel call: as many as torch is told to use, and safe wherever torch is.
+"""How the parts of one kernel call are shared among threads: as many as torch is told to use, safe wherever torch is.
 
-Numba's own threading layers abort the process when two threads call in (workqueue) or hang in a forked child (omp).
-Compiled kernels release the interpreter lock, so plain Python threads serve. A forked child makes threads of its own.
+Compiled code asks the OpenMP library that torch itself runs on for its threads (:func:`share`): they are the same ones,
+awake where torch has just worked, and starting them costs a microsecond. Numba's own threading layers are not used:
+they abort the process when two threads call in (workqueue) or hang in a forked child (omp). OpenMP does not survive a
+fork either, and some systems' has no such entry: there, plain Python threads take the parts (:func:`run`).
 """
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 
-__all__ = ["run", "thread_count"]
+from .compilation import intrinsic
 
-# Handing work to a thread and hearing that it is done takes 30 microseconds, in which one core of a Zen 5 does this
-# many multiply-adds.
-WORTH_A_THREAD = 4_000_000
+__all__ = ["run", "share", "thread_count"]
 
-# Work waits where this many helpers are busy.
+# A second thread costs some microseconds, in which one core of a Zen 4 does this many multiply-adds.
+WORTH_A_THREAD = 500_000
+
+# Work waits where this many Python threads are busy.
 MOST_THREADS = 1024
 
 
@@ -28,17 +37,20 @@ def thread_count(parts: int, multiply_adds: int) -> int:
     return max(1, min(torch.get_num_threads(), parts, multiply_adds // WORTH_A_THREAD))
 
 
-def run(work: Callable[[int], None], threads: int) -> None:
-    """Call ``work(0)`` to ``work(threads - 1)`` at once, the first on the calling thread; return when all have.
+def run(kernel: Callable[[int, int, int, int], None], parts: int, threads: int) -> None:
+    """Have ``kernel(begin, end, threads, launch)`` do the parts 0 to ``parts``; return when all are done.
 
-    Raises what the first of them that failed raised. ``work`` must not call ``run``: it could wait for its own thread.
+    ``kernel`` passes its arguments on to :func:`share`. Raises what the first call that failed raised. ``kernel`` must
+    not call ``run``: it could wait for its own thread.
     """
-    if threads == 1:
-        work(0)
+    launch = _launch
+    if threads == 1 or launch:
+        kernel(0, parts, threads, launch)
         return
-    others = [_helpers().submit(work, i) for i in range(1, threads)]
+    shares = [(parts * i // threads, parts * (i + 1) // threads) for i in range(threads)]
+    others = [_helpers().submit(kernel, *share, 1, 0) for share in shares[1:]]
     try:
-        work(0)
+        kernel(*shares[0], 1, 0)
     finally:
         # Their memory must not be freed while they are at it, whatever happened here.
         errors = [other.exception() for other in others]
@@ -47,6 +59,79 @@ def run(work: Callable[[int], None], threads: int) -> None:
             raise error
 
 
+@intrinsic
+def share(_typing: Any, begin: Any, end: Any, threads: Any, launch: Any, work: Any, arguments: Any) -> Any:
+    """Call ``work(part, *arguments)`` for the parts ``begin`` to ``end``, each on whichever thread is free next.
+
+    ``work`` is a compiled function without a result, ``arguments`` a tuple. ``launch`` is the address of OpenMP's
+    ``GOMP_parallel``, 0 for the calling thread alone. Raises ``MemoryError`` where ``work`` raised anything: nothing
+    else can go wrong in a kernel.
+    """
+    form = work.get_call_type(_typing, (types.int64, *arguments.types), {})
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        compiled = work.dispatcher.overloads[form.args]
+        context.add_linking_libs([compiled.library])
+        number, byte, flag = ir.IntType(64), ir.IntType(8).as_pointer(), ir.IntType(8)
+        call = ir.LiteralStructType([number, number, flag, values[5].type])
+        place = cgutils.alloca_once(builder, call)
+        for i, value in enumerate((values[0], values[1], ir.Constant(flag, 0), values[5])):
+            builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
+        participant = _participant(context, builder.module, call, compiled.fndesc)
+        data = builder.bitcast(place, byte)
+        with builder.if_else(builder.icmp_signed("!=", values[3], ir.Constant(number, 0))) as (many, alone):
+            with many:
+                kind = ir.FunctionType(ir.VoidType(), [participant.type, byte, ir.IntType(32), ir.IntType(32)])
+                start = builder.inttoptr(values[3], kind.as_pointer())
+                count = builder.trunc(values[2], ir.IntType(32))
+                builder.call(start, [participant, data, count, ir.Constant(ir.IntType(32), 0)])
+            with alone:
+                builder.call(participant, [data])
+        failed = builder.load(cgutils.gep_inbounds(builder, place, 0, 2))
+        with builder.if_then(builder.icmp_signed("!=", failed, ir.Constant(flag, 0)), likely=False):
+            context.call_conv.return_user_exc(builder, MemoryError, ("a kernel's scratch memory",))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(integer, integer, integer, integer, work, arguments), generate
+
+
+def _participant(context: Any, module: Any, call: Any, kernel: Any) -> Any:
+    """Return the function that every thread runs: it takes the next part until none is left."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte]), module.get_unique_name("participant"))
+    function.linkage = "internal"
+    begin, loop, work, done = (function.append_basic_block(name) for name in ("begin", "next", "work", "done"))
+    builder = ir.IRBuilder(begin)
+    place = builder.bitcast(function.args[0], call.as_pointer())
+    following, end, failed, values = (cgutils.gep_inbounds(builder, place, 0, i) for i in range(4))
+    arguments = builder.load(values)
+    given = [builder.extract_value(arguments, i) for i in range(len(arguments.type.elements))]
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    part = builder.atomic_rmw("add", following, ir.Constant(number, 1), "monotonic")
+    builder.cbranch(builder.icmp_signed("<", part, builder.load(end)), work, done)
+    builder.position_at_end(work)
+    declared = context.declare_function(module, kernel)
+    status, _ = context.call_conv.call_function(builder, declared, kernel.restype, kernel.argtypes, [part, *given])
+    with builder.if_then(status.is_error, likely=False):
+        builder.store(ir.Constant(ir.IntType(8), 1), failed)
+    builder.branch(loop)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+def _find_launch() -> int:
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch runs on; 0 where there is none."""
+    try:
+        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # a library's handle finds what it depends on, too
+    except (AttributeError, OSError, TypeError):
+        return 0
+    return ctypes.cast(found, ctypes.c_void_p).value or 0
+
+
+_launch = _find_launch()
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
 
@@ -61,8 +146,9 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    global _lock, _executor
-    _lock, _executor = threading.Lock(), None
+    """Leave the parent's threads to the parent: a child has none of them, and OpenMP would wait for them for ever."""
+    global _lock, _executor, _launch
+    _lock, _executor, _launch = threading.Lock(), None, 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,12 +20,15 @@ NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
 
 
-@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
+@pytest.fixture(params=[(1, True), (2, True), (3, True), (3, False)], ids=["1", "2", "3", "3 of Python"])
 def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads."""
+    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
+    count, has_openmp = request.param
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    return request.param
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    if not has_openmp:
+        monkeypatch.setattr(threads, "_launch", 0)
+    return count
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -319,15 +322,6 @@ def test_many_python_threads_at_once(shared, pool):
         together = list(executor.map(lambda seed: step(seed, pool=pool), [0, 1, 2, 3] * 100))
     for i, results in enumerate(together):
         assert all(map(torch.equal, alone[i % 4], results))
-
-
-def test_helpers_raise_what_went_wrong():
-    def work(thread):
-        if thread == 1:
-            raise ZeroDivisionError("thread 1")
-
-    with pytest.raises(ZeroDivisionError, match="thread 1"):
-        threads.run(work, 3)
 
 
 def child(code, **environment):
