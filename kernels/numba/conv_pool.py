@@ -47,7 +47,7 @@ from .simd import (
 )
 from .threads import run, share, thread_count
 
-__all__ = ["conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
+__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 CODES: list[tuple[torch.dtype, Any]] = [
@@ -141,6 +141,14 @@ def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Conv
     return None
 
 
+def argmax_format(
+    samples: int, outputs: int, windows: int, greatest: int, dtype: torch.dtype
+) -> tuple[tuple[int, int, int], torch.dtype]:
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
+    kind = next(kind for kind, code in CODES if greatest <= np.iinfo(code).max)
+    return (samples, windows, padded_outputs(outputs, DTYPES[dtype])), kind
+
+
 def _forward(
     input: Tensor,
     weight: Tensor,
@@ -156,8 +164,9 @@ def _forward(
     like = DTYPES[input.dtype]
     code, argmax = CODES[0][1], None
     if limit is not None:
-        kind, code = next(one for one in CODES if limit <= np.iinfo(one[1]).max)
-        argmax = torch.empty(layer.samples, layer.windows, padded_outputs(layer.outputs, like), dtype=kind)
+        shape, kind = argmax_format(layer.samples, layer.outputs, layer.windows, limit, input.dtype)
+        code = dict(CODES)[kind]
+        argmax = torch.empty(shape, dtype=kind)
     if not out.numel():
         return argmax
     packed = pack(weight, bias, like, channels_first=channels_apart(padded, convolution))
