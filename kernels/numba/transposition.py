@@ -123,7 +123,8 @@ def _unpack(builder: Any, rows: list[Any], kind: ir.VectorType, lane: int) -> li
     """Transpose the squares of ``lane`` rows and as many numbers, in every 16-byte lane at once."""
     run = 1
     while run < lane:
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for begin in range(0, kind.count, lane):
             for half, indices in ((0, low), (lane // 2, high)):
                 for at in range(begin + half, begin + half + lane // 2, run):
@@ -149,7 +150,7 @@ def _gather_lanes(builder: Any, rows: list[Any], kind: ir.VectorType, lane: int)
         return _shuffle(builder, first, second, [i for c in chosen for i in range(c * lane, (c + 1) * lane)])
 
     if len(rows) == 2:
-        return [lanes_of(*rows, [0, 2]), lanes_of(*rows, [1, 3])]
+        return [lanes_of(rows[0], rows[1], chosen) for chosen in ([0, 2], [1, 3])]
     near = [lanes_of(rows[i], rows[i + 1], chosen) for chosen in ([0, 1, 4, 5], [2, 3, 6, 7]) for i in (0, 2)]
     return [lanes_of(near[i], near[i + 1], chosen) for i in (0, 2) for chosen in ([0, 2, 4, 6], [1, 3, 5, 7])]
 
