@@ -1,0 +1,174 @@
+"""Convolution, bias, ReLU and maximum pooling in one pass over memory, on a GPU: the forward pass.
+
+The activation never exists in memory; see :mod:`.conv_pool_kernels` for how. Inputs are read in place through their
+strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
+those of the reference, whose results these are but for rounding. Not served (see :func:`refuse`): more than one group,
+dtypes other than float32, float16 and bfloat16.
+
+``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
+the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
+``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
+
+A call is two launches: one repacks the weights, the other does the work. Nothing waits for the device, and nothing is
+allocated but the results and the packed weights.
+
+Where these kernels are slow: fewer than 16 output channels cost as much as 16; windows that overlap are convolved anew
+for each; the global maximum of few samples keeps few multiprocessors busy; in an ``(N, C, L)`` input the positions of
+neighbouring windows lie apart, so that loads are narrow.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from ..reference.conv_pool import is_channels_last
+from .configurations import forward_configuration
+from .launch import architecture, layout_of, on_device, precision, refuse_device, winner_dtype
+
+__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
+PITCH = 16  # rows of packed weights begin at multiples of so many numbers
+PACKING_BLOCK = 1024
+GLOBAL_PHASES = 4  # neighbouring positions that share loads in the global maximum
+
+
+def conv1d_relu_max_pool1d_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool, *, want_argmax: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
+
+    ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
+    input's memory format. A window without a position, which ``ceil_mode`` can leave, is minus infinity.
+    """
+    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
+    positions = convolution.output_length(length, size)
+    windows = pool.output_length(positions)
+    channels_last = is_channels_last(input)
+    if channels_last:
+        out = input.new_empty(samples, windows, outputs).transpose(1, 2)
+    else:
+        out = input.new_empty(samples, outputs, windows)
+    argmax = _new_argmax(input, outputs, windows, pool.size - 1) if want_argmax else None
+    if not out.numel():
+        return out, argmax
+    phase_step = pool.dilation * convolution.stride
+    # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
+    sharing = pool.size if phase_step == convolution.dilation else 1
+    kind = precision(input.dtype)
+    tile = forward_configuration(
+        kind if input.dtype == torch.float32 else "16", channels, outputs, size, sharing, architecture(input.device)
+    )
+    left = convolution.padding[0]
+    check = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode or pool.size % tile.phases > 0
+    layout = layout_of(input)
+    rows = samples * windows
+    kernels = _kernels()
+    with on_device(input):
+        packed = pack(weight)
+        grid = (-(-rows // tile.block_m) * -(-outputs // tile.block_o),)
+        kernels.forward_windows_kernel[grid](
+            input, packed, bias, out, argmax, rows, windows, length, positions,
+            layout.stride_n, layout.stride_l, layout.stride_c,
+            window_step=pool.stride * convolution.stride,
+            window_start=-pool.padding * convolution.stride - left,
+            phase_step=phase_step, tap_step=convolution.dilation,
+            pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
+            C=channels, O=outputs, K=size, P=pool.size, PITCH=packed.size(1),
+            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+            CHECK=check, OUT_LAST=channels_last, HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            PHASES=tile.phases, BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, argmax
+
+
+def conv1d_relu_global_max_pool1d_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the reference's ``conv1d_relu_global_max_pool1d``, ``(N, O)``, and, if wanted, ``argmax``."""
+    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
+    positions = convolution.output_length(length, size)
+    out = input.new_empty(samples, outputs)
+    argmax = _new_argmax(input, outputs, 1, positions - 1) if want_argmax else None
+    if not out.numel():
+        return out, argmax
+    sharing = GLOBAL_PHASES if convolution.stride == convolution.dilation else 1
+    kind = precision(input.dtype)
+    tile = forward_configuration(
+        kind if input.dtype == torch.float32 else "16", channels, outputs, size, sharing, architecture(input.device)
+    )
+    layout = layout_of(input)
+    kernels = _kernels()
+    with on_device(input):
+        packed = pack(weight)
+        kernels.forward_global_kernel[(samples * -(-outputs // tile.block_o),)](
+            input, packed, bias, out, argmax, length, positions, layout.stride_n, layout.stride_l, layout.stride_c,
+            window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
+            C=channels, O=outputs, K=size, PITCH=packed.size(1),
+            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            PHASES=tile.phases, BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, argmax
+
+
+def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_pool: Pool) -> str | None:  # noqa: ARG001
+    """Return why the kernels cannot serve a call, or ``None``."""
+    if (reason := refuse_device(input.device)) is not None:
+        return reason
+    if input.dtype not in DTYPES:
+        return f"it serves float32, float16 and bfloat16, got {input.dtype}"
+    if convolution.groups != 1:
+        return f"it serves one group, got {convolution.groups}"
+    if not weight.numel():
+        return f"it serves at least one channel, got a weight of shape {tuple(weight.shape)}"
+    if input.size(2) + sum(convolution.padding) > LONGEST:
+        return f"it serves at most {LONGEST} positions, got {input.size(2)}"
+    return None
+
+
+def argmax_format(samples: int, outputs: int, windows: int, greatest: int) -> tuple[tuple[int, int, int], torch.dtype]:
+    """Return the shape and dtype of ``argmax``; no winner's number exceeds ``greatest``."""
+    return (samples, windows, outputs), winner_dtype(greatest)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return weights as ``(O, K * C)``, their rows padded to an aligned pitch."""
+    outputs, channels, size = weight.shape
+    packed = weight.new_empty(outputs, -(-channels * size // PITCH) * PITCH)
+    numbers = weight.numel() + outputs
+    _weights().weights_kernel[(-(-numbers // PACKING_BLOCK),)](
+        weight, packed, None, None, None, *weight.stride(), 0,
+        C=channels, O=outputs, K=size, PITCH=packed.size(1),
+        PACK=True, WANT_W=False, WANT_B=False, BLOCK=PACKING_BLOCK, BLOCK_S=1, num_warps=4,
+    )  # fmt: skip
+    return packed
+
+
+def _new_argmax(input: Tensor, outputs: int, windows: int, greatest: int) -> Tensor:
+    shape, dtype = argmax_format(input.size(0), outputs, windows, greatest)
+    return input.new_empty(shape, dtype=dtype)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import conv_pool_kernels
+
+    return conv_pool_kernels
+
+
+@functools.cache
+def _weights() -> ModuleType:
+    from . import weights_kernels
+
+    return weights_kernels

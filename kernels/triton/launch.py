@@ -1,0 +1,114 @@
+"""What every launch needs: the device, the precision that torch asks for, and how a tensor lies in memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Layout",
+    "architecture",
+    "interpreted",
+    "layout_of",
+    "on_device",
+    "precision",
+    "processors",
+    "refuse_device",
+    "winner_dtype",
+]
+
+VECTOR_BYTES = 16  # no load of one thread is wider
+OLDEST = (8, 0)  # the compute capability from which bfloat16 and TF32 products exist
+
+
+class Layout(NamedTuple):
+    """How an ``(N, C, L)`` tensor lies in memory.
+
+    Strides are in elements, those of samples and positions (of samples alone if ``unit_l``) in units of ``align``.
+    ``align`` depends on the number of channels, never on lengths, where a channels-last tensor is packed.
+    """
+
+    stride_n: int
+    stride_l: int
+    stride_c: int
+    align: int
+    unit_c: bool
+    unit_l: bool
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """Return the layout; where both channels and positions could be neighbours, positions are."""
+    stride_n, stride_c, stride_l = tensor.stride()
+    if stride_l == 1 or stride_c != 1:
+        return Layout(stride_n, stride_l, stride_c, 1, False, stride_l == 1)
+    align = math.gcd(VECTOR_BYTES // tensor.element_size(), stride_l, stride_n if tensor.size(0) > 1 else 0)
+    return Layout(stride_n // align, stride_l // align, 1, align, True, False)
+
+
+def interpreted() -> bool:
+    """Tell whether Triton's interpreter is asked for: it takes tensors on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def refuse_device(device: torch.device) -> str | None:
+    """Return why kernels cannot run on a device, or ``None``. Triton is looked for, not imported."""
+    if device.type != ("cpu" if interpreted() else "cuda"):
+        return f"it serves tensors on a GPU (or, under TRITON_INTERPRET=1, on the CPU), got one on {device}"
+    if not _installed():
+        return "the package triton is not installed"
+    if device.type == "cuda" and torch.version.hip is None and (found := _capability(device)) < OLDEST:
+        return f"it serves GPUs of compute capability {OLDEST[0]}.{OLDEST[1]} or later, got {found[0]}.{found[1]}"
+    return None
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return what a float32 product is computed in, ``"tf32"`` or ``"ieee"``, by torch's switch for convolutions."""
+    if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        return "tf32"
+    return "ieee"
+
+
+def winner_dtype(greatest: int) -> torch.dtype:
+    """Return the narrowest dtype of numbers from -1 to ``greatest``."""
+    return next(kind for kind in (torch.int8, torch.int16, torch.int32) if greatest <= torch.iinfo(kind).max)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which kernels are launched on the tensor's device, and on that device's current stream."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Return the number of the device's multiprocessors."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """Return the device's architecture as the table of configurations names it: ``sm_90``, ``gfx942``, ``cpu``."""
+    if device.type != "cuda":
+        return "cpu"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+    major, minor = _capability(device)
+    return f"sm_{major}{minor}"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None

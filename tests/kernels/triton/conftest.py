@@ -1,0 +1,73 @@
+"""The Triton kernels' tests run on a GPU, or in Triton's interpreter on CPU tensors where ``TRITON_INTERPRET`` is set.
+
+Triton decides at its own import, which torch's compiler may bring about at any time, and once for a process, whether it
+interprets: ``test_interpreter.py`` therefore runs these files again in processes that set the variable.
+"""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seqconv.kernels.reference import conv_pool as reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["cpu"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)], scope="session")
+def device(request):
+    """Return the device of the tests' tensors."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    """Compute float32 products exactly; the switch is put back."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="session")
+def floor():
+    """Return the kernels' two passes, ``pool=None`` standing for the global maximum, and what they must give."""
+    return SimpleNamespace(forward=forward, backward=backward, expected=expected, step=step)
+
+
+def forward(x, w, b, convolution, pool, want_argmax=True):
+    from seqconv.kernels.triton import conv_pool
+
+    if pool is None:
+        return conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, convolution, want_argmax=want_argmax)
+    return conv_pool.conv1d_relu_max_pool1d_forward(x, w, b, convolution, pool, want_argmax=want_argmax)
+
+
+def backward(gradient, argmax, x, w, convolution, pool, wanted=(True, True, True)):
+    from seqconv.kernels.triton import conv_pool_backward as module
+
+    if pool is None:
+        return module.conv1d_relu_global_max_pool1d_backward(gradient, argmax, x, w, convolution, wanted=wanted)
+    return module.conv1d_relu_max_pool1d_backward(gradient, argmax, x, w, convolution, pool, wanted=wanted)
+
+
+def expected(x, w, b, convolution, pool, upstream=None):
+    """Return the reference's result and gradients, computed in float64 on the CPU."""
+    b = w.new_zeros(w.size(0)) if b is None else b
+    tensors = [one.detach().cpu().double().requires_grad_() for one in (x, w, b)]
+    if pool is None:
+        out = reference.conv1d_relu_global_max_pool1d(*tensors, convolution)
+    else:
+        out = reference.conv1d_relu_max_pool1d(*tensors, convolution, pool)
+    if upstream is None:
+        return out.detach()
+    return out.detach(), torch.autograd.grad(out, tensors, upstream.cpu().double())
+
+
+def step(x, w, b, convolution, pool, upstream):
+    """Return the kernels' result and all gradients."""
+    out, argmax = forward(x, w, b, convolution, pool)
+    return out, *backward(upstream, argmax, x, w, convolution, pool)

@@ -1,0 +1,210 @@
+"""The fused conv stack's kernels against the reference in float64, in every shape, layout and trap."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.triton import conv_pool
+
+NAN, INF = float("nan"), float("inf")
+PLAIN = Convolution()
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def integers(seed, *shape, dtype=torch.float32, device="cpu", most=3):
+    """Return small integers: every sum of their products is exact, and ties abound."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-most, most + 1, shape, generator=generator).to(device, dtype)
+
+
+def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
+    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
+}
+
+
+def every_window_has_a_position(length, pool):
+    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
+    windows = pool.output_length(length)
+    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
+    return windows > 0 and all(
+        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
+    )
+
+
+@st.composite
+def calls(draw):
+    """Draw a call whose convolution and pool windows have at least one position."""
+    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
+    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
+    length = draw(st.integers(shortest, shortest + 40))
+    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
+    pool_size = draw(st.integers(1, 6))
+    pool = Pool(
+        pool_size,
+        draw(st.integers(1, 7)),
+        draw(st.integers(0, pool_size // 2)),
+        draw(st.integers(1, 3)),
+        draw(st.booleans()),
+    )
+    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
+        pool = None
+    shape = (draw(st.integers(0, 4)), draw(st.integers(1, 20)), length)
+    return shape, draw(st.integers(1, 40)), size, convolution, pool
+
+
+SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    call=calls(),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    dtype=st.sampled_from(DTYPES),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@example(((3, 5, 61), 33, 3, Convolution(2, (1, 2), 3), Pool(3, 2, 1, 2, True)), "cut", torch.float32, True, 0)
+@example(((2, 4, 1), 1, 1, PLAIN, Pool(1, 1)), "contiguous", torch.float16, False, 0)
+@example(((2, 1, 2), 1, 2, Convolution(1, (0, 1)), Pool(3, 5, 1, 2, True)), "channels-last", torch.bfloat16, True, 0)
+@example(SEVERAL_TILES, "channels-last", torch.float32, True, 1)
+@example(SEVERAL_TILES, "contiguous", torch.bfloat16, False, 1)
+@example(((2, 3, 200), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
+@example(((2, 16, 300), 20, 3, PLAIN, None), "channels-last", torch.float32, True, 1)
+def test_equals_the_reference_on_exact_sums(device, floor, call, layout, dtype, has_bias, seed):
+    """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
+    shape, outputs, size, convolution, pool = call
+    x = LAYOUTS[layout](integers(seed, *shape, dtype=dtype, device=device))
+    w = integers(seed + 1, outputs, shape[1], size, dtype=dtype, device=device)
+    b = integers(seed + 2, outputs, dtype=dtype, device=device) if has_bias else None
+    out, argmax = floor.forward(x, w, b, convolution, pool)
+    upstream = integers(seed + 3, *out.shape, dtype=dtype, device=device, most=1)
+    value, _ = floor.expected(x, w, b, convolution, pool, upstream)
+    assert out.dtype == dtype
+    assert torch.equal(out.cpu(), value.to(dtype))
+    if pool is not None and min(out.shape) > 1:
+        assert out.transpose(1, 2).is_contiguous() == reference.is_channels_last(x)
+        assert out.is_contiguous() == (not reference.is_channels_last(x))
+    assert argmax.shape == (shape[0], 1 if pool is None else out.size(2), outputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("globally", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
+    """Against float64, at most twice the error of torch's composition in that precision, and the result's rounding."""
+    shape, outputs, size, pool = (2, 40, 60), 24, 7, None if globally else Pool(5, 5)
+    x = LAYOUTS[layout](normal(7, *shape, dtype=dtype, device=device))
+    w = normal(8, outputs, shape[1], size, dtype=dtype, device=device, scale=1 / 17)
+    b = normal(9, outputs, dtype=dtype, device=device)
+    value = floor.expected(x, w, b, PLAIN, pool)
+    arguments = (PLAIN,) if pool is None else (PLAIN, pool)
+    function = reference.conv1d_relu_global_max_pool1d if pool is None else reference.conv1d_relu_max_pool1d
+    mine, theirs = ((out.cpu().double() - value).abs() for out in (
+        floor.forward(x, w, b, PLAIN, pool)[0], function(x, w, b, *arguments)
+    ))  # fmt: skip
+    eps = torch.finfo(dtype).eps
+    cut = eps / 2 if device.type == "cpu" and dtype == torch.bfloat16 else 0.0  # the interpreter cuts, a GPU rounds
+    assert mine.mean() <= 2 * theirs.mean() + cut * value.mean()
+    assert mine.max() <= 2 * theirs.max() + (cut + eps / 2) * value.max()
+
+
+@pytest.mark.parametrize(
+    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("globally", [False, True])
+def test_special_values_go_where_torch_sends_them(device, floor, values, dtype, globally):
+    """The weight is one: the activation is the input's positive part."""
+    x = torch.tensor(values, dtype=dtype, device=device).reshape(1, 1, -1)
+    w, b = torch.ones(1, 1, 1, dtype=dtype, device=device), torch.zeros(1, dtype=dtype, device=device)
+    pool = None if globally else Pool(len(values), len(values))
+    out, _ = floor.forward(x, w, b, PLAIN, pool)
+    np.testing.assert_array_equal(out.cpu().double(), floor.expected(x, w, b, PLAIN, pool))
+
+
+@pytest.mark.parametrize("globally", [False, True])
+def test_a_nan_reaches_only_the_windows_that_see_it(device, floor, globally):
+    x = torch.ones(3, 20, 64, device=device)
+    x[1, 7, 30] = NAN
+    out, _ = floor.forward(x, torch.ones(40, 20, 3, device=device), None, PLAIN, None if globally else Pool(2, 2))
+    assert out[1].isnan().reshape(40, -1).any(0).nonzero().flatten().tolist() == ([0] if globally else [14, 15])
+    assert not out[[0, 2]].isnan().any()
+
+
+def test_memory_around_the_tensors_is_not_read_into_results(device, floor):
+    """NaN surround the input and its weights."""
+    room = torch.full((3, 25, 90), NAN, device=device)
+    x = room[1:2, 3:20, 10:77].copy_(integers(1, 1, 17, 67))
+    w = torch.full((20, 19, 7), NAN, device=device)[1:18, 1:18, 2:5].copy_(integers(2, 17, 17, 3))
+    for pool in (Pool(3, 2), Pool(7, 7), None):
+        for source in (x, LAYOUTS["channels-last, cut"](x)):
+            out, _ = floor.forward(source, w, None, PLAIN, pool)
+            assert torch.equal(out.cpu().double(), floor.expected(x, w, None, PLAIN, pool))
+    assert room.isnan().sum() == room.numel() - x.numel()
+
+
+def test_windows_of_padding_alone_are_minus_infinity(device, floor):
+    """As torch has it: such a window sees no activation at all."""
+    x, w, pool = torch.ones(2, 1, 2, device=device), torch.ones(1, 1, 1, device=device), Pool(2, 1, 1, 3)
+    out, argmax = floor.forward(x, w, None, PLAIN, pool)
+    np.testing.assert_array_equal(out.cpu(), torch.full((2, 1, 1), -INF))
+    assert argmax.flatten().tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
+)
+def test_argmax_is_as_narrow_as_the_window_allows(device, floor, pool, dtype):
+    """The last position of the window wins: its number is the largest that must fit."""
+    x = torch.arange(1.0, 301, device=device).reshape(1, 1, -1)
+    _, argmax = floor.forward(x, torch.ones(1, 1, 1, device=device), None, PLAIN, pool)
+    assert argmax.dtype == dtype
+    assert argmax[0, 0, 0] == (299 if pool is None else pool.size - 1)
+
+
+def test_computes_argmax_only_if_asked_for(device, floor):
+    x, w = normal(0, 2, 3, 20, device=device), normal(1, 4, 3, 2, device=device)
+    for pool in (Pool(2, 2), None):
+        assert floor.forward(x, w, None, PLAIN, pool, want_argmax=False)[1] is None
+
+
+def test_refuses_with_a_reason(device, monkeypatch):
+    x, w = torch.randn(2, 4, 9, device=device), torch.randn(4, 2, 3, device=device)
+    assert "group" in conv_pool.refuse(x, w, None, Convolution(groups=2), Pool(2, 2))
+    assert "float64" in conv_pool.refuse(x.double(), w.double(), None, PLAIN)
+    assert "meta" in conv_pool.refuse(x.to("meta"), w.to("meta"), None, PLAIN)
+    assert "channel" in conv_pool.refuse(x[:, :0], w[:, :0], None, PLAIN)
+    assert "positions" in conv_pool.refuse(x[..., :1].expand(2, 4, 2**31), w, None, PLAIN)
+    assert conv_pool.refuse(x, torch.randn(4, 4, 3, device=device), None, PLAIN, Pool(2, 2)) is None
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "on a GPU" in conv_pool.refuse(x.cpu(), w.cpu(), None, PLAIN)
+
+
+def test_triton_is_not_imported_before_the_first_call():
+    """Nor is it to tell that a call cannot be served."""
+    code = (
+        "import sys, torch; import seqconv; from seqconv.kernels.triton import conv_pool;"
+        "from seqconv.kernels.geometry import Convolution;"
+        "assert conv_pool.refuse(torch.ones(1, 1, 9), torch.ones(1, 1, 3), None, Convolution()) is not None;"
+        "sys.exit('triton' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False).returncode == 0

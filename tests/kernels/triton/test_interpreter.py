@@ -1,0 +1,22 @@
+"""The kernels' tests in Triton's interpreter: without a GPU, in processes of their own (see ``conftest.py``)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is such a process")
+@pytest.mark.parametrize("module", ["test_conv_pool_triton.py"])
+def test_passes_in_the_interpreter(module):
+    command = [sys.executable, "-m", "pytest", str(HERE / module), "-n", "0", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    finished = subprocess.run(
+        [*command, "-m", "not gpu and not large", "--no-cov"],
+        env=environment, cwd=HERE.parents[2], capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout[-20000:] + finished.stderr[-2000:]
