@@ -21,6 +21,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    'triton>=3.6; platform_system == "Linux"',
 ]
 
 setup(
