@@ -1,12 +1,14 @@
 """The one place that chooses which backend serves a call: per call, from its tensors, never from the machine at import.
 
-Every operation has candidates in order of preference, ``reference`` last. Under ``auto`` the first candidate that does
-not refuse serves, and why a preferred one refused is logged once. A backend asked for by name, by the argument
-``backend=`` or else by the environment variable ``SEQCONV_BACKEND``, serves or raises :class:`BackendError`.
+Every operation has candidates in order of preference, ``reference`` last. Under ``auto`` the first one serves that
+does not refuse and does not know itself to be slower; why a preferred one does not is logged once. A backend asked for
+by name, by the argument ``backend=`` or else by the environment variable ``SEQCONV_BACKEND``, serves or raises
+:class:`BackendError`.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -23,6 +25,7 @@ __all__ = [
     "BackendError",
     "Candidate",
     "Explanation",
+    "attribute",
     "check_name",
     "choose",
     "explain_call",
@@ -47,13 +50,14 @@ class BackendError(RuntimeError):
 class Candidate(NamedTuple):
     """A backend's kernel for one operation.
 
-    ``refuse`` takes the kernel's own arguments and returns why it cannot serve them, or ``None``; ``load`` returns the
-    kernel and runs at the first call that needs it.
+    ``load`` returns the kernel and runs at the first call that needs it. ``refuse`` takes the kernel's own arguments
+    and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name.
     """
 
     backend: str
     load: Callable[[], Kernel]
     refuse: Callable[..., str | None]
+    avoid: Callable[..., str | None]
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,29 @@ class Explanation:
         return "\n".join(lines)
 
 
-def register(operation: str, backend: str, module: str, refuse: Callable[..., str | None]) -> None:
-    """Add the function called ``operation`` in ``module`` as ``backend``'s candidate, kept in order of preference."""
+def nothing(*_arguments: Any) -> None:
+    """Return ``None``: the reason of a kernel that refuses, or avoids, nothing."""
+
+
+def register(
+    operation: str,
+    backend: str,
+    load: Callable[[], Kernel],
+    refuse: Callable[..., str | None] = nothing,
+    avoid: Callable[..., str | None] = nothing,
+) -> None:
+    """Add ``backend``'s candidate for ``operation``, kept in order of preference; see :class:`Candidate`."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     candidates = [one for one in _candidates.get(operation, ()) if one.backend != backend]
-    candidates.append(Candidate(backend, lambda: getattr(importlib.import_module(module), operation), refuse))
+    candidates.append(Candidate(backend, load, refuse, avoid))
     _candidates[operation] = tuple(sorted(candidates, key=lambda one: BACKENDS.index(one.backend)))
     _kernels.pop((operation, backend), None)
+
+
+def attribute(module: str, name: str) -> Callable[[], Kernel]:
+    """Return what loads ``name`` from a module that is imported no sooner."""
+    return lambda: getattr(importlib.import_module(module), name)
 
 
 def operations() -> tuple[str, ...]:
@@ -120,10 +139,10 @@ def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
     :class:`BackendError` where a backend asked for by name cannot serve, with the reason.
     """
     requested = _requested(backend)
-    for candidate in _of(operation):
+    for candidate in _candidates.get(operation) or _of(operation):
         if requested not in ("auto", candidate.backend):
             continue
-        reason = candidate.refuse(*arguments)
+        reason = _reason(candidate, requested, arguments)
         if reason is None:
             return _kernel(operation, candidate.backend)
         if requested != "auto":
@@ -141,7 +160,7 @@ def explain_call(operation: str, backend: str, arguments: tuple[Any, ...]) -> Ex
     for name in BACKENDS:
         if name not in candidates:
             reasons[name] = f"has no kernel for {operation}"
-        elif (reason := candidates[name].refuse(*arguments)) is not None:
+        elif (reason := _reason(candidates[name], requested, arguments)) is not None:
             reasons[name] = reason
         elif requested not in ("auto", name):
             reasons[name] = f"not asked for: backend {requested!r} was"
@@ -169,6 +188,13 @@ def _of(operation: str) -> tuple[Candidate, ...]:
         raise ValueError(f"operation must be one of {', '.join(sorted(_candidates))}, got {operation!r}") from None
 
 
+def _reason(candidate: Candidate, requested: str, arguments: tuple[Any, ...]) -> str | None:
+    reason = candidate.refuse(*arguments)
+    if reason is None and requested == "auto":
+        reason = candidate.avoid(*arguments)
+    return reason
+
+
 def _requested(backend: str) -> str:
     if backend == "auto":
         return check_name(os.environ.get(VARIABLE, "") or "auto", VARIABLE)
@@ -176,15 +202,23 @@ def _requested(backend: str) -> str:
 
 
 def _kernel(operation: str, backend: str) -> Kernel:
+    if not torch.compiler.is_compiling():  # torch.compile would not see the look-up's result change
+        kernel = _kernels.get((operation, backend))
+        if kernel is not None:
+            return kernel
     _load(operation, backend)
     return _kernels[operation, backend]
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace an import
 def _load(operation: str, backend: str) -> None:
     if (operation, backend) not in _kernels:
         load = next(candidate.load for candidate in _of(operation) if candidate.backend == backend)
         _kernels[operation, backend] = load()
+
+
+# torch.compile cannot trace an import. This is what torch.compiler.assume_constant_result sets, which itself imports
+# all of torch.compile, and Triton: more than a second.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _unserved(operation: str, requested: str) -> BackendError:
@@ -202,4 +236,4 @@ def _log_once(operation: str, backend: str, reason: str) -> None:
         if key in _logged:
             return
         _logged.add(key)
-    logger.info("%s: backend %s cannot serve, falling back: %s", operation, backend, reason)
+    logger.info("%s: backend %s does not serve: %s", operation, backend, reason)

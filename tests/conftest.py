@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.conv_cases import whole
+
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch):
@@ -12,6 +14,20 @@ def _settings(monkeypatch):
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=["reference", "auto"])
+def floor(request, monkeypatch):
+    """Run a test on torch's own operations, and on what is chosen: compiled kernels, where they serve."""
+    if request.param != "auto":
+        monkeypatch.setenv("SEQCONV_BACKEND", request.param)
+    return request.param
+
+
+@pytest.fixture
+def draw(floor):
+    """Draw a test's numbers: whole ones where they are summed in another order than torch's and must not round."""
+    return torch.randn if floor == "reference" else whole
 
 
 @pytest.fixture(autouse=True)

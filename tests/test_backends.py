@@ -11,6 +11,7 @@ import torch
 from seqconv import BackendError, backends
 
 OPERATION = "made_up"
+REASON = (None, "is tired")
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +24,12 @@ def _registry(monkeypatch):
 def add(monkeypatch):
     """Register a made-up kernel that returns its backend's name; count how often its module is looked into."""
 
-    def add(backend, reason=None):
+    def add(backend, reason=None, slow=None):
         module = types.ModuleType(f"made_up_{backend}")
         setattr(module, OPERATION, lambda *arguments: backend)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        backends.register(OPERATION, backend, module.__name__, lambda *arguments: reason)
+        load = backends.attribute(module.__name__, OPERATION)
+        backends.register(OPERATION, backend, load, lambda *arguments: reason, lambda *arguments: slow)
 
     return add
 
@@ -51,14 +53,26 @@ def test_falls_back_and_says_why_once_per_reason(add, caplog):
     with caplog.at_level(logging.INFO, "seqconv"):
         assert [run(), run()] == ["reference"] * 2
         assert [record.getMessage() for record in caplog.records] == [
-            "made_up: backend triton cannot serve, falling back: is on a CPU",
-            "made_up: backend numba cannot serve, falling back: takes no complex numbers",
+            "made_up: backend triton does not serve: is on a CPU",
+            "made_up: backend numba does not serve: takes no complex numbers",
         ]
         add("triton", "has no memory")
         run()
     assert [record.getMessage() for record in caplog.records[2:]] == [
-        "made_up: backend triton cannot serve, falling back: has no memory"
+        "made_up: backend triton does not serve: has no memory"
     ]
+
+
+def test_what_knows_itself_to_be_slower_serves_where_it_is_asked_for(add, caplog):
+    add("numba", slow="is slower here")
+    add("reference")
+    with caplog.at_level(logging.INFO, "seqconv"):
+        assert (run(), run("numba")) == ("reference", "numba")
+    assert [record.getMessage() for record in caplog.records] == [
+        "made_up: backend numba does not serve: is slower here"
+    ]
+    assert backends.explain_call(OPERATION, "auto", ()).reasons["numba"] == "is slower here"
+    assert backends.explain_call(OPERATION, "numba", ()).backend == "numba"
 
 
 def test_a_backend_asked_for_serves_or_raises(add, caplog):
@@ -135,7 +149,7 @@ def test_the_explanation_is_what_happens(add, monkeypatch, missing, refusing, va
 
 
 def test_an_explanation_loads_no_kernel():
-    backends.register(OPERATION, "numba", "a_module_that_does_not_exist", lambda: None)
+    backends.register(OPERATION, "numba", backends.attribute("a_module_that_does_not_exist", OPERATION))
     assert backends.explain_call(OPERATION, "auto", ()).backend == "numba"
     with pytest.raises(ModuleNotFoundError):
         run()
@@ -144,17 +158,25 @@ def test_an_explanation_loads_no_kernel():
 def test_a_new_kernel_takes_the_place_of_the_old(add):
     add("reference")
     assert run() == "reference"
-    module = sys.modules["made_up_reference"]
-    setattr(module, OPERATION, lambda: "another")
-    backends.register(OPERATION, "reference", module.__name__, lambda: None)
+    backends.register(OPERATION, "reference", lambda: lambda: "another")
     assert run() == "another"
 
 
 def test_refusals_see_the_arguments(add):
     add("reference")
-    backends.register(OPERATION, "numba", "made_up_reference", lambda x: None if x > 0 else f"{x} is not positive")
-    assert backends.explain_call(OPERATION, "auto", (1,)).backend == "numba"
+    backends.register(
+        OPERATION,
+        "numba",
+        lambda: lambda x: "numba",
+        lambda x: None if x > 0 else f"{x} is not positive",
+        lambda x: None if x > 1 else f"{x} is small",
+    )
+    assert backends.explain_call(OPERATION, "auto", (2,)).backend == "numba"
+    assert backends.explain_call(OPERATION, "auto", (1,)).reasons["numba"] == "1 is small"
     assert backends.explain_call(OPERATION, "auto", (0,)).reasons["numba"] == "0 is not positive"
+    assert backends.explain_call(OPERATION, "numba", (1,)).backend == "numba"
+    with pytest.raises(BackendError, match=r"0 is not positive$"):
+        backends.choose(OPERATION, "numba", (0,))
 
 
 def test_threads_choose_alike_and_log_once(add, caplog):
@@ -176,16 +198,21 @@ def test_threads_choose_alike_and_log_once(add, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_fallback_does_not_break_a_graph(add, monkeypatch):
-    """A refused kernel is logged in plain calls alone: a logger would stop torch.compile."""
-    add("numba", "is tired")
-    backends.register(OPERATION, "reference", "made_up_reference", lambda *arguments: None)
-    module = types.ModuleType("made_up_reference")
-    setattr(module, OPERATION, torch.relu)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("refusing", [False, True])
+def test_a_choice_does_not_break_a_graph(loaded, refusing):
+    """A refused kernel is logged in plain calls alone: a logger would stop torch.compile. So would an import."""
+    loads = []
+    backends.register(OPERATION, "numba", lambda: loads.append("numba") or torch.neg, lambda x: REASON[refusing])
+    backends.register(OPERATION, "reference", lambda: loads.append("reference") or torch.relu)
+    x = torch.tensor([-1.0, 2.0])
+    if loaded:
+        backends.choose(OPERATION, "auto", (x,))
     torch.compiler.reset()
     compiled = torch.compile(lambda x: backends.choose(OPERATION, "auto", (x,))(x), fullgraph=True, backend="eager")
-    assert compiled(torch.tensor([-1.0, 2.0])).tolist() == [0, 2]
+    for _ in range(2):
+        assert compiled(x).tolist() == ([0, 2] if refusing else [1, -2])
+    assert loads == (["reference"] if refusing else ["numba"])
 
 
 def test_says_what_cannot_run_here():

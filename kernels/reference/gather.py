@@ -15,10 +15,12 @@ from ..geometry import Convolution, Pool
 from .conv_pool import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
 
 __all__ = [
+    "embed",
     "embedding_conv1d_relu_global_max_pool1d",
     "embedding_conv1d_relu_max_pool1d",
     "window_conv1d_relu_global_max_pool1d",
     "window_conv1d_relu_max_pool1d",
+    "windows",
 ]
 
 
@@ -36,7 +38,7 @@ def embedding_conv1d_relu_max_pool1d(
     Shapes: ``tokens`` ``(N, L)`` int32 or int64, ``table`` ``(V, C)``, ``weight`` ``(O, C / groups, K)``, result
     ``(N, O, Q)``. Row ``padding_idx`` of the table is read like any other and gets no gradient.
     """
-    return conv1d_relu_max_pool1d(_embed(tokens, table, padding_idx), weight, bias, convolution, pool)
+    return conv1d_relu_max_pool1d(embed(tokens, table, padding_idx), weight, bias, convolution, pool)
 
 
 def embedding_conv1d_relu_global_max_pool1d(
@@ -48,7 +50,7 @@ def embedding_conv1d_relu_global_max_pool1d(
     padding_idx: int | None,
 ) -> Tensor:
     """Return ``(N, O)``, the maximum over all positions; else as :func:`embedding_conv1d_relu_max_pool1d`."""
-    return conv1d_relu_global_max_pool1d(_embed(tokens, table, padding_idx), weight, bias, convolution)
+    return conv1d_relu_global_max_pool1d(embed(tokens, table, padding_idx), weight, bias, convolution)
 
 
 def window_conv1d_relu_max_pool1d(
@@ -66,7 +68,7 @@ def window_conv1d_relu_max_pool1d(
     Shapes: ``series`` ``(V, C)``, ``starts`` ``(N,)`` int32 or int64, ``weight`` ``(O, C / groups, K)``, result
     ``(N, O, Q)``.
     """
-    return conv1d_relu_max_pool1d(_windows(series, starts, length, step), weight, bias, convolution, pool)
+    return conv1d_relu_max_pool1d(windows(series, starts, length, step), weight, bias, convolution, pool)
 
 
 def window_conv1d_relu_global_max_pool1d(
@@ -79,13 +81,15 @@ def window_conv1d_relu_global_max_pool1d(
     step: int,
 ) -> Tensor:
     """Return ``(N, O)``, the maximum over all positions; else as :func:`window_conv1d_relu_max_pool1d`."""
-    return conv1d_relu_global_max_pool1d(_windows(series, starts, length, step), weight, bias, convolution)
+    return conv1d_relu_global_max_pool1d(windows(series, starts, length, step), weight, bias, convolution)
 
 
-def _embed(tokens: Tensor, table: Tensor, padding_idx: int | None) -> Tensor:
+def embed(tokens: Tensor, table: Tensor, padding_idx: int | None) -> Tensor:
+    """Return the tokens' rows, ``(N, C, L)``."""
     return F.embedding(tokens, table, padding_idx).transpose(1, 2)
 
 
-def _windows(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
+def windows(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
+    """Return the windows' rows, ``(N, C, L)``."""
     rows = starts.unsqueeze(1) + step * torch.arange(length, device=starts.device)
     return series[rows].transpose(1, 2)

@@ -15,6 +15,7 @@ __all__ = [
     "convolution",
     "floating",
     "integer",
+    "operands",
     "pool",
     "positions",
     "row",
@@ -67,47 +68,49 @@ def single(name: str, value: Any, least: int) -> int:
     return integer(name, value, least)
 
 
+def operands(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Check that a convolution's operands are tensors of one floating dtype on one device."""
+    tensor("weight", weight)
+    floating(source_name, source)
+    _matches("weight", weight, source_name, source)
+    if bias is not None:
+        tensor("bias", bias)
+        _matches("bias", bias, source_name, source)
+
+
 def convolution(
     source_name: str,
-    source: Tensor,
+    source: tuple[int, ...],
     channels: int,
     length: int,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None,
     stride: IntOrTuple,
     padding: IntOrTuple | str,
     dilation: IntOrTuple,
     groups: int,
 ) -> Convolution:
-    """Check a convolution's arguments and return its geometry.
+    """Check the shapes of a convolution's operands and its options; return its geometry.
 
-    ``source`` is the tensor that the input is, or is gathered from; the input has ``channels`` and ``length``.
+    ``source`` is the shape of what the input is, or is gathered from; the input has ``channels`` and ``length``.
     """
-    tensor("weight", weight)
-    floating(source_name, source)
-    if weight.dim() != 3:
+    if len(weight) != 3:
         raise ValueError(
-            f"weight must have shape (out_channels, in_channels / groups, kernel_size), got {_shape(weight)}"
+            f"weight must have shape (out_channels, in_channels / groups, kernel_size), got {tuple(weight)}"
         )
-    out_channels, group_channels, kernel_size = weight.shape
+    out_channels, group_channels, kernel_size = weight
     if out_channels < 1 or group_channels < 1 or kernel_size < 1:
-        raise ValueError(f"weight must have no empty axis, got shape {_shape(weight)}")
+        raise ValueError(f"weight must have no empty axis, got shape {tuple(weight)}")
     groups = integer("groups", groups, 1)
     if channels != group_channels * groups:
         raise ValueError(
             f"{source_name} must have in_channels = weight.shape[1] * groups = {group_channels * groups} channels, "
-            f"got {channels} (shape {_shape(source)})"
+            f"got {channels} (shape {tuple(source)})"
         )
     if out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
-    _matches("weight", weight, source_name, source)
-    if bias is not None:
-        tensor("bias", bias)
-        if bias.dim() != 1 or bias.size(0) != out_channels:
-            raise ValueError(
-                f"bias must have shape ({out_channels},), one value per output channel, got {_shape(bias)}"
-            )
-        _matches("bias", bias, source_name, source)
+    if bias is not None and (len(bias) != 1 or bias[0] != out_channels):
+        raise ValueError(f"bias must have shape ({out_channels},), one value per output channel, got {tuple(bias)}")
     stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
     geometry = Convolution(stride, _padding(padding, stride, dilation, kernel_size), dilation, groups)
     if geometry.output_length(length, kernel_size) < 1:

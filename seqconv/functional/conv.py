@@ -10,13 +10,16 @@ asked for by name cannot serve.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from seqconv import backends
 from seqconv.functional import arguments
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.functional.kernels import register
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
@@ -282,6 +285,9 @@ def window_call(
     return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
 
 
+Checked = tuple[str, tuple[Convolution] | tuple[Convolution, Pool]]
+
+
 def _geometry(
     source_name: str,
     source: Tensor,
@@ -291,17 +297,40 @@ def _geometry(
     bias: Tensor | None,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-) -> tuple[str, tuple[Convolution] | tuple[Convolution, Pool]]:
-    checked = arguments.convolution(source_name, source, channels, length, weight, bias, *convolution)
-    if pool is None:
+) -> Checked:
+    arguments.operands(source_name, source, weight, bias)
+    shapes = (source_name, source.shape, channels, length, weight.shape, None if bias is None else bias.shape)
+    if not torch.compiler.is_compiling():
+        try:
+            return _remembered(*shapes, *convolution, *(pool or ()))
+        except TypeError:  # a list, which cannot be looked up; or something wrong, which is found again
+            pass
+    return _check(*shapes, *convolution, *(pool or ()))
+
+
+def _check(
+    source_name: str,
+    source: tuple[int, ...],
+    channels: int,
+    length: int,
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+    *pool: Any,
+) -> Checked:
+    checked = arguments.convolution(
+        source_name, source, channels, length, weight, bias, stride, padding, dilation, groups
+    )
+    if not pool:
         return "_global_max_pool1d", (checked,)
-    return "_max_pool1d", (checked, arguments.pool(checked.output_length(length, weight.size(2)), *pool))
+    return "_max_pool1d", (checked, arguments.pool(checked.output_length(length, weight[2]), *pool))
 
 
-def _refuse_nothing(*_arguments: Any) -> None:
-    return None
+# A model comes with the same few shapes again and again. Types count: 1.0 is no 1.
+_remembered = lru_cache(maxsize=1024, typed=True)(_check)
 
 
-for _operation in __all__:
-    _module = "conv_pool" if _operation.startswith("conv1d") else "gather"
-    backends.register(_operation, "reference", f"seqconv.kernels.reference.{_module}", refuse=_refuse_nothing)
+register()

@@ -381,9 +381,5 @@ def _check(name: str, tensor: Tensor, data: Tensor, *shapes: tuple[int, ...]) ->
         raise TypeError(f"{name} must have the dtype of input, {data.dtype}, got {tensor.dtype}")
 
 
-def _serves_everything(*_: Any) -> None:
-    return None
-
-
 for _operation in GATES:
-    backends.register(_operation, "reference", "seqconv.kernels.reference.recurrent", _serves_everything)
+    backends.register(_operation, "reference", backends.attribute("seqconv.kernels.reference.recurrent", _operation))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.functional import (
@@ -13,6 +13,7 @@ from seqconv.functional import (
     embedding_conv1d_relu_max_pool1d,
     window_conv1d_relu_max_pool1d,
 )
+from tests.conv_cases import same
 
 REJECTIONS = (ValueError, TypeError, IndexError)
 ARGUMENTS = {
@@ -26,7 +27,10 @@ ARGUMENTS = {
     "pool_dilation": 1,
     "ceil_mode": False,
 }
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
+    pytest.mark.usefixtures("floor"),
+]
 
 
 def composition(input, weight, bias, *, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, **convolution):
@@ -76,16 +80,16 @@ def calls(draw):
     return tuple(shape), weight, bias, arguments
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls())
 @example(((2, 1, 0), (1, 1, 1), None, {**ARGUMENTS, "padding": 3}))
 @example(((0, 1, 0), (1, 1, 1), None, {**ARGUMENTS, "padding": 3}))
 @example(((2, 1, 6), (1, 1, 1), None, {**ARGUMENTS, "pool_size": 3, "pool_stride": 9, "ceil_mode": True}))
-def test_rejects_what_torch_rejects_and_nothing_else(call):
+def test_rejects_what_torch_rejects_and_nothing_else(draw, call):
     input_shape, weight_shape, bias_shape, arguments = call
     torch.manual_seed(0)
-    input, weight = torch.randn(input_shape), torch.randn(weight_shape)
-    bias = None if bias_shape is None else torch.randn(bias_shape)
+    input, weight = draw(input_shape), draw(weight_shape)
+    bias = None if bias_shape is None else draw(bias_shape)
     try:
         expected = composition(input, weight, bias, **arguments)
     except (RuntimeError, TypeError):
@@ -94,7 +98,7 @@ def test_rejects_what_torch_rejects_and_nothing_else(call):
         subject = str(caught.value).split()[0]
         assert subject in {*arguments, "input", "weight", "bias", "kernel_size"}
     else:
-        assert torch.equal(conv1d_relu_max_pool1d(input, weight, bias, **arguments), expected)
+        assert same(conv1d_relu_max_pool1d(input, weight, bias, **arguments), expected)
 
 
 X, W, B = torch.randn(2, 4, 13), torch.randn(6, 2, 3), torch.randn(6)

@@ -17,6 +17,7 @@ from seqconv import (
     EmbeddingConvReLUGlobalMaxPool1d,
     EmbeddingConvReLUMaxPool1d,
 )
+from tests.conv_cases import same, whole
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
 POOLS = [
@@ -32,7 +33,10 @@ LAYERS = [
     (lambda **kw: EmbeddingConvReLUGlobalMaxPool1d(9, 4, 6, 3, **kw), (2, 12)),
 ]
 NAMES = ["pool", "global", "embedding_pool", "embedding_global"]
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
+    pytest.mark.usefixtures("floor"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +44,8 @@ def _seed():
     torch.manual_seed(5)
 
 
-def inputs(shape, **kwargs):
-    return torch.randn(shape, **kwargs) if len(shape) == 3 else torch.randint(9, shape)
+def inputs(shape):
+    return whole(shape) if len(shape) == 3 else torch.randint(9, shape)
 
 
 class Transposed(nn.Module):
@@ -88,12 +92,12 @@ def assert_same(ours, theirs, *tensors):
         gradients = [leaf.grad for leaf in leaves if leaf.requires_grad]
         outcomes.append([result, *gradients, *(parameter.grad for parameter in module.parameters())])
     for one, other in zip(*outcomes, strict=True):
-        assert torch.equal(one, other)
+        assert same(one, other)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("padding_mode", MODES)
-def test_equals_torch_for_every_option(padding_mode, pool):
+def test_equals_torch_for_every_option(padding_mode, pool, floor, draw):
     for padding, stride, dilation, groups, bias in itertools.product(
         (0, 3, "same", "valid"), (1, 2), (1, 2), (1, 2), (True, False)
     ):
@@ -104,12 +108,14 @@ def test_equals_torch_for_every_option(padding_mode, pool):
             options["padding_mode"] = padding_mode
             ours = our_layer(pool, 4, 6, size, **options)
             theirs = nn.Sequential(nn.Conv1d(4, 6, size, **options), nn.ReLU(), torch_pool(pool))
+            if floor == "auto":
+                whole_numbers(ours)
             theirs[0].load_state_dict(ours.state_dict())
-            x = torch.randn(2, 4, 15)
+            x = draw(2, 4, 15)
             assert_same(ours, theirs, x)
-            assert torch.equal(ours(x[0]), theirs(x[0]))
+            assert same(ours(x[0]), theirs(x[0]))
             view = x.transpose(1, 2).contiguous().transpose(1, 2)
-            assert torch.equal(ours(view), theirs(x))
+            assert same(ours(view), theirs(x))
             if pool is not None:
                 assert ours(view).transpose(1, 2).is_contiguous()
                 assert ours(x).is_contiguous()
@@ -136,7 +142,7 @@ def test_embedding_layers_equal_torch_for_every_option(padding_mode, pool):
         tokens = torch.randint(9, (3, 15))
         assert_same(ours, theirs, tokens)
         assert_same(ours, theirs, tokens[0])
-        assert torch.equal(ours(tokens.int()), theirs(tokens))
+        assert same(ours(tokens.int()), theirs(tokens))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -245,18 +251,21 @@ def test_compiles_to_one_graph(make, shape, options, dynamic, monkeypatch):
 @pytest.mark.parametrize(("make", "shape"), LAYERS, ids=NAMES)
 def test_exports_for_batches_of_any_size(make, shape, strict):
     layer, x = make(padding=1), inputs(shape)
+    whole_numbers(layer)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("N")},), strict=strict)
     more = inputs((5, *shape[1:]))
-    assert torch.equal(program.module()(more), layer(more))
+    assert same(program.module()(more), layer(more))
+    assert not any("seqconv" in str(node.target) for node in program.graph.nodes)
 
 
 def test_exports_for_any_length_where_torch_can():
     """torch's own max_pool1d fixes the length; the global maximum leaves it free."""
-    layer, x = ConvReLUGlobalMaxPool1d(4, 6, 3, padding=1), torch.randn(2, 4, 12)
+    layer, x = ConvReLUGlobalMaxPool1d(4, 6, 3, padding=1), whole(2, 4, 12)
+    whole_numbers(layer)
     shapes = ({0: torch.export.Dim("N"), 2: torch.export.Dim("L", min=3)},)
     program = torch.export.export(layer, (x,), dynamic_shapes=shapes)
-    more = torch.randn(3, 4, 30)
-    assert torch.equal(program.module()(more), layer(more))
+    more = whole(3, 4, 30)
+    assert same(program.module()(more), layer(more))
 
 
 @pytest.mark.parametrize(

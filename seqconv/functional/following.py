@@ -1,0 +1,39 @@
+"""What of torch's machinery can follow torch's own operations, but not a kernel that reads and writes memory itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+__all__ = ["unfollowed"]
+
+
+def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
+    """Return what is active, or among the tensors of one device, that needs torch's own operations; else ``None``.
+
+    Under ``torch.compile`` kernels are operators of the graph, which it follows; an exported program is for readers
+    that may not have them.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.export needs torch's own operations" if torch.compiler.is_exporting() else None
+    if torch._C._are_functorch_transforms_active():
+        return "transforms of functions (vmap, grad, jvp) need torch's own operations"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation needs torch's own operations"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace needs torch's own operations"
+    if torch.is_autocast_enabled(source.device.type):
+        return "autocast chooses among torch's own operations"
+    for tensor in (source, *others):
+        if tensor is None:
+            continue
+        kind = type(tensor)
+        if kind is not Tensor and kind is not Parameter:
+            return f"it serves plain tensors, got {kind.__name__}"
+        if tensor.layout is not torch.strided or tensor.is_neg():
+            return f"it serves plain memory, got {tensor.layout}{', negated' if tensor.is_neg() else ''}"
+    return None
