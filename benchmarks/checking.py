@@ -84,7 +84,7 @@ def outcome(candidate: Candidate, function: object, values: str, dtype: torch.dt
     """Return what the provider gives for inputs of one kind."""
     kind = operation(candidate.case.operation)
     inputs = {name: rounded(tensor, dtype) for name, tensor in kind.inputs(candidate.case, values).items()}
-    return results(kind.step(candidate.case, function, inputs, dtype), kind.compared(values))
+    return results(kind.step(candidate.placed, function, inputs, dtype), kind.compared(values))
 
 
 def results(step: Step, names: tuple[str, ...] | None) -> dict[str, torch.Tensor]:

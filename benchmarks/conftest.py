@@ -105,11 +105,14 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Any:
         for candidate in (comparison.candidate, comparison.against):
             if str(candidate) not in checked:
                 checked[str(candidate)] = check(candidate)
-        benchmark.extra_info.update(compare(benchmark, comparison, QUICK_SECONDS if quick else SECONDS))
+        suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+        seconds = QUICK_SECONDS if quick else getattr(request.module, "SECONDS", SECONDS)
+        benchmark.extra_info.update(compare(benchmark, comparison, suite, seconds))
         benchmark.extra_info["errors"] = checked[str(comparison.candidate)]
         show(request, comparison, benchmark.extra_info)
         first = comparison.against.provider == comparisons(comparison.candidate.case)[0].against.provider
-        if comparison.candidate.case.cold and first and not no_cold:
+        in_its_layout = comparison.candidate.provider.layout is None  # else both were tried before this "first" call
+        if comparison.candidate.case.cold and first and in_its_layout and not no_cold:
             benchmark.extra_info["cold"] = cold.measure(comparison.candidate)
 
     return run
@@ -125,7 +128,7 @@ def verify() -> Any:
     return run
 
 
-def compare(benchmark: Any, comparison: Comparison, seconds: float) -> dict[str, Any]:
+def compare(benchmark: Any, comparison: Comparison, suite: str, seconds: float) -> dict[str, Any]:
     """Let the two sides take turns under pytest-benchmark and return what it does not know."""
     case = comparison.candidate.case
     with precision(case):
@@ -139,6 +142,8 @@ def compare(benchmark: Any, comparison: Comparison, seconds: float) -> dict[str,
         "provider": comparison.candidate.provider.name,
         "ours": comparison.candidate.provider.ours,
         "baseline": comparison.against.provider.name,
+        "baseline_layout": comparison.against.placed.layout,
+        "suite": suite,
         "calls_per_block": own.calls,
         "samples": own.samples,
         "baseline_samples": baseline.samples,
@@ -164,7 +169,8 @@ def side(candidate: Candidate) -> timing.Side:
     """Return a candidate at work on its own copy of the inputs, on the clock that pytest-benchmark reads."""
     case = candidate.case
     kind = operation(case.operation)
-    step = kind.step(case, candidate.provider.make(case), kind.inputs(case, kind.values[0]), case.torch_dtype)
+    function, inputs = candidate.provider.make(case), kind.inputs(case, kind.values[0])
+    step = kind.step(candidate.placed, function, inputs, case.torch_dtype)
     return timing.Side(step, timing.stopwatch_for(case.device), CLOCK)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -83,7 +83,8 @@ class Provider:
     ``unavailable(case)`` returns why it cannot serve the case, or ``None``. ``baseline``: others are compared with
     it. ``ours``: seqconv's own. ``slow``: takes so long to get ready that it comes last, and is dropped first when
     time is short. ``definition`` replaces the operation's definition for a peer that computes something else by
-    design (an LSTM beside a convolution).
+    design (an LSTM beside a convolution). ``layout(case)`` is the memory layout in which the provider gets its inputs,
+    where it is not the case's.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Provider:
     ours: bool = False
     slow: bool = False
     definition: Callable[[Case], Any] | None = None
+    layout: Callable[[Case], str] | None = None
 
 
 class Operation(ABC):
@@ -161,6 +163,11 @@ class Candidate:
     def unavailable(self) -> str | None:
         """Why the provider cannot serve the case, or ``None``."""
         return self.provider.unavailable(self.case)
+
+    @property
+    def placed(self) -> Case:
+        """The case in the memory layout in which the provider gets its inputs."""
+        return replace(self.case, layout=self.provider.layout(self.case)) if self.provider.layout else self.case
 
 
 @dataclass(frozen=True)

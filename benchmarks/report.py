@@ -93,9 +93,15 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{seconds['q1'] * 1e3:.4g}-{seconds['q3'] * 1e3:.4g}",
         f"{ratio['median']:.3g}" + (" (loses)" if loses(one) else ""),
         f"{ratio['q1']:.3g}-{ratio['q3']:.3g}",
-        "itself: noise" if one["provider"] == one["baseline"] else one["baseline"],
+        "itself: noise" if one["provider"] == one["baseline"] else than(one),
         f"{cold['empty_caches']:.2f} s, cached {cold['warm_caches']:.2f} s" if cold else "",
     )
+
+
+def than(one: Mapping[str, Any]) -> str:
+    """Return a measurement's baseline, with its memory layout where that is not the case's."""
+    layout = one.get("baseline_layout", one["case"]["layout"])
+    return str(one["baseline"]) + (f": {layout}" if layout != one["case"]["layout"] else "")
 
 
 def label(case: Mapping[str, Any]) -> str:

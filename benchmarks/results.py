@@ -6,7 +6,8 @@ or ``None``), ``measurements`` and ``skipped`` (``case``, ``provider``, ``reason
 ``provider``, ``ours``, ``baseline``, ``seconds`` and ``baseline_seconds`` (``q1``, ``median``, ``q3`` of a call),
 ``ratio`` (the same of the pairs; above 1 the provider is the faster), ``samples``, ``baseline_samples``,
 ``calls_per_block``, ``errors`` (largest error and tolerance by tensor) and ``cold`` (seconds of the first call in a
-fresh process by state of the caches, or ``None``).
+fresh process by state of the caches, or ``None``); since the sweep also ``suite`` and ``baseline_layout``, in which
+memory layout the baseline got its inputs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +24,18 @@ import torch
 
 from benchmarks.registry import Step
 
-__all__ = ["Clock", "Quartiles", "Side", "Stopwatch", "choose_rounds", "quartiles", "ratios", "settle", "stopwatch_for"]
+__all__ = [
+    "Clock",
+    "Quartiles",
+    "Side",
+    "Stopwatch",
+    "choose_rounds",
+    "fastest",
+    "quartiles",
+    "ratios",
+    "settle",
+    "stopwatch_for",
+]
 
 BLOCK_SECONDS = 0.005
 MOST_CALLS = 1000
@@ -92,6 +103,17 @@ def settle(side: Side, *, block_seconds: float = BLOCK_SECONDS, limit: float = S
 def choose_rounds(block_seconds: Sequence[float], budget: float) -> int:
     """Return how many rounds of blocks that last so long fit into ``budget`` seconds, within reason."""
     return min(max(int(budget / sum(block_seconds)), FEWEST_ROUNDS), MOST_ROUNDS)
+
+
+def fastest(sides: Mapping[str, Side], *, rounds: int = 5, block_seconds: float = 0.002) -> str:
+    """Return the name of the side with the smallest median after a few rounds in which all take turns."""
+    for side in sides.values():
+        settle(side, block_seconds=block_seconds, limit=SETTLE_SECONDS / 10)
+    with collector_off():
+        for _ in range(rounds):
+            for side in sides.values():
+                side.block()
+    return min(sides, key=lambda name: statistics.median(sides[name].samples))
 
 
 def ratios(baseline: Sequence[float], own: Sequence[float]) -> list[float]:

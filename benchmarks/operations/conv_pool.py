@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,10 +15,23 @@ from torch import Tensor
 from benchmarks.operations.steps import TensorStep, grid_values, place
 from benchmarks.operations.torch_peers import no_device, torch_providers
 from benchmarks.registry import Case, Operation, Provider, operation
+from benchmarks.timing import Side, fastest, stopwatch_for
 from seqconv import backends
 from seqconv.functional.conv import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
+from seqconv.kernels.geometry import Convolution
 
-__all__ = ["LAYERS", "ConvPool", "layer_case", "operations"]
+__all__ = [
+    "BETTER",
+    "LAYERS",
+    "ConvPool",
+    "better_layout",
+    "conv_positions",
+    "layer_case",
+    "max_pool",
+    "operations",
+    "options",
+    "seqconv_provider",
+]
 
 # N is the batch; P = 0 stands for the global maximum. The first layer of the Jena model reads the data itself and
 # needs no gradient for it; the IMDB model's reads an embedding, which does.
@@ -28,6 +41,11 @@ LAYERS: dict[str, tuple[dict[str, int], bool]] = {
     "jena1": ({"C": 14, "L": 240, "O": 32, "K": 5, "P": 3}, False),
     "jena2": ({"C": 32, "L": 78, "O": 32, "K": 5, "P": 3}, True),
 }
+
+
+BETTER = "torch eager, better layout"
+LAYOUTS = ("contiguous", "channels_last")
+OPTIONS = ("stride", "padding", "dilation")
 
 
 def layer_case(
@@ -46,18 +64,60 @@ def layer_case(
     return Case(kind, name, {"N": batch, **shape}, mode, dtype, layout, device, input_gradient, cold)
 
 
-def max_pool(input: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
+def max_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    pool_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
     """Compose the layer of torch's operations."""
-    return F.max_pool1d(F.conv1d(input, weight, bias).relu(), pool_size)
+    return F.max_pool1d(F.conv1d(input, weight, bias, stride, padding, dilation).relu(), pool_size)
 
 
-def global_max_pool(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def global_max_pool(
+    input: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Tensor:
     """Compose the global layer of torch's operations."""
-    return F.conv1d(input, weight, bias).relu().max(2).values
+    return F.conv1d(input, weight, bias, stride, padding, dilation).relu().max(2).values
+
+
+def options(case: Case) -> dict[str, int]:
+    """Return those of the convolution's options that the case's shape names: they are not the usual ones."""
+    return {name: case.shape[name] for name in OPTIONS if name in case.shape}
+
+
+def better_layout(case: Case) -> str:
+    """Return the memory layout in which torch's composition is the faster, by a short trial of both."""
+    return _better_layout(replace(case, layout=LAYOUTS[0]))
+
+
+@cache
+def _better_layout(case: Case) -> str:
+    kind = operation(case.operation)
+    inputs, compose, stopwatch = kind.inputs(case, "random"), kind.definition(case), stopwatch_for(case.device)
+    steps = {one: kind.step(replace(case, layout=one), compose, inputs, case.torch_dtype) for one in LAYOUTS}
+    return fastest({one: Side(step, stopwatch) for one, step in steps.items()})
+
+
+def conv_positions(case: Case) -> int:
+    """Return the output positions of the case's convolution."""
+    given = options(case)
+    padding = given.get("padding", 0)
+    convolution = Convolution(given.get("stride", 1), (padding, padding), given.get("dilation", 1))
+    return convolution.output_length(case.shape["L"], case.shape["K"])
+
+
+def for_cpus(case: Case) -> str | None:
+    """Return why torch's layout is not tried out on a GPU, or ``None`` on a CPU."""
+    return None if case.device == "cpu" else no_device(case) or "is for CPUs: on a GPU layouts are cases of their own"
 
 
 class ConvPool(Operation):
-    """One of the two layers on ``(N, C, L)``."""
+    """One of the two layers on ``(N, C, L)``; a shape may name ``stride``, ``padding`` and ``dilation`` too."""
 
     values = ("random", "exact")
 
@@ -67,6 +127,9 @@ class ConvPool(Operation):
         self.compose = compose
         for provider in torch_providers(compose):
             self.register(provider)
+        self.register(
+            Provider(BETTER, lambda _case: compose, unavailable=for_cpus, baseline=True, layout=better_layout)
+        )
         for backend in backends.names(name):
             self.register(seqconv_provider(backend, bind))
 
@@ -88,7 +151,7 @@ class ConvPool(Operation):
         exact: then ties are ties on both sides, and gradients can be compared.
         """
         n, c, length, o, k = (case.shape[letter] for letter in "NCLOK")
-        positions = length - k + 1
+        positions = conv_positions(case)
         pooled = (n, o, positions // case.shape["P"]) if case.shape["P"] else (n, o)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
         if values == "exact":
@@ -116,15 +179,16 @@ class ConvPool(Operation):
         arguments: list[Any] = [placed[name] for name in ("input", "weight", "bias")]
         arguments += [case.shape["P"]] if case.shape["P"] else []
         parameters = {name: placed[name] for name in ("weight", "bias")}
-        return TensorStep(case, partial(function, *arguments), placed["input"], parameters, placed["gradient"])
+        compute = partial(function, *arguments, **options(case))
+        return TensorStep(case, compute, placed["input"], parameters, placed["gradient"])
 
 
 def operations() -> list[ConvPool]:
     """Return the layer with a pool and the layer with the global maximum."""
 
     def pooled(backend: str) -> Callable[..., Tensor]:
-        def layer(input: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
-            return conv1d_relu_max_pool1d(input, weight, bias, pool_size=pool_size, backend=backend)
+        def layer(input: Tensor, weight: Tensor, bias: Tensor, pool_size: int, **options: int) -> Tensor:
+            return conv1d_relu_max_pool1d(input, weight, bias, pool_size=pool_size, backend=backend, **options)
 
         return layer
 

@@ -44,6 +44,28 @@ def test_torch_and_the_reference_are_right(mode, layout, dtype):
         assert report.keys() == expected
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_torch_is_right_in_its_better_layout_whatever_the_case_s(layout):
+    case = small("forward_backward", layout)
+    candidate = Candidate(case, operation(case.operation).providers[conv_pool.BETTER])
+    assert candidate.placed.layout == conv_pool.better_layout(small("forward_backward")) != "any"
+    assert "input gradient, exact" in check(candidate)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 3}, {"dilation": 2, "stride": 3, "padding": 1}])
+@pytest.mark.parametrize("pool", [0, 2])
+def test_a_shape_s_options_reach_everyone(options, pool):
+    name = "conv1d_relu_max_pool1d" if pool else "conv1d_relu_global_max_pool1d"
+    case = Case(name, "small", {**SMALL, "P": pool, **options}, "forward_backward")
+    for one in operation(name).providers.values():
+        if one.name == "torch eager" or one.name.startswith("seqconv"):
+            assert check(Candidate(case, one))
+    compose = operation(name).compose
+    deaf = Provider("deaf", lambda case: lambda *tensors_and_pool, **options: compose(*tensors_and_pool))
+    with pytest.raises(Wrong):
+        check(Candidate(replace(case, mode="forward"), deaf))
+
+
 def test_no_input_gradient_where_none_is_asked_for():
     case = replace(small("forward_backward"), input_gradient=False)
     report = check(Candidate(case, operation(case.operation).providers["torch eager"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,15 @@ def test_settling_gives_up_at_its_limit():
     side = Side(Recorded("a", iter([60.0, 1.0, 2.0, 4.0, 8.0, 16.0]), []), stopwatch)
     assert settle(side, limit=5.0) == 2.0
     assert side.calls == 1
+
+
+def test_the_fastest_is_found_in_turns():
+    log: list[str] = []
+    slow = Side(Recorded("slow", itertools.cycle([3.0, 3.1]), log), stopwatch)
+    quick = Side(Recorded("quick", itertools.cycle([2.0, 2.1]), log), stopwatch)
+    assert timing.fastest({"slow": slow, "quick": quick}, rounds=3) == "quick"
+    turns = [name for name, _ in itertools.groupby(entry.split()[1] for entry in log)]
+    assert turns == ["slow", "quick"] * 4  # settled one after the other, then three rounds
 
 
 def test_rounds_fit_the_budget_within_bounds():
