@@ -11,6 +11,7 @@ from seqconv.layers import (
     EmbeddingConvReLUGlobalMaxPool1d,
     EmbeddingConvReLUMaxPool1d,
 )
+from seqconv.warmup import warmup
 
 __all__ = [
     "GRU",
@@ -24,6 +25,7 @@ __all__ = [
     "data",
     "explain",
     "functional",
+    "warmup",
 ]
 
 __version__ = "0.1.0"

@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   seqconv compare imdb --preset notebook --data-dir ~/data
   seqconv train jena --model convnet --epochs 5 --out runs/jena --resume
   seqconv data describe jena
+  seqconv warmup                                        compile the kernels before they are needed
   seqconv info --json
 """
 
@@ -61,7 +62,7 @@ def make_streams_safe() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser; each subcommand's file adds its own part."""
-    from seqconv.cli import compare, data, info, train
+    from seqconv.cli import compare, data, info, train, warmup
 
     top = argparse.ArgumentParser(
         prog="seqconv", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -70,6 +71,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--verbose", action="store_true", help="log which backend was chosen, and why")
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (compare, train, data, info):
+    for command in (compare, train, data, info, warmup):
         command.add_parser(commands)
     return top
