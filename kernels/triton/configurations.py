@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Forward", "forward_configuration", "shared_phases"]
+__all__ = [
+    "Forward",
+    "InputGradient",
+    "WeightGradient",
+    "forward_configuration",
+    "input_gradient_configuration",
+    "weight_gradient_configuration",
+]
 
 
 class Forward(NamedTuple):
@@ -14,6 +21,26 @@ class Forward(NamedTuple):
     block_o: int
     block_r: int
     phases: int
+    num_warps: int
+    num_stages: int
+
+
+class InputGradient(NamedTuple):
+    """The input gradient's tile: positions x channels, over blocks of outputs."""
+
+    block_m: int
+    block_c: int
+    block_o: int
+    num_warps: int
+    num_stages: int
+
+
+class WeightGradient(NamedTuple):
+    """The weight gradient's tile: weights of one output, ``(k, c)``, x outputs, over blocks of positions."""
+
+    block_m: int
+    block_r: int
+    block_o: int
     num_warps: int
     num_stages: int
 
@@ -32,6 +59,24 @@ def forward_configuration(
     widest = 32 if kind == "16" and shared > 1 else 64 if kind == "16" else 16 if shared > 1 else 32
     block_r = min(max(power_of_two(reduction), 16), widest)
     return Forward(64, block_o, block_r, shared, 4, 2 if shared > 1 else 3)
+
+
+def input_gradient_configuration(
+    kind: str, channels: int, outputs: int, _size: int, _architecture: str
+) -> InputGradient:
+    """Return the tile of the input's gradient."""
+    block_c = min(max(power_of_two(channels), 16), 64 if kind == "ieee" else 128)
+    block_o = min(max(power_of_two(outputs), 16), 32)
+    return InputGradient(64, block_c, block_o, 4, 2)
+
+
+def weight_gradient_configuration(
+    kind: str, channels: int, outputs: int, size: int, _architecture: str
+) -> WeightGradient:
+    """Return the tile of the weights' gradient."""
+    block_r = min(max(power_of_two(channels * size), 16), 64 if kind == "ieee" else 128)
+    block_o = min(max(power_of_two(outputs), 16), 64)
+    return WeightGradient(64 if kind == "16" else 32, block_r, block_o, 4, 2)
 
 
 def shared_phases(phases: int, most: int) -> int:

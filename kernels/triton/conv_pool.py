@@ -35,7 +35,8 @@ __all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_rel
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
 PITCH = 16  # rows of packed weights begin at multiples of so many numbers
-PACKING_BLOCK = 1024
+WEIGHTS = 256  # so many weights a program repacks and sums,
+SPLITS = 16  # so many partial sums of each at a time
 GLOBAL_PHASES = 4  # neighbouring positions that share loads in the global maximum
 
 
@@ -62,16 +63,15 @@ def conv1d_relu_max_pool1d_forward(
     # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
     sharing = pool.size if phase_step == convolution.dilation else 1
     kind = precision(input.dtype)
-    tile = forward_configuration(
-        kind if input.dtype == torch.float32 else "16", channels, outputs, size, sharing, architecture(input.device)
-    )
+    tile = forward_configuration(dtype_class(input.dtype), channels, outputs, size, sharing, architecture(input.device))
     left = convolution.padding[0]
     check = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode or pool.size % tile.phases > 0
     layout = layout_of(input)
     rows = samples * windows
     kernels = _kernels()
     with on_device(input):
-        packed = pack(weight)
+        packed = launch_over_weights(weight, True)
+        assert packed is not None
         grid = (-(-rows // tile.block_m) * -(-outputs // tile.block_o),)
         kernels.forward_windows_kernel[grid](
             input, packed, bias, out, argmax, rows, windows, length, positions,
@@ -102,13 +102,12 @@ def conv1d_relu_global_max_pool1d_forward(
         return out, argmax
     sharing = GLOBAL_PHASES if convolution.stride == convolution.dilation else 1
     kind = precision(input.dtype)
-    tile = forward_configuration(
-        kind if input.dtype == torch.float32 else "16", channels, outputs, size, sharing, architecture(input.device)
-    )
+    tile = forward_configuration(dtype_class(input.dtype), channels, outputs, size, sharing, architecture(input.device))
     layout = layout_of(input)
     kernels = _kernels()
     with on_device(input):
-        packed = pack(weight)
+        packed = launch_over_weights(weight, True)
+        assert packed is not None
         kernels.forward_global_kernel[(samples * -(-outputs // tile.block_o),)](
             input, packed, bias, out, argmax, length, positions, layout.stride_n, layout.stride_l, layout.stride_c,
             window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
@@ -142,17 +141,34 @@ def argmax_format(samples: int, outputs: int, windows: int, greatest: int) -> tu
     return (samples, windows, outputs), winner_dtype(greatest)
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Return weights as ``(O, K * C)``, their rows padded to an aligned pitch."""
+def launch_over_weights(
+    weight: Tensor,
+    wants_packed: bool,
+    partials: Tensor | None = None,
+    splits: int = 0,
+    dw: Tensor | None = None,
+    db: Tensor | None = None,
+) -> Tensor | None:
+    """Return weights as ``(O, K * C)``, their rows padded to an aligned pitch, and sum ``partials`` into gradients.
+
+    Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
+    """
     outputs, channels, size = weight.shape
-    packed = weight.new_empty(outputs, -(-channels * size // PITCH) * PITCH)
-    numbers = weight.numel() + outputs
-    _weights().weights_kernel[(-(-numbers // PACKING_BLOCK),)](
-        weight, packed, None, None, None, *weight.stride(), 0,
-        C=channels, O=outputs, K=size, PITCH=packed.size(1),
-        PACK=True, WANT_W=False, WANT_B=False, BLOCK=PACKING_BLOCK, BLOCK_S=1, num_warps=4,
+    pitch = -(-channels * size // PITCH) * PITCH
+    packed = weight.new_empty(outputs, pitch) if wants_packed else None
+    if packed is None and dw is None and db is None:
+        return None
+    _weights().weights_kernel[(-(-(weight.numel() + outputs) // WEIGHTS),)](
+        weight, packed, partials, dw, db, *weight.stride(), splits,
+        C=channels, O=outputs, K=size, PITCH=pitch,
+        PACK=wants_packed, WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
     )  # fmt: skip
     return packed
+
+
+def dtype_class(dtype: torch.dtype) -> str:
+    """Return the table of configurations' name for a dtype: ``"16"``, ``"tf32"`` or ``"ieee"``."""
+    return precision(dtype) if dtype == torch.float32 else "16"
 
 
 def _new_argmax(input: Tensor, outputs: int, windows: int, greatest: int) -> Tensor:
