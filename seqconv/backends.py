@@ -47,17 +47,25 @@ class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve the call."""
 
 
+class Loaded:
+    """Where a kernel is kept: an object, for torch.compile copies lists and dictionaries when it first sees them."""
+
+    kernel: Kernel | None = None
+
+
 class Candidate(NamedTuple):
     """A backend's kernel for one operation.
 
     ``load`` returns the kernel and runs at the first call that needs it. ``refuse`` takes the kernel's own arguments
-    and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name.
+    and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name. ``loaded``
+    holds the kernel from then on.
     """
 
     backend: str
     load: Callable[[], Kernel]
     refuse: Callable[..., str | None]
     avoid: Callable[..., str | None]
+    loaded: Loaded
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,8 @@ def register(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     candidates = [one for one in _candidates.get(operation, ()) if one.backend != backend]
-    candidates.append(Candidate(backend, load, refuse, avoid))
+    candidates.append(Candidate(backend, load, refuse, avoid, Loaded()))
     _candidates[operation] = tuple(sorted(candidates, key=lambda one: BACKENDS.index(one.backend)))
-    _kernels.pop((operation, backend), None)
 
 
 def attribute(module: str, name: str) -> Callable[[], Kernel]:
@@ -144,7 +151,7 @@ def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
             continue
         reason = _reason(candidate, requested, arguments)
         if reason is None:
-            return _kernel(operation, candidate.backend)
+            return _kernel(operation, candidate)
         if requested != "auto":
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reason}")
         _log_once(operation, candidate.backend, reason)
@@ -176,9 +183,8 @@ def explain_call(operation: str, backend: str, arguments: tuple[Any, ...]) -> Ex
 
 
 _candidates: dict[str, tuple[Candidate, ...]] = {}
-_kernels: dict[tuple[str, str], Kernel] = {}
 _logged: set[tuple[str, str, str]] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _of(operation: str) -> tuple[Candidate, ...]:
@@ -201,19 +207,17 @@ def _requested(backend: str) -> str:
     return check_name(backend)
 
 
-def _kernel(operation: str, backend: str) -> Kernel:
-    if not torch.compiler.is_compiling():  # torch.compile would not see the look-up's result change
-        kernel = _kernels.get((operation, backend))
-        if kernel is not None:
-            return kernel
-    _load(operation, backend)
-    return _kernels[operation, backend]
+def _kernel(operation: str, candidate: Candidate) -> Kernel:
+    if torch.compiler.is_compiling() or candidate.loaded.kernel is None:
+        _load(operation, candidate.backend)
+    return candidate.loaded.kernel  # type: ignore[return-value]
 
 
 def _load(operation: str, backend: str) -> None:
-    if (operation, backend) not in _kernels:
-        load = next(candidate.load for candidate in _of(operation) if candidate.backend == backend)
-        _kernels[operation, backend] = load()
+    candidate = next(candidate for candidate in _of(operation) if candidate.backend == backend)
+    with _lock:
+        if candidate.loaded.kernel is None:
+            candidate.loaded.kernel = candidate.load()
 
 
 # torch.compile cannot trace an import. This is what torch.compiler.assume_constant_result sets, which itself imports

@@ -3,7 +3,9 @@
 import logging
 import sys
 import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ REASON = (None, "is tired")
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch):
-    for name, kind in (("_candidates", dict), ("_kernels", dict), ("_logged", set)):
+    for name, kind in (("_candidates", dict), ("_logged", set)):
         monkeypatch.setattr(backends, name, kind(getattr(backends, name)))
 
 
@@ -203,16 +205,43 @@ def test_threads_choose_alike_and_log_once(add, caplog):
 def test_a_choice_does_not_break_a_graph(loaded, refusing):
     """A refused kernel is logged in plain calls alone: a logger would stop torch.compile. So would an import."""
     loads = []
+
     backends.register(OPERATION, "numba", lambda: loads.append("numba") or torch.neg, lambda x: REASON[refusing])
     backends.register(OPERATION, "reference", lambda: loads.append("reference") or torch.relu)
+    backends.register("another", "reference", lambda: loads.append("another") or torch.abs)
     x = torch.tensor([-1.0, 2.0])
-    if loaded:
-        backends.choose(OPERATION, "auto", (x,))
+
+    def function(x):
+        y = backends.choose(OPERATION, "auto", (x,))(x)
+        return backends.choose("another", "auto", (y,))(y) + backends.choose(OPERATION, "auto", (x,))(x)
+
+    expected = function(x) if loaded else None
     torch.compiler.reset()
-    compiled = torch.compile(lambda x: backends.choose(OPERATION, "auto", (x,))(x), fullgraph=True, backend="eager")
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
     for _ in range(2):
-        assert compiled(x).tolist() == ([0, 2] if refusing else [1, -2])
-    assert loads == (["reference"] if refusing else ["numba"])
+        assert compiled(x).tolist() == ([0, 4] if refusing else [2, 0])
+    assert expected is None or torch.equal(compiled(x), expected)
+    assert loads == (["reference", "another"] if refusing else ["numba", "another"])
+
+
+def test_threads_load_once():
+    loads, barrier = [], threading.Barrier(8)
+
+    def load():
+        loads.append(threading.get_ident())
+        time.sleep(0.05)
+        return lambda: "numba"
+
+    backends.register(OPERATION, "numba", load)
+
+    def work():
+        barrier.wait()
+        assert run() == "numba"
+
+    with ThreadPoolExecutor(8) as executor:
+        for done in [executor.submit(work) for _ in range(8)]:
+            done.result()
+    assert len(loads) == 1
 
 
 def test_says_what_cannot_run_here():

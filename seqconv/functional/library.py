@@ -90,8 +90,10 @@ def _conv_relu_pool_backward(
     operation, geometry = _geometry(convolution, pool)
     want = (wanted[0], wanted[1], wanted[2])
     gradients = passes(backend, operation).backward(gradient, argmax, input, weight, *geometry, wanted=want)
-    one, two, three = (gradient.new_empty(0) if one is None else one for one in gradients)
-    return one, two, three
+    dx, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
+    if wanted[0] and not dx.is_contiguous():  # cut out of a padded one: the graph was promised a dense one
+        dx = dx.transpose(1, 2).contiguous().transpose(1, 2)
+    return dx, dw, db
 
 
 @_conv_relu_pool_backward.register_fake
