@@ -25,6 +25,7 @@ __all__ = [
     "REGISTERS",
     "accumulate_taps",
     "add",
+    "any_of",
     "broadcast",
     "bytes_of",
     "either",
@@ -354,6 +355,17 @@ def either(_typing: Any, left: Any, right: Any) -> Any:
         return builder.or_(*arguments)
 
     return left(left, right), generate
+
+
+@intrinsic
+def any_of(_typing: Any, mask: Any) -> Any:
+    """Tell whether a mask has any lane."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(mask.lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], number), ir.Constant(number, 0))
+
+    return types.boolean(mask), generate
 
 
 @intrinsic

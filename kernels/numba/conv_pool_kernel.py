@@ -1,0 +1,308 @@
+"""The fused conv stack's forward pass, compiled: what happens to a part of the work that a plan has cut up."""
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+
+from .compilation import compiled, intrinsic
+from .conv_pool_plan import Task
+from .maxima import finish_whole, pool_whole, pool_windows
+from .packing import copy_rows, pack_bias, pack_panel
+from .simd import REGISTERS, broadcast, bytes_of, call, lanes, store, store_codes, store_number
+from .threads import share
+from .tiles import VECTORS, convolve_rows
+from .transposition import transpose
+
+__all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
+
+# What a call of the kernel is for: it packs the weights itself where nobody has.
+COMPUTE, PACK, FINISH = 0, 1, 2
+
+# So many taps are summed in registers before their sum is added to the others. A single sum over imdb1's 896 taps has
+# three times the rounding error of torch's, blocks of 128 have less than twice; they cost 5 % of imdb1's speed. A
+# block's weights, 16 KiB, stay in the first cache for a whole chunk.
+TAPS = 128
+
+LINE = 64
+
+
+@intrinsic
+def load_task(_typing: Any, address: Any) -> Any:
+    """Return the task whose numbers lie at ``address``."""
+    result = types.NamedUniTuple(types.int64, len(Task._fields), Task)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], context.get_value_type(result).as_pointer()), align=8)
+
+    return result(types.int64), generate
+
+
+@intrinsic
+def prefetch(_typing: Any, address: Any) -> Any:
+    """Ask for a line of memory, which need not exist, in the second cache."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        how = [ir.Constant(number, one) for one in (0, 2, 1)]
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *how])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@njit(inline="always")
+def aligned(address: int) -> int:
+    """Return the next address at which a vector begins a cache line."""
+    return (address + LINE - 1) // LINE * LINE
+
+
+@njit
+def pack_all(task: Any, begin: int, end: int, packed: int, zero: Any) -> None:
+    """Pack the panels ``begin`` to ``end``, and with the first of them the biases."""
+    width, size = lanes(zero), bytes_of(zero)
+    padded = (task.outputs + width - 1) // width * width
+    taps = task.outer * task.inner
+    if begin == 0:
+        pack_bias(task.bias, task.bias_stride, task.outputs, padded, packed, zero)
+    for panel in range(begin, end):
+        o = panel * VECTORS * width
+        vectors = min(VECTORS, (padded - o) // width)
+        target = packed + (width + padded + o * taps) * size
+        outputs = min(VECTORS * width, task.outputs - o)
+        pack_panel(
+            task.weight + o * task.weight_stride, task.weight_stride, taps, task.period, outputs, vectors, target, zero
+        )
+
+
+@njit
+def pack_block(panel: int, table: int, zero: Any) -> None:
+    """Pack one panel."""
+    task = load_task(table)
+    pack_all(task, panel, panel + 1, task.packed, zero)
+
+
+@njit
+def list_rows(task: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
+    """Write the addresses of ``count`` positions of each sample; those that see padding are copied to ``place``.
+
+    Return how far the copies' channels lie apart, 0 where there are none.
+    """
+    begin = first * task.stride - task.padding
+    seen = (count - 1) * task.stride + task.reach
+    copied = begin < 0 or begin + seen > task.length
+    size = bytes_of(zero)
+    at = table
+    for n in range(samples[0], samples[1]):
+        source = task.x + n * task.sample_stride
+        step = task.position_stride
+        if copied:
+            copy_rows(
+                source, task.channel_stride, task.row_stride, task.channels, begin, task.length, seen, place,
+                task.by_channel != 0, zero,
+            )  # fmt: skip
+            source, step = place, task.stride * size * (1 if task.by_channel else task.channels)
+            place += seen * task.channels * size
+        else:
+            source += begin * task.row_stride
+        for i in range(count):
+            store_number(source + i * step, at, 0)
+            at += 8
+    return seen * size if copied else 0
+
+
+@njit
+def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
+    """Write where every tap lies behind its position, in the input or, if ``apart``, in a copy."""
+    size = bytes_of(zero)
+    outer_stride, inner_stride = task.outer_stride, task.inner_stride
+    if apart and task.by_channel:
+        outer_stride, inner_stride = apart, task.dilation * size
+    elif apart:
+        outer_stride, inner_stride = task.dilation * task.channels * size, size
+    at = table
+    for a in range(task.outer):
+        for b in range(task.inner):
+            store_number(a * outer_stride + b * inner_stride, at, 0)
+            at += 8
+
+
+@njit
+def convolve(
+    table: int, count: int, offsets: int, taps: int, weights: int, bias: int, vectors: int, rows: int, zero: Any
+) -> None:
+    """Fill ``rows``, dense, with the convolution of ``count`` listed positions and ``vectors`` of outputs, and bias.
+
+    Every block of taps is summed in registers before it is added to the others, which keeps rounding errors small.
+    """
+    width = REGISTERS.width
+    for tap in range(0, taps, TAPS):
+        more = tap > 0
+        panel, some = weights + tap * vectors * width, min(TAPS, taps - tap)
+        if vectors == VECTORS:
+            convolve_rows(table, count, offsets + tap * 8, some, panel, bias, width, rows, more, zero, VECTORS)
+        else:
+            convolve_rows(table, count, offsets + tap * 8, some, panel, bias, width, rows, more, zero, 1)
+
+
+@njit
+def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
+    """Compute one of a task's blocks of parts."""
+    task = load_task(table)
+    width, size = lanes(zero), bytes_of(zero)
+    padded = (task.outputs + width - 1) // width * width
+    taps = task.outer * task.inner
+    panel_row = VECTORS * width * size
+    local = task.group * task.panels * VECTORS * width
+    sizes = (
+        task.rows * panel_row,
+        task.chunk * panel_row,
+        task.rows * 8,
+        local * size,
+        local * 4,
+        task.copies,
+        taps * 8,
+    )
+    scratch = np.empty(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4] + sizes[5] + sizes[6] + 8 * LINE, np.uint8)
+    rows = aligned(scratch.ctypes.data)
+    pooled = aligned(rows + sizes[0])
+    listed = aligned(pooled + sizes[1])
+    maxima = aligned(listed + sizes[2])
+    winners = aligned(maxima + sizes[3])
+    place = aligned(winners + sizes[4])
+    offsets = aligned(place + sizes[5])
+    listed_for = -1
+    begin, end = task.parts * block // task.blocks, task.parts * (block + 1) // task.blocks
+    for part in range(begin, end):
+        piece, rest = part % task.pieces, part // task.pieces
+        samples = (rest % task.groups * task.group, min((rest % task.groups + 1) * task.group, task.samples))
+        outputs = rest // task.groups * task.panels * VECTORS * width
+        outputs_end = min(outputs + task.panels * VECTORS * width, padded)
+        if task.whole:
+            from_position = task.positions * piece // task.pieces
+            to_position = task.positions * (piece + 1) // task.pieces
+            step = task.chunk
+            if task.pieces > 1:
+                maxima = task.partial + ((samples[0] * task.pieces + piece) * padded + outputs) * size
+                winners = task.partial + task.samples * task.pieces * padded * size
+                winners += ((samples[0] * task.pieces + piece) * padded + outputs) * 4
+            apart = task.pieces * padded if task.pieces > 1 else task.panels * VECTORS * width
+            for n in range(samples[1] - samples[0]):
+                for o in range(0, outputs_end - outputs, width):
+                    store(broadcast(-np.inf, zero), maxima + (n * apart + o) * size)
+                    store_codes(broadcast(np.int32(-1), zero), winners + (n * apart + o) * 4, np.int32(0))
+            window = (0, 0)
+        else:
+            window = (piece * task.chunk, min((piece + 1) * task.chunk, task.windows))
+            span = (task.pool_size - 1) * task.pool_dilation + 1
+            from_position = max(window[0] * task.pool_stride - task.pool_padding, 0)
+            to_position = min((window[1] - 1) * task.pool_stride - task.pool_padding + span, task.positions)
+            step = max(to_position - from_position, 1)
+            apart = 0
+        # A window that sees padding alone has no positions, but is pooled.
+        for first in range(from_position, max(to_position, from_position + 1), step):
+            count = max(min(step, to_position - first), 0)
+            number = count * (samples[1] - samples[0])
+            gap = list_rows(task, listed, samples, first, count, place, zero) if number else 0
+            if gap != listed_for:
+                list_taps(task, offsets, gap, zero)
+                listed_for = gap
+            for o in range(outputs, outputs_end, VECTORS * width):
+                vectors = min(VECTORS, (padded - o) // width)
+                weights = packed + (width + padded + o * taps) * size
+                convolve(listed, number, offsets, taps, weights, packed + (width + o) * size, vectors, rows, zero)
+                for n in range(samples[0], samples[1]):
+                    source = rows + (n - samples[0]) * count * vectors * width * size
+                    if task.whole:
+                        for v in range(vectors):
+                            local = (n - samples[0]) * apart + o - outputs + v * width
+                            pool_whole(
+                                source + v * width * size, vectors * width * size, first, count, maxima + local * size,
+                                winners + local * 4, zero,
+                            )  # fmt: skip
+                    else:
+                        write_windows(task, source, first, window, n, o, vectors, pooled, zero)
+        if task.whole and task.pieces == 1:
+            for n in range(samples[0], samples[1]):
+                for o in range(outputs, outputs_end, width):
+                    local = (n - samples[0]) * apart + o - outputs
+                    finish(task, n, o, padded, maxima + local * size, winners + local * 4, zero)
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def write_windows(
+    task: Any, rows: int, first: int, window: Any, n: int, o: int, vectors: int, pooled: int, zero: Any
+) -> None:
+    """Pool the windows of one sample and one panel, whose positions from ``first`` on are in ``rows``."""
+    width, size = lanes(zero), bytes_of(zero)
+    padded = (task.outputs + width - 1) // width * width
+    pool = (task.pool_size, task.pool_stride, task.pool_padding, task.pool_dilation)
+    target = task.out + n * task.out_sample_stride + o * task.out_channel_stride + window[0] * task.out_window_stride
+    direct = task.out_channel_stride == size
+    for v in range(vectors):
+        of = o + v * width
+        argmax = task.argmax + ((n * task.windows + window[0]) * padded + of) * task.code if task.argmax else 0
+        goal, hop, count = pooled + v * width * size, vectors * width * size, width
+        if direct:
+            goal, hop, count = target + v * width * size, task.out_window_stride, min(width, task.outputs - of)
+        pool_windows(
+            rows + v * width * size, vectors * width * size, first, task.positions, window, pool, goal, hop, count,
+            argmax, padded * task.code, task.code, zero,
+        )  # fmt: skip
+    if not direct:
+        columns = min(vectors * width, task.outputs - o)
+        hop = vectors * width * size
+        transpose(pooled, hop, target, task.out_channel_stride, window[1] - window[0], columns, zero)
+
+
+@njit
+def finish(task: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
+    """Write one sample's and vector's maxima of all pieces."""
+    size = bytes_of(zero)
+    argmax = task.argmax + (n * padded + o) * task.code if task.argmax else 0
+    outputs = min(lanes(zero), task.outputs - o)
+    target = task.out + n * task.out_sample_stride + o * size
+    finish_whole(maxima, winners, task.pieces, padded, target, outputs, argmax, task.code, zero)
+
+
+@njit(inline="always")
+def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch: int, zero: Any) -> None:
+    """Pack the panels, or compute the blocks, ``begin`` to ``end``; or bring a global maximum's pieces together."""
+    task = load_task(table)
+    width, size = lanes(zero), bytes_of(zero)
+    padded = (task.outputs + width - 1) // width * width
+    if purpose == PACK:
+        share(begin, end, threads, launch, pack_block, (table, zero))
+    elif purpose == COMPUTE:
+        own = 0 if task.packed else (padded * (task.outer * task.inner + 1) + width) * size + LINE
+        memory = np.empty(own + 1, np.uint8)
+        packed = task.packed
+        if not packed:
+            packed = aligned(memory.ctypes.data)
+            pack_all(task, 0, (padded + VECTORS * width - 1) // (VECTORS * width), packed, zero)
+        share(begin, end, threads, launch, forward_block, (table, packed, zero))
+        memory[0] = 0  # see above
+    else:
+        for n in range(task.samples):
+            for o in range(0, padded, width):
+                at = n * task.pieces * padded + o
+                winners = task.partial + (task.samples * task.pieces * padded) * size
+                finish(task, n, o, padded, task.partial + at * size, winners + at * 4, zero)
+
+
+@compiled
+def forward_float32(table: int, purpose: int, begin: int, end: int, threads: int, launch: int) -> None:
+    """Run the task at ``table`` on float32; see :func:`forward`."""
+    forward(table, purpose, begin, end, threads, launch, np.float32(0))
+
+
+@compiled
+def forward_float64(table: int, purpose: int, begin: int, end: int, threads: int, launch: int) -> None:
+    """Run the task at ``table`` on float64; see :func:`forward`."""
+    forward(table, purpose, begin, end, threads, launch, np.float64(0))

@@ -1,0 +1,214 @@
+"""How the fused conv stack's forward pass goes about a call: what depends on shapes and strides alone, kept for later.
+
+The work is cut into parts: panels of output channels x groups of samples x pieces of the positions. A group is more
+than one sample where their positions are few, so that a block of weights serves them all while it is in the first
+cache, and so that register tiles are full.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from ..geometry import Convolution, Pool
+from .simd import REGISTERS
+from .threads import thread_count
+from .tiles import TILE, VECTORS
+
+__all__ = ["Plan", "Task", "make_plan"]
+
+# Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
+BLOCKS = 8
+
+# A part spans about so many positions: 16 KiB of scratch.
+CHUNK = 128
+
+# Panels of weights that one part goes through should stay in a second-level cache, beside the input, in bytes.
+RESIDENT = 512 * 1024
+
+# Weights of more bytes are packed by several threads.
+PACKED_ALONE = 256 * 1024
+
+
+class Task(NamedTuple):
+    """All that the kernel is told: a table of 64-bit numbers. Strides are in bytes."""
+
+    x: int = 0
+    weight: int = 0
+    bias: int = 0
+    bias_stride: int = 0
+    out: int = 0
+    argmax: int = 0  # 0 is not wanted
+    packed: int = 0  # 0 is the kernel's own
+    partial: int = 0  # maxima and winners of pieces, where a global maximum's positions are shared
+    samples: int = 0
+    channels: int = 0
+    length: int = 0
+    positions: int = 0
+    outputs: int = 0
+    windows: int = 0
+    sample_stride: int = 0
+    channel_stride: int = 0
+    row_stride: int = 0
+    position_stride: int = 0
+    outer: int = 0
+    outer_stride: int = 0
+    inner: int = 0
+    inner_stride: int = 0
+    stride: int = 0
+    dilation: int = 0
+    padding: int = 0  # on the left; the right one shows in the number of positions
+    reach: int = 0  # input rows that a position sees
+    copies: int = 0  # bytes of a part's input rows, where some of them see padding
+    by_channel: int = 0  # taps are visited channel by channel
+    weight_stride: int = 0
+    period: int = 0
+    whole: int = 0
+    pool_size: int = 0
+    pool_stride: int = 0
+    pool_padding: int = 0
+    pool_dilation: int = 0
+    code: int = 0  # bytes of a winner's number
+    out_sample_stride: int = 0
+    out_channel_stride: int = 0
+    out_window_stride: int = 0
+    chunk: int = 0  # windows, or positions of a global maximum, that are convolved before they are pooled
+    rows: int = 0  # positions of a chunk at most, of all samples in a group
+    group: int = 0
+    groups: int = 0
+    pieces: int = 0
+    panels: int = 0  # of a part
+    panel_groups: int = 0
+    parts: int = 0
+    blocks: int = 0
+
+
+ADDRESSES = 8  # of a task's numbers, those that differ from call to call
+
+
+class Plan(NamedTuple):
+    """What a call allocates, with how many threads it runs, and its task but for the addresses."""
+
+    out_shape: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    argmax_shape: tuple[int, int, int]
+    packed_bytes: int  # 0: the kernel's own matter
+    partial_bytes: int
+    threads: int
+    panels: int  # of all outputs
+    task: Task
+    numbers: tuple[int, ...]
+
+
+def out_format(
+    samples: int, outputs: int, windows: int, *, channels_last: bool
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the shape and strides of ``(N, O, Q)`` results."""
+    shape = (samples, outputs, windows)
+    if channels_last:
+        return shape, (windows * outputs, 1, max(outputs, 1))
+    return shape, (outputs * windows, max(windows, 1), 1)
+
+
+@lru_cache(maxsize=512)
+def make_plan(
+    shape: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    weight_shape: tuple[int, int, int],
+    weight_strides: tuple[int, int, int],
+    convolution: Convolution,
+    pool: Pool | None,
+    itemsize: int,
+    code: int,
+    channels_last: bool,
+    limits: tuple[int, int],
+) -> Plan:
+    """Return the plan; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a winner's number.
+
+    ``strides`` count numbers of ``itemsize`` bytes. A weight's rows must be dense. ``limits`` is what
+    :func:`~.threads.thread_count` depends on.
+    """
+    del limits
+    samples, channels, length = shape
+    outputs, _, size = weight_shape
+    stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation
+    positions = convolution.output_length(length, size)
+    windows = 1 if pool is None else pool.output_length(positions)
+    taps, lanes = channels * size, REGISTERS.width // itemsize
+    padded = -(-outputs // lanes) * lanes
+    sample_stride, channel_stride, row_stride = (one * itemsize for one in strides)
+    by_channel = channel_stride > row_stride * dilation
+    order = ((size, row_stride * dilation), (channels, channel_stride))
+    (outer, outer_stride), (inner, inner_stride) = order[::-1] if by_channel else order
+    # Taps that are neighbours throughout are one run, also in a padded copy but where that is channel by channel.
+    if outer_stride == inner * inner_stride and not (by_channel and any(padding)):
+        outer, inner = 1, outer * inner
+    rows_are_kernels = weight_strides[2] == 1 or size == 1
+    natural = by_channel == rows_are_kernels
+    pool_numbers = (positions, 1, 0, 1) if pool is None else pool[:4]
+    span = pool_numbers[3] * (pool_numbers[0] - 1) + 1
+
+    threads = thread_count(2**31, samples * positions * outputs * taps)
+    panels = -(-padded // (VECTORS * lanes))
+    panel_bytes = taps * VECTORS * REGISTERS.width
+    if pool is None:
+        chunk = min(CHUNK // TILE * TILE, max(positions, 1))
+        rows, pieces = chunk, 1
+        single = positions <= chunk
+    else:
+        chunk = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)))
+        rows = min((chunk - 1) * pool_numbers[1] + span, positions)
+        pieces = max(1, -(-windows // chunk))
+        single = pieces == 1
+    group = min(max(1, CHUNK // max(rows, 1)), max(samples, 1)) if single else 1
+    enough = threads * 4 if threads > 1 else 1
+    while group > 1 and -(-samples // group) * panels < enough:
+        group = (group + 1) // 2
+    groups = -(-samples // group)
+    per = panels if panels * panel_bytes <= RESIDENT else max(1, RESIDENT // panel_bytes)
+    per = max(1, min(per, panels * groups * pieces // enough))
+    panel_groups = -(-panels // per)
+    if pool is None and groups * panel_groups < enough:
+        pieces = max(1, min(-(-enough // max(groups * panel_groups, 1)), positions // (2 * TILE)))
+        chunk = rows = max(1, min(chunk, -(-positions // pieces)))
+    parts = panel_groups * groups * pieces
+    reach = dilation * (size - 1) + 1
+    copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
+    threads = max(1, min(threads, parts))
+    out_shape, out_strides = out_format(samples, outputs, windows, channels_last=channels_last or pool is None)
+    packed_bytes = padded * (taps + 2) * itemsize + REGISTERS.width
+    task = Task(
+        samples=samples, channels=channels, length=length, positions=positions, outputs=outputs, windows=windows,
+        sample_stride=sample_stride, channel_stride=channel_stride, row_stride=row_stride,
+        position_stride=row_stride * stride, outer=outer, outer_stride=outer_stride, inner=inner,
+        inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], reach=reach, copies=copies,
+        by_channel=by_channel, weight_stride=weight_strides[0] * itemsize,
+        period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
+        pool_size=pool_numbers[0], pool_stride=pool_numbers[1], pool_padding=pool_numbers[2],
+        pool_dilation=pool_numbers[3], code=code, out_sample_stride=out_strides[0] * itemsize,
+        out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize, chunk=chunk,
+        rows=rows * group, group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups,
+        parts=parts, blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
+    )  # fmt: skip
+    return Plan(
+        out_shape=out_shape[:2] if pool is None else out_shape,
+        out_strides=out_strides[:2] if pool is None else out_strides,
+        argmax_shape=(samples, windows, padded),
+        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 else 0,
+        partial_bytes=samples * pieces * padded * (itemsize + 4) if pool is None and pieces > 1 else 0,
+        threads=threads,
+        panels=panels,
+        task=task,
+        numbers=tuple(map(int, task[ADDRESSES:])),
+    )
+
+
+def _windows_at_once(stride: int, span: int, windows: int, shares: int) -> int:
+    """Return how many windows are pooled at a time, fewer where there are fewer samples than threads to share them."""
+    if stride * TILE <= 2 * CHUNK and span <= CHUNK:
+        chunk = TILE * max(1, round(CHUNK / (TILE * stride)))  # whole tiles where windows do not overlap
+    else:
+        chunk = max(1, 4 * span // stride)
+    if shares > 1:
+        chunk = min(chunk, max(-(-windows // shares), -(-TILE // stride)))
+    return max(1, min(chunk, windows))

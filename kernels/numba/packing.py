@@ -1,0 +1,133 @@
+"""Weights and inputs laid out as the register tiles read them.
+
+Packed weights are panels of :data:`~.tiles.VECTORS` vectors of output channels, tap by tap, the last panel a single
+vector if that holds the rest; a vector of zeros and all biases come first. Behind the last output there are zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .simd import REGISTERS, broadcast, bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
+from .transposition import transpose
+
+__all__ = ["copy_rows", "pack_bias", "pack_panel", "packed_numbers"]
+
+# So many taps are transposed at a time before they are put where their order wants them.
+BLOCK = 64
+
+
+def packed_numbers(outputs: int, taps: int) -> int:
+    """Return how many numbers the packed weights are: ``outputs``, padded to whole vectors, for every tap and bias."""
+    return outputs * (taps + 1) + REGISTERS.width
+
+
+@njit
+def pack_bias(bias: int, stride: int, outputs: int, padded: int, packed: int, zero: Any) -> None:
+    """Write a vector of zeros, ``outputs`` biases, ``stride`` bytes apart, 0 where there are none, and zeros."""
+    width, size = lanes(zero), bytes_of(zero)
+    for o in range(0, padded + width, width):
+        store(broadcast(zero, zero), packed + o * size)
+    if bias:
+        for o in range(outputs):
+            store_number(load_number(bias + o * stride, zero), packed + (width + o) * size, zero)
+
+
+@njit
+def pack_panel(
+    weight: int, stride: int, taps: int, period: int, outputs: int, vectors: int, packed: int, zero: Any
+) -> None:
+    """Write a panel of ``outputs`` rows of ``taps`` weights, ``stride`` bytes apart, as ``vectors`` vectors per tap.
+
+    A row's number ``a * period + b`` becomes tap ``b * (taps / period) + a``: the other order of channels and kernel
+    positions, or, with a ``period`` of 1, the same.
+    """
+    size = bytes_of(zero)
+    row = vectors * REGISTERS.width
+    if outputs * size < row:
+        for i in range(0, taps * row, REGISTERS.width):
+            store(broadcast(zero, zero), packed + i)
+    if period == 1 or period == taps:
+        transpose(weight, stride, packed, row, outputs, taps, zero)
+        return
+    scratch = np.empty(BLOCK * row, np.uint8)
+    place, apart = scratch.ctypes.data, taps // period
+    for i in range(0, BLOCK * row, REGISTERS.width):
+        store(broadcast(zero, zero), place + i)
+    for begin in range(0, taps, BLOCK):
+        count = min(BLOCK, taps - begin)
+        transpose(weight + begin * size, stride, place, row, outputs, count, zero)
+        a, b = begin // period, begin % period
+        for i in range(count):
+            target = packed + (b * apart + a) * row
+            for v in range(vectors):
+                store(load(place + i * row + v * REGISTERS.width, zero), target + v * REGISTERS.width)
+            b += 1
+            if b == period:
+                a, b = a + 1, 0
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def copy_rows(
+    source: int,
+    channel_stride: int,
+    row_stride: int,
+    channels: int,
+    begin: int,
+    length: int,
+    rows: int,
+    target: int,
+    by_channel: bool,
+    zero: Any,
+) -> None:
+    """Copy the rows ``begin`` to ``begin + rows`` of a sample, zeros where it has none, below 0 or from ``length`` on.
+
+    The copy is dense, ``(channels, rows)`` if ``by_channel``, else ``(rows, channels)``.
+    """
+    size = bytes_of(zero)
+    low, high = min(max(0, -begin), rows), max(0, min(rows, length - begin))
+    high = max(low, high)
+    if by_channel:
+        for c in range(channels):
+            place = target + c * rows * size
+            fill(place, low, zero)
+            copy(
+                source + c * channel_stride + (begin + low) * row_stride,
+                row_stride,
+                place + low * size,
+                high - low,
+                zero,
+            )
+            fill(place + high * size, rows - high, zero)
+    else:
+        fill(target, low * channels, zero)
+        for r in range(low, high):
+            copy(source + (begin + r) * row_stride, channel_stride, target + r * channels * size, channels, zero)
+        fill(target + high * channels * size, (rows - high) * channels, zero)
+
+
+@njit
+def copy(source: int, stride: int, target: int, count: int, zero: Any) -> None:
+    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbours."""
+    width, size = lanes(zero), bytes_of(zero)
+    if stride != size:
+        for i in range(count):
+            store_number(load_number(source + i * stride, zero), target + i * size, zero)
+        return
+    for i in range(0, count - width + 1, width):
+        store(load(source + i * size, zero), target + i * size)
+    rest = count % width
+    if rest:
+        done = (count - rest) * size
+        store_first(load_first(source + done, rest, zero), target + done, rest)
+
+
+@njit
+def fill(target: int, count: int, zero: Any) -> None:
+    """Write ``count`` zeros."""
+    for i in range(count):
+        store_number(zero, target + i * bytes_of(zero), zero)
