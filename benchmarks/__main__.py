@@ -18,6 +18,7 @@ from benchmarks import report, results
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = 0.5  # processes that ran in the last minute, on average
 SUITES = ("windows", "conv_pool", "layers")
+ON_REQUEST = ("sweep",)  # several minutes each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Check, then time seqconv and its peers in turn; write a results file and its report.",
         epilog="examples: python -m benchmarks --quick    python -m benchmarks --suite windows --out windows.json",
     )
-    parser.add_argument("--suite", action="append", choices=SUITES, help="run this suite alone (may be repeated)")
+    parser.add_argument(
+        "--suite", action="append", choices=SUITES + ON_REQUEST, help="run this suite alone (may be repeated)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, no first calls: under 2 minutes")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--select", metavar="EXPRESSION", help="only tests whose names match, as in pytest -k")

@@ -8,7 +8,7 @@ all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -36,14 +36,16 @@ def check(candidate: Candidate) -> dict[str, tuple[float, float]]:
 
     A missing tensor, another shape or dtype, or a NaN where the oracle has none is wrong too.
     """
-    case, provider = candidate.case, candidate.provider
-    kind = operation(case.operation)
+    provider = candidate.provider
+    kind = operation(candidate.case.operation)
+    case = kind.checked(candidate.case)
+    placed = replace(case, layout=candidate.placed.layout)
     report: dict[str, tuple[float, float]] = {}
     with precision(case):
         function = provider.make(case)
         for values in kind.values:
             expected = expectation(case, values, provider.name if provider.definition else None)
-            got = outcome(candidate, function, values, case.torch_dtype)
+            got = outcome(placed, function, values)
             if got.keys() != expected.tensors.keys():
                 raise Wrong(f"{candidate}: gave {sorted(got)}, expected {sorted(expected.tensors)}")
             for name, oracle in expected.tensors.items():
@@ -80,11 +82,11 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
     return Expected(oracle, tolerance)
 
 
-def outcome(candidate: Candidate, function: object, values: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return what the provider gives for inputs of one kind."""
-    kind = operation(candidate.case.operation)
-    inputs = {name: rounded(tensor, dtype) for name, tensor in kind.inputs(candidate.case, values).items()}
-    return results(kind.step(candidate.placed, function, inputs, dtype), kind.compared(values))
+def outcome(case: Case, function: object, values: str) -> dict[str, torch.Tensor]:
+    """Return what a provider's function gives for inputs of one kind."""
+    kind, dtype = operation(case.operation), case.torch_dtype
+    inputs = {name: rounded(tensor, dtype) for name, tensor in kind.inputs(case, values).items()}
+    return results(kind.step(case, function, inputs, dtype), kind.compared(values))
 
 
 def results(step: Step, names: tuple[str, ...] | None) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks import report_sweep as sweep
 from benchmarks.results import loses, read
 from seqconv.environment import one_line
 from seqconv.files import atomic_write, write_text
@@ -41,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_report(path: Path, results: Mapping[str, Any]) -> list[Path]:
     """Write ``.md`` and ``.png`` beside a results file; return their paths."""
-    text, image = path.with_suffix(".md"), path.with_suffix(".png")
-    write_text(text, markdown(results, image.name if results["measurements"] else None))
-    if not results["measurements"]:
-        return [text]
-    with atomic_write(image) as temporary:
-        plot(results, temporary)
-    return [text, image]
+    text, images = path.with_suffix(".md"), []
+    swept, others = apart(results)
+    for found, suffix, draw in ((others, ".png", plot), (swept, "-sweep.png", sweep.plot)):
+        if found:
+            images.append(path.with_name(path.stem + suffix))
+            with atomic_write(images[-1]) as temporary:
+                draw(found, one_line(results["environment"]), temporary)
+    write_text(text, markdown(results, [image.name for image in images]))
+    return [text, *images]
 
 
 def terminal(results: Mapping[str, Any]) -> str:
@@ -55,17 +58,18 @@ def terminal(results: Mapping[str, Any]) -> str:
     return "\n\n".join(section for section in sections(results, "simple") if section)
 
 
-def markdown(results: Mapping[str, Any], image: str | None = None) -> str:
-    """Return the report as Markdown, with the plot called ``image``."""
-    shown = [f"![times faster than the baseline]({image})"] if image else []
+def markdown(results: Mapping[str, Any], images: Sequence[str] = ()) -> str:
+    """Return the report as Markdown, with the plots called ``images``."""
+    shown = [f"![times faster than the baseline]({image})" for image in images]
     parts = [f"# Benchmarks of {results['created'][:10]}", *sections(results, "github"), *shown]
     return "\n\n".join(section for section in parts if section) + "\n"
 
 
 def sections(results: Mapping[str, Any], style: str) -> list[str]:
     """Return the report's parts: caption, tests, table, losses, what was left out."""
-    lost = [one for one in results["measurements"] if loses(one)]
-    ours = sum(bool(one["ours"]) for one in results["measurements"])
+    swept, others = apart(results)
+    lost = [one for one in others if loses(one)]
+    ours = sum(bool(one["ours"]) for one in others)
     verdict = f"seqconv loses {len(lost)} of its {ours} comparisons" + (":" if lost else ".") if ours else ""
     reasons: dict[tuple[str, str], int] = {}
     for one in results["skipped"]:
@@ -75,12 +79,19 @@ def sections(results: Mapping[str, Any], style: str) -> list[str]:
     return [
         f"{one_line(results['environment'])}; load {results['load']}; {results['created']}; `{results['command']}`",
         f"GPU tests: {results['tests']['summary']}" if results["tests"] else "",
-        tabulate([row(one) for one in results["measurements"]], HEADERS, tablefmt=style, disable_numparse=True),
+        tabulate([row(one) for one in others], HEADERS, tablefmt=style, disable_numparse=True) if others else "",
         verdict,
         tabulate([row(one) for one in lost], HEADERS, tablefmt=style, disable_numparse=True) if lost else "",
+        *(sweep.sections(swept, style) if swept else ()),
         "Left out:" if left_out else "",
         tabulate(left_out, ("provider", "tests", "why"), tablefmt=style) if left_out else "",
     ]
+
+
+def apart(results: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return the sweep's measurements and all others: hundreds of rows need a table and a plot of their own."""
+    swept = [one for one in results["measurements"] if one.get("suite") == "sweep"]
+    return swept, [one for one in results["measurements"] if one.get("suite") != "sweep"]
 
 
 def row(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -110,11 +121,11 @@ def label(case: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def plot(results: Mapping[str, Any], path: Path) -> None:
+def plot(measurements: Sequence[Mapping[str, Any]], machine: str, path: Path) -> None:
     """Draw each comparison's ratio with its quartiles, one row each, on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    shown = [one for one in results["measurements"] if one["provider"] != one["baseline"]] or results["measurements"]
+    shown = [one for one in measurements if one["provider"] != one["baseline"]] or list(measurements)
     figure = Figure(figsize=(11, 1.2 + 0.22 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for height, one in enumerate(reversed(shown)):
@@ -127,7 +138,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times faster than the baseline (green: seqconv wins, red: seqconv loses, grey: peers)")
-    axes.set_title(one_line(results["environment"]), fontsize=7)
+    axes.set_title(machine, fontsize=7)
     axes.margins(y=1 / (len(shown) + 1))
     figure.savefig(path, dpi=120)
 

@@ -23,14 +23,18 @@ from seqconv.kernels.geometry import Convolution
 __all__ = [
     "BETTER",
     "LAYERS",
+    "LAYOUTS",
     "ConvPool",
     "better_layout",
     "conv_positions",
+    "global_max_pool",
+    "globally",
     "layer_case",
     "max_pool",
     "operations",
     "options",
-    "seqconv_provider",
+    "pooled",
+    "refused",
 ]
 
 # N is the batch; P = 0 stands for the global maximum. The first layer of the Jena model reads the data itself and
@@ -185,20 +189,24 @@ class ConvPool(Operation):
 
 def operations() -> list[ConvPool]:
     """Return the layer with a pool and the layer with the global maximum."""
-
-    def pooled(backend: str) -> Callable[..., Tensor]:
-        def layer(input: Tensor, weight: Tensor, bias: Tensor, pool_size: int, **options: int) -> Tensor:
-            return conv1d_relu_max_pool1d(input, weight, bias, pool_size=pool_size, backend=backend, **options)
-
-        return layer
-
-    def globally(backend: str) -> Callable[..., Tensor]:
-        return partial(conv1d_relu_global_max_pool1d, backend=backend)
-
     return [
         ConvPool("conv1d_relu_max_pool1d", max_pool, pooled),
         ConvPool("conv1d_relu_global_max_pool1d", global_max_pool, globally),
     ]
+
+
+def pooled(backend: str) -> Callable[..., Tensor]:
+    """Return the layer with a pool on one of seqconv's backends."""
+
+    def layer(input: Tensor, weight: Tensor, bias: Tensor, pool_size: int, **options: int) -> Tensor:
+        return conv1d_relu_max_pool1d(input, weight, bias, pool_size=pool_size, backend=backend, **options)
+
+    return layer
+
+
+def globally(backend: str) -> Callable[..., Tensor]:
+    """Return the layer with the global maximum on one of seqconv's backends."""
+    return partial(conv1d_relu_global_max_pool1d, backend=backend)
 
 
 def seqconv_provider(backend: str, bind: Callable[[str], Callable[..., Tensor]]) -> Provider:
