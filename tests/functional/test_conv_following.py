@@ -1,0 +1,172 @@
+"""What must see torch's own operations gets them: the choice falls back and tells why; a backend asked for refuses."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from seqconv import BackendError
+from seqconv.functional import conv
+from tests.conv_cases import composition, ours, same, whole
+
+POOL = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
+X, W = whole(2, 4, 13), whole(6, 4, 3)
+
+
+class Marked(torch.Tensor):
+    """A tensor that says what it is, and computes as any other."""
+
+
+class Watched(TorchDispatchMode):
+    """See every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def exported(f):
+    class Module(torch.nn.Module):
+        def forward(self, x, w):
+            return f(x, w)
+
+    return torch.export.export(Module(), (X, W), strict=False).module()(X, W)
+
+
+def traced(f):
+    return torch.jit.trace(f, (X, W), check_trace=False)(X, W)
+
+
+def forward_mode(f):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(X, X), W)).tangent
+
+
+def fake(f):
+    with FakeTensorMode() as mode:
+        result = f(mode.from_tensor(X), mode.from_tensor(W))
+    return torch.zeros(result.shape)
+
+
+def under(mode):
+    def run(f):
+        with mode():
+            return f(X, W)
+
+    return run
+
+
+def autocast(f):
+    with torch.autocast("cpu", torch.bfloat16):
+        return f(X, W)
+
+
+def negated(x):
+    """Return the same numbers as a view that is to be read with their signs turned."""
+    turned = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert turned.is_neg()
+    return turned
+
+
+FUNCTIONS = "transforms of functions (vmap, grad, jvp) need torch's own operations"
+MODE = "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
+SITUATIONS = {
+    "torch.export": (exported, "torch.export needs torch's own operations"),
+    "torch.jit.trace": (
+        lambda f: torch.jit.trace(f, (X, W), check_trace=False)(X, W),
+        "torch.jit.trace needs torch's own operations",
+    ),
+    "make_fx": (lambda f: make_fx(f)(X, W)(X, W), MODE),
+    "symbolic make_fx": (lambda f: make_fx(f, tracing_mode="symbolic")(X, W)(X, W), MODE),
+    "fake tensors": (fake, MODE),
+    "a mode that counts": (under(lambda: FlopCounterMode(display=False)), MODE),
+    "vmap of the input": (lambda f: torch.vmap(lambda x: f(x, W))(X), FUNCTIONS),
+    "vmap of the weight": (lambda f: torch.vmap(lambda w: f(X, w))(torch.stack([W, -W])), FUNCTIONS),
+    "grad": (lambda f: torch.func.grad(lambda w: f(X, w).sum())(W), FUNCTIONS),
+    "jvp": (lambda f: torch.func.jvp(lambda x: f(x, W), (X,), (X,))[1], FUNCTIONS),
+    "functional_call in vmap": (lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x, W).sum()))(X), FUNCTIONS),
+    "forward-mode AD": (forward_mode, "forward-mode differentiation needs torch's own operations"),
+    "autocast": (autocast, "autocast chooses among torch's own operations"),
+    "an input of a subclass": (lambda f: f(X.as_subclass(Marked), W), "it serves plain tensors, got Marked"),
+    "a weight of a subclass": (lambda f: f(X, W.as_subclass(Marked)), "it serves plain tensors, got Marked"),
+    "a negated input": (lambda f: f(negated(X), W), "it serves plain memory, got torch.strided, negated"),
+    "a negated weight": (lambda f: f(X, negated(W)), "it serves plain memory, got torch.strided, negated"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("pool", [POOL, None], ids=str)
+@pytest.mark.parametrize(("situation", "reason"), SITUATIONS.values(), ids=SITUATIONS)
+def test_falls_back_with_a_reason(situation, reason, pool):
+    explanations = []
+
+    def function(x, w):
+        numbers = None if pool is None else (3, 2, 1, 1, False)
+        explanations.append(conv.conv_call(x, w, None, (1, 1, 1, 1), numbers).explain("auto"))
+        return ours(x, w, None, pool, padding=1)
+
+    result = situation(function)
+    assert {(one.backend, one.reasons["numba"]) for one in explanations} == {("reference", reason)}
+    expected = situation(lambda x, w: composition(x, w, None, pool, padding=1))
+    assert type(result) is type(expected)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    with pytest.raises((BackendError, RuntimeError)) as caught:
+        situation(lambda x, w: ours(x, w, None, pool, backend="numba"))
+    assert f"backend 'numba' cannot serve conv1d_relu_{'global_' if pool is None else ''}max_pool1d: {reason}" in str(
+        caught.value
+    )
+
+
+def test_a_mode_sees_torchs_own_operations():
+    with Watched() as mode:
+        ours(X, W, None, POOL)
+    assert any("convolution" in name for name in mode.seen)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_the_gathering_calls_look_at_every_tensor(which):
+    tokens, table, starts = torch.randint(13, (2, 9)), whole(13, 4), torch.tensor([0, 3])
+    convolution = (1, 0, 1, 1)
+    for call, tensors in (
+        (lambda *t: conv.embedding_call(*t, None, None, convolution, None), (tokens, table, W)),
+        (lambda *t: conv.window_call(*t, None, 9, 1, convolution, None), (table, starts, W)),
+    ):
+        assert call(*tensors).explain("auto").backend == "numba"
+        changed = list(tensors)
+        changed[which] = changed[which].as_subclass(Marked)
+        assert call(*changed).explain("auto").reasons["numba"] == "it serves plain tensors, got Marked"
+
+
+def test_parameters_and_buffers_are_plain_tensors():
+    for x, w in itertools.product((X, torch.nn.Parameter(X), torch.nn.Buffer(X)), (torch.nn.Parameter(W), W)):
+        assert conv.conv_call(x, w, None, (1, 0, 1, 1), None).explain("auto").backend == "numba"
+        assert same(ours(x, w, None, None).detach(), composition(X, W, None, None))
+
+
+@pytest.mark.xfail(strict=True, reason="the kernels make their memory on the default device")
+def test_a_default_device_is_not_that_of_the_kernels_memory():
+    """In a process of its own: kernels that write to memory that is not there would end this one."""
+    program = """
+import torch
+from seqconv.functional import conv1d_relu_max_pool1d
+x, w = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 13), (6, 4, 3)))
+outcomes = []
+for device in ("cpu", "meta"):
+    with torch.device(device):
+        result = conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")
+        outcomes.append([result, *torch.autograd.grad(result, [x, w], result.detach())])
+assert all(torch.equal(one, other) for one, other in zip(*outcomes))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
