@@ -1,0 +1,120 @@
+"""A table folded into a convolution: every row's products with every kernel position, computed once.
+
+A convolution of gathered rows is a sum of such products, ``conv(table[tok])[t] = sum_k folded[tok[t + k], k]``: with
+``folded`` at hand, a position costs ``K`` additions of rows instead of ``K * C`` multiply-adds for every output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from .compilation import compiled
+from .conv_pool import DTYPES, lane_count, padded_outputs
+from .products import TILE, multiply, odd_lines
+from .simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
+from .threads import run, share, thread_count
+
+__all__ = ["copy_row", "fold", "folded_shape"]
+
+# Rows of the table that a thread takes at a time: with their results they stay in the second cache.
+ROWS = 8 * TILE
+
+
+def folded_shape(rows: int, weight: Tensor) -> tuple[int, int, int]:
+    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
+    return rows, weight.size(2), padded_outputs(weight.size(0), DTYPES[weight.dtype])
+
+
+def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return ``folded[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, zeros behind the last ``o``.
+
+    ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32 or float64. Given
+    ``rows``, int64 and contiguous, ``folded[i]`` is that of row ``rows[i]``. See :func:`folded_shape`.
+    """
+    count = table.size(0) if rows is None else rows.size(0)
+    folded = table.new_empty(folded_shape(count, weight))
+    channels, columns = table.size(1), folded.size(1) * folded.size(2)
+    if not folded.numel() or not channels:
+        return folded.zero_()
+    packed = pack_by_channel(weight)
+    like, itemsize = DTYPES[table.dtype], table.element_size()
+    parts = -(-count // ROWS)
+    threads = thread_count(parts, count * channels * columns)
+    places = (table.data_ptr(), 0 if rows is None else rows.data_ptr(), packed.data_ptr(), folded.data_ptr())
+    strides = (
+        table.stride(0) * itemsize,
+        table.stride(1) * itemsize,
+        packed.stride(0) * itemsize,
+        odd_lines(channels * itemsize),
+    )
+
+    def call(begin: int, end: int, threads: int, launch: int) -> None:
+        fold_rows(places, strides, count, channels, columns // lane_count(like), like, begin, end, threads, launch)
+
+    run(call, parts, threads)
+    return folded
+
+
+def pack_by_channel(weight: Tensor) -> Tensor:
+    """Return ``(C, K, O)``, zeros behind the last ``o``, from ``(O, C, K)``."""
+    outputs, channels, _ = weight.shape
+    packed = weight.new_zeros(channels, *folded_shape(1, weight)[1:])
+    packed[..., :outputs] = weight.detach().permute(1, 2, 0)
+    return packed
+
+
+@njit
+def fold_part(part: int, places: Any, strides: Any, count: int, channels: int, columns: int, zero: Any) -> None:
+    """Fold the rows of one part, gathered first if they are listed; ``columns`` counts vectors."""
+    table, listed, packed, folded = places
+    begin = part * ROWS
+    rows = min(ROWS, count - begin)
+    width = columns * lanes(zero) * bytes_of(zero)
+    source, row_stride, tap_stride = table + begin * strides[0], strides[0], strides[1]
+    scratch = np.empty(rows * strides[3] if listed else 1, np.uint8)
+    if listed:
+        source, row_stride, tap_stride = scratch.ctypes.data, strides[3], bytes_of(zero)
+        for i in range(rows):
+            row = load_number(listed + (begin + i) * 8, np.int64(0))
+            copy_row(source + i * row_stride, table + row * strides[0], strides[1], channels, zero)
+    goal = folded + begin * width
+    taps = (1, 0, channels, tap_stride)
+    multiply(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def copy_row(target: int, source: int, stride: int, count: int, zero: Any) -> None:
+    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbouring places."""
+    width, size = lanes(zero), bytes_of(zero)
+    done = 0
+    if stride == size:
+        while done + width <= count:
+            store(load(source + done * size, zero), target + done * size)
+            done += width
+        if done < count:
+            store_first(load_first(source + done * size, count - done, zero), target + done * size, count - done)
+    else:
+        for i in range(count):
+            store_number(load_number(source + i * stride, zero), target + i * size, zero)
+
+
+@compiled
+def fold_rows(
+    places: Any,
+    strides: Any,
+    count: int,
+    channels: int,
+    columns: int,
+    zero: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Fold the parts ``begin`` to ``end``; see :func:`fold_part`."""
+    share(begin, end, threads, launch, fold_part, (places, strides, count, channels, columns, zero))

@@ -1,0 +1,132 @@
+"""The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
+
+Rows that are equally far apart, those of windows without padding, are read in place. Others are copied, a chunk of
+positions at a time, to a scratch that stays in the second cache. The activation is pooled from a scratch, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .compilation import compiled
+from .fold import copy_row
+from .gathered import CHUNK, Index, Layer, aligned, row_of
+from .pooling import finish_rows, merge_rows, pool_rows
+from .products import multiply
+from .simd import bytes_of, lanes, store_number
+from .threads import share
+
+__all__ = ["forward_direct"]
+
+
+@compiled
+def forward_direct(
+    layer: Layer,
+    index: Index,
+    table: Any,
+    places: Any,
+    blocks: int,
+    is_global: bool,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Compute the blocks ``begin`` to ``end``; see :func:`direct_block`."""
+    share(begin, end, threads, launch, direct_block, (layer, index, table, places, blocks, is_global, zero, code))
+
+
+@njit
+def direct_block(
+    block: int, layer: Layer, index: Index, table: Any, places: Any, blocks: int, is_global: bool, zero: Any, code: Any
+) -> None:
+    """Compute one of the ``blocks`` of all samples' chunks of windows.
+
+    ``table`` are the table's address, the bytes between its rows and channels and the number of channels; ``places``
+    the addresses of the weights ``(K, C, O)`` and the bias, both in whole vectors of outputs, of the result and of
+    ``argmax`` (0: not wanted). ``zero`` and ``code`` are zeros of the tensor's and the argmax's type.
+    """
+    weights, bias, out, argmax = places
+    chunks = (layer.windows + layer.chunk - 1) // layer.chunk
+    begin, end = layer.samples * chunks * block // blocks, layer.samples * chunks * (block + 1) // blocks
+    size = bytes_of(zero)
+    width = lanes(zero)
+    padded = (layer.outputs + width - 1) // width * width * size
+    span = (layer.pool_size - 1) * layer.pool_dilation
+    most = min((layer.chunk - 1) * layer.pool_stride + span + 1, layer.positions)
+    most = min(CHUNK, most) if is_global else most
+    copied = ((most - 1) * layer.stride + (layer.size - 1) * layer.dilation + 1) * table[3] * size
+    scratch = np.empty(most * padded + padded + padded // size * 4 + copied + 256, np.uint8)
+    sums = aligned(scratch.ctypes.data)
+    maxima = aligned(sums + most * padded)
+    winners = aligned(maxima + padded)
+    rows = aligned(winners + padded // size * 4)
+    for part in range(begin, end):
+        n = part // chunks
+        from_window = part % chunks * layer.chunk
+        to_window = min(from_window + layer.chunk, layer.windows)
+        first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
+        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, layer.positions)
+        if not is_global:
+            if last > first:
+                convolve(layer, index, table, n, first, last - first, weights, rows, sums, zero)
+            for q in range(from_window, to_window):
+                place = out + n * layer.sample_stride + q * layer.window_stride
+                codes = argmax + (n * layer.windows + q) * padded // size * bytes_of(code) if argmax else 0
+                pool_rows(layer, sums, padded, first, q, bias, place, codes, zero, code)
+            continue
+        for i in range(padded // size):
+            store_number(zero, maxima + i * size, zero)
+            store_number(np.int32(-1), winners + i * 4, np.int32(0))
+        for p in range(0, layer.positions, most):
+            count = min(most, layer.positions - p)
+            convolve(layer, index, table, n, p, count, weights, rows, sums, zero)
+            merge_rows(sums, padded, p, count, bias, maxima, winners, zero)
+        codes = argmax + n * padded // size * bytes_of(code) if argmax else 0
+        finish_rows(maxima, winners, layer.outputs, out + n * layer.sample_stride, codes, zero, code)
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def convolve(
+    layer: Layer,
+    index: Index,
+    table: Any,
+    n: int,
+    first: int,
+    count: int,
+    weights: int,
+    rows: int,
+    sums: int,
+    zero: Any,
+) -> None:
+    """Fill ``sums`` with the convolution at ``count`` positions from ``first`` on; ``rows`` is room for their rows."""
+    address, row_stride, channel_stride, channels = table
+    size, width = bytes_of(zero), lanes(zero)
+    vectors = (layer.outputs + width - 1) // width
+    reach = (layer.size - 1) * layer.dilation
+    begin = first * layer.stride - layer.left
+    if not index.position_stride and not layer.left and (layer.positions - 1) * layer.stride + reach < layer.length:
+        row_stride *= index.step
+        source = address + row_of(index, n, 0) * table[1] + begin * row_stride
+    else:
+        source = rows
+        row_stride, channel_stride = channels * size, size
+        for i in range((count - 1) * layer.stride + reach + 1):
+            place = rows + i * row_stride
+            if 0 <= begin + i < layer.length:
+                copy_row(place, address + row_of(index, n, begin + i) * table[1], table[2], channels, zero)
+            else:
+                for c in range(channels):
+                    store_number(zero, place + c * size, zero)
+    taps = (layer.size, layer.dilation * row_stride, channels, channel_stride)
+    if layer.dilation * row_stride == channels * channel_stride:  # all taps of a position are neighbours
+        taps = (1, 0, layer.size * channels, channel_stride)
+    step = layer.stride * row_stride
+    goal = vectors * width * size
+    multiply(sums, goal, source, step, count, taps, weights, goal, vectors, True, zero)

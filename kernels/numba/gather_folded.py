@@ -1,0 +1,390 @@
+"""The conv stack on gathered rows, from a folded table: a position's convolution is ``K`` additions of rows.
+
+Sums, bias, ReLU, maximum and its position stay in registers from the first row to the pooled number. Windows that
+overlap are pooled from a scratch in the first cache instead, so that no position is summed twice. On a Zen 4 a vector
+is loaded every cycle, which is the bound while the rows that a batch uses fit into the second cache; behind it the
+third cache's bandwidth is.
+"""
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+
+from .compilation import compiled, intrinsic
+from .gathered import Index, Layer, aligned, row_of, window_range
+from .pooling import pool_rows
+from .simd import (
+    byte_pointer,
+    bytes_of,
+    call,
+    element_of,
+    first_lanes,
+    lanes,
+    llvm_number,
+    llvm_vector,
+    load_number,
+    read,
+    size_of,
+    splat,
+    store_number,
+    suffix,
+    vector_of,
+    write,
+)
+from .threads import share
+
+__all__ = ["forward_folded"]
+
+# Vectors of outputs that are summed at once: more share a row's address, fewer leave registers for sums and maxima.
+VECTORS = 4
+
+
+@compiled
+def forward_folded(
+    layer: Layer,
+    index: Index,
+    places: Any,
+    blocks: int,
+    is_global: bool,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Compute the blocks ``begin`` to ``end``; see :func:`folded_block`."""
+    share(begin, end, threads, launch, folded_block, (layer, index, places, blocks, is_global, zero, code))
+
+
+@njit
+def folded_block(
+    block: int, layer: Layer, index: Index, places: Any, blocks: int, is_global: bool, zero: Any, code: Any
+) -> None:
+    """Compute one of the ``blocks`` of all samples' chunks of windows.
+
+    ``places`` are the addresses of the folded table, of the int32 that name each row's place in it (0: its own number),
+    of the bias, whole vectors of it, of the result and of ``argmax`` (0: not wanted). ``zero`` and ``code`` are zeros
+    of the tensor's and the argmax's type.
+    """
+    folded, moved, bias, out, argmax = places
+    chunks = (layer.windows + layer.chunk - 1) // layer.chunk
+    begin, end = layer.samples * chunks * block // blocks, layer.samples * chunks * (block + 1) // blocks
+    size = bytes_of(zero)
+    width = lanes(zero)
+    padded = (layer.outputs + width - 1) // width * width * size
+    row_size = layer.size * padded
+    codes_size = padded // size * bytes_of(code)
+    span = (layer.pool_size - 1) * layer.pool_dilation
+    reach = (layer.size - 1) * layer.dilation
+    most = min((layer.chunk - 1) * layer.pool_stride + span + 1, layer.positions)
+    rows = np.empty((most - 1) * layer.stride + reach + 1, np.int64)
+    addresses = rows.ctypes.data
+    overlap = layer.pool_stride <= span and not is_global
+    scratch = np.empty((most * padded if overlap else 0) + row_size + 64, np.uint8)
+    empty = aligned(scratch.ctypes.data)
+    sums = empty + row_size
+    for i in range(0, row_size, size):
+        store_number(zero, empty + i, zero)
+    position = layer.stride * 8
+    tap = layer.dilation * 8
+    steps = (
+        layer.pool_stride * position, layer.pool_dilation * position, tap, padded, layer.window_stride, codes_size
+    )  # fmt: skip
+    single = (position, position, tap, padded, padded, 0)
+    for part in range(begin, end):
+        n = part // chunks
+        from_window = part % chunks * layer.chunk
+        to_window = min(from_window + layer.chunk, layer.windows)
+        first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
+        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, layer.positions)
+        count = (last - first - 1) * layer.stride + reach + 1
+        find_rows(
+            layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
+        )
+        if overlap:
+            sum_rows(layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, code, 0)
+        full = (layer.positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last window that is
+        q = from_window
+        while q < to_window:
+            start, skipped, ending = window_range(layer, q)
+            place = out + n * layer.sample_stride + q * layer.window_stride
+            codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
+            windows = 1
+            if overlap or skipped >= ending:
+                pool_rows(layer, sums, padded, first, q, empty, place, codes, zero, code)
+            else:
+                if ending - skipped == layer.pool_size:
+                    windows = min(full + 1, to_window) - q
+                at = addresses + (start + skipped * layer.pool_dilation - first) * position
+                if is_global:
+                    sum_rows(layer, 1, place, codes, at, skipped, ending, layer.outputs, bias, steps, zero, code, 1)
+                else:
+                    sum_rows(
+                        layer, windows, place, codes, at, skipped, ending, layer.outputs, bias, steps, zero, code, 0
+                    )  # fmt: skip
+            q += windows
+    rows[0] = scratch[0]  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table: Any, addresses: int) -> None:
+    """Write the addresses of the rows of ``count`` positions of sample ``n``, from the input's position ``first`` on.
+
+    ``table`` are the addresses of the folded table and of the rows' places in it, as in :func:`folded_block`, the bytes
+    of a row and the address of the row that padding has.
+    """
+    folded, moved, row_size, empty = table
+    begin = min(max(-first, 0), count)
+    end = max(min(layer.length - first, count), begin)
+    for i in range(begin):
+        store_number(empty, addresses + i * 8, 0)
+    for i in range(end, count):
+        store_number(empty, addresses + i * 8, 0)
+    if moved:
+        for i in range(begin, end):
+            row = np.int64(load_number(moved + row_of(index, n, first + i) * 4, np.int32(0)))
+            store_number(folded + row * row_size, addresses + i * 8, 0)
+    elif index.itemsize == 8 and index.position_stride == 8 and not index.step:
+        place = index.address + n * index.sample_stride + first * 8
+        for i in range(begin, end):  # what the other loops do, in a form that the compiler makes vectors of
+            store_number(folded + load_number(place + i * 8, 0) * row_size, addresses + i * 8, 0)
+    else:
+        for i in range(begin, end):
+            store_number(folded + row_of(index, n, first + i) * row_size, addresses + i * 8, 0)
+
+
+@njit
+def sum_rows(
+    layer: Layer,
+    windows: int,
+    out: int,
+    argmax: int,
+    addresses: int,
+    first: int,
+    last: int,
+    outputs: int,
+    bias: int,
+    steps: Any,
+    zero: Any,
+    code: Any,
+    is_global: int,
+) -> None:
+    """Pool the positions ``first`` to ``last`` of ``windows``, the first of which begins at ``addresses``.
+
+    ``outputs`` is the number of channels, of which the last vector may hold fewer than its lanes; the rest is as in
+    :func:`pool_sums`.
+    """
+    width = lanes(zero)
+    vector = width * bytes_of(zero)
+    vectors = (outputs + width - 1) // width
+    v = 0
+    while v < vectors:
+        rest = outputs - v * width
+        goal, codes, shift = out + v * vector, argmax + v * width * bytes_of(code) if argmax else 0, bias + v * vector
+        if vectors - v >= 4:
+            tail = min(rest - 3 * width, width)
+            pool_sums(
+                goal,
+                tail,
+                codes,
+                addresses,
+                v * vector,
+                steps,
+                windows,
+                first,
+                last,
+                layer.size,
+                shift,
+                zero,
+                code,
+                4,
+                is_global,
+            )
+            v += 4
+        elif vectors - v >= 2:
+            tail = min(rest - width, width)
+            pool_sums(
+                goal,
+                tail,
+                codes,
+                addresses,
+                v * vector,
+                steps,
+                windows,
+                first,
+                last,
+                layer.size,
+                shift,
+                zero,
+                code,
+                2,
+                is_global,
+            )
+            v += 2
+        else:
+            pool_sums(
+                goal,
+                rest,
+                codes,
+                addresses,
+                v * vector,
+                steps,
+                windows,
+                first,
+                last,
+                layer.size,
+                shift,
+                zero,
+                code,
+                1,
+                is_global,
+            )
+            v += 1
+
+
+@intrinsic
+def pool_sums(
+    _typing: Any,
+    out: Any,
+    tail: Any,
+    argmax: Any,
+    addresses: Any,
+    offset: Any,
+    steps: Any,
+    windows: Any,
+    first: Any,
+    last: Any,
+    taps: Any,
+    bias: Any,
+    like: Any,
+    code: Any,
+    vectors: Any,
+    is_global: Any,
+) -> Any:
+    """Write the greatest of 0 and the sums of the positions ``first`` to ``last``, and which it was, for ``vectors``.
+
+    Of every of ``windows`` windows. Position ``first``'s tap 0 is the row whose address is at ``addresses``, there
+    ``offset`` bytes on. ``steps`` are the bytes from an address to that of the next window, position and tap, from a
+    tap's numbers to the next tap's within a row, and from a window's place to the next one's in ``out`` and
+    ``argmax``. Every sum starts from ``bias``. Literals are ``vectors`` and whether the maximum ``is_global``, 0 or 1;
+    of the last vector ``tail`` numbers are written to ``out``. With no position the maximum is minus infinity.
+    """
+    if not isinstance(vectors, types.IntegerLiteral) or not isinstance(is_global, types.IntegerLiteral):
+        return None
+    kind, wide, narrow = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
+    globally = is_global.literal_value
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        size, number, short = size_of(kind.element), ir.IntType(64), ir.IntType(32)
+        codes = ir.VectorType(short, kind.count)
+        out, tail, argmax, addresses, offset, steps, windows, first, last, taps, bias = arguments[:11]
+        window_step, position_step, tap_step, row_step, out_step, code_step = (
+            builder.extract_value(steps, i) for i in range(6)
+        )
+        columns = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
+        shift = byte_pointer(builder, bias)
+        shifts = [read(builder, builder.gep(shift, [column]), kind, size) for column in columns]
+        zero, infinity = ir.Constant(kind.element, 0.0), ir.Constant(kind.element, float("-inf"))
+        inside = builder.icmp_signed("<", first, last)
+        lowest = splat(builder, builder.select(inside, zero, infinity), kind.count)
+        full = builder.icmp_signed("==", tail, ir.Constant(number, kind.count))
+        mask = first_lanes(builder, tail, kind.count)
+        coded = builder.icmp_signed("!=", argmax, ir.Constant(number, 0))
+        nobody = ir.Constant(codes, [-1] * kind.count)
+        earliest = splat(builder, builder.trunc(first, short), kind.count)
+
+        def loop(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
+            """Begin a loop whose variables start at ``values``: return its block and the variables."""
+            before, block = builder.block, builder.append_basic_block(name)
+            builder.branch(block)
+            builder.position_at_end(block)
+            nodes = [builder.phi(value.type) for value in values]
+            for node, value in zip(nodes, values, strict=True):
+                node.add_incoming(value, before)
+            return block, nodes
+
+        def again(block: Any, nodes: list[Any], values: list[Any], condition: Any) -> None:
+            """End a loop: go round with new ``values`` if ``condition``, else on."""
+            for node, value in zip(nodes, values, strict=True):
+                node.add_incoming(value, builder.block)
+            done = builder.append_basic_block(f"{block.name}.done")
+            builder.cbranch(condition, block, done)
+            builder.position_at_end(done)
+
+        def after(value: Any, step: Any) -> Any:
+            return builder.gep(value, [step]) if value.type.is_pointer else builder.add(value, step)
+
+        one = ir.Constant(number, 1)
+        start = [windows, byte_pointer(builder, addresses), byte_pointer(builder, out), byte_pointer(builder, argmax)]
+        each, state = loop("window", start)
+        remaining, window, goal, coding = state
+        # Positions: at least one pass, whose sums count for nothing where there is no position.
+        position, maxima = loop("position", [first, window, earliest, *[lowest] * wide, *[nobody] * wide])
+        p, place, won, *found = maxima
+        best, at = found[:wide], found[wide:]
+        tap, sums = loop("tap", [taps, place, offset, *shifts])
+        k, near, within, *totals = sums
+        row = builder.gep(byte_pointer(builder, read(builder, near, number, 8)), [within])
+        rows = [read(builder, builder.gep(row, [column]), kind, size) for column in columns]
+        totals = [builder.fadd(total, content) for total, content in zip(totals, rows, strict=True)]
+        left = builder.sub(k, one)
+        again(
+            tap,
+            sums,
+            [left, after(near, tap_step), after(within, row_step), *totals],
+            builder.icmp_signed(">", left, ir.Constant(number, 0)),
+        )
+        greatest, winners = [], []
+        for total, old, code in zip(totals, best, at, strict=True):
+            special = builder.fcmp_unordered("uno", total, total)
+            if globally:
+                special = builder.and_(special, builder.fcmp_ordered("ord", old, old))
+            wins = builder.or_(builder.fcmp_ordered(">", total, old), special)
+            greatest.append(builder.select(wins, total, old))
+            winners.append(builder.select(wins, won, code))
+        ahead = builder.add(p, one)
+        won = builder.add(won, ir.Constant(codes, [1] * kind.count))
+        values = [ahead, after(place, position_step), won, *greatest, *winners]
+        again(position, maxima, values, builder.icmp_signed("<", ahead, last))
+        if True:
+            for v, vector in enumerate(greatest):
+                target = builder.gep(goal, [columns[v]])
+                if v < wide - 1:
+                    write(builder, vector, target, size)
+                    continue
+                with builder.if_else(full, likely=True) as (whole, part):
+                    with whole:
+                        write(builder, vector, target, size)
+                    with part:
+                        typed = builder.bitcast(target, kind.as_pointer())
+                        alignment = ir.Constant(short, size)
+                        call(
+                            builder,
+                            f"llvm.masked.store.{suffix(kind)}.p0",
+                            ir.VoidType(),
+                            [vector, typed, alignment, mask],
+                        )
+            with builder.if_then(coded):
+                for v, vector in enumerate(winners):
+                    target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(narrow))])
+                    fitting = ir.VectorType(narrow, kind.count)
+                    content = builder.trunc(vector, fitting) if vector.type != fitting else vector
+                    write(builder, content, target, size_of(narrow))
+        left = builder.sub(remaining, one)
+        again(
+            each,
+            state,
+            [left, after(window, window_step), after(goal, out_step), after(coding, code_step)],
+            builder.icmp_signed(">", left, ir.Constant(number, 0)),
+        )
+        return context.get_dummy_value()
+
+    integer = types.int64
+    form = (integer,) * 5 + (types.UniTuple(integer, 6),) + (integer,) * 5
+    return types.void(*form, like, code, vectors, is_global), generate

@@ -1,0 +1,111 @@
+"""What the kernels on gathered rows need to know of a call: where a sample's rows are found, and the layer's numbers.
+
+The row that sample ``n`` has at position ``l`` is ``index[n, l] + l * step``: for tokens ``step`` is 0, for windows
+``index`` holds the starts and does not depend on ``l``. Letters are those of the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .simd import load_number
+
+__all__ = ["Index", "Layer", "aligned", "describe", "of_tokens", "of_windows", "row_of", "window_range"]
+
+# A chunk of windows spans about so many positions.
+CHUNK = 128
+
+
+class Index(NamedTuple):
+    """Where the numbers of a call's rows lie. Strides are in bytes, ``itemsize`` is 4 or 8."""
+
+    address: int
+    itemsize: int
+    sample_stride: int
+    position_stride: int
+    step: int
+    length: int
+
+
+class Layer(NamedTuple):
+    """A call's numbers. ``left`` is the convolution's padding in front; strides of the result are in bytes."""
+
+    samples: int
+    length: int
+    left: int
+    positions: int
+    outputs: int
+    size: int
+    stride: int
+    dilation: int
+    pool_size: int
+    pool_stride: int
+    pool_padding: int
+    pool_dilation: int
+    windows: int
+    chunk: int
+    sample_stride: int
+    channel_stride: int
+    window_stride: int
+
+
+def of_tokens(tokens: Tensor) -> Index:
+    """Return the index of tokens ``(N, L)``, int32 or int64, read in place; the caller keeps the tensor."""
+    itemsize = tokens.element_size()
+    return Index(
+        tokens.data_ptr(), itemsize, tokens.stride(0) * itemsize, tokens.stride(1) * itemsize, 0, tokens.size(1)
+    )
+
+
+def of_windows(starts: Tensor, length: int, step: int) -> Index:
+    """Return the index of windows that begin at the rows ``starts`` ``(N,)``; the caller keeps the tensor."""
+    itemsize = starts.element_size()
+    return Index(starts.data_ptr(), itemsize, starts.stride(0) * itemsize, 0, step, length)
+
+
+def describe(
+    index: Index, samples: int, weight: Tensor, convolution: Convolution, pool: Pool | None, out: Tensor
+) -> Layer:
+    """Return the layer's numbers; ``pool`` is ``None`` for the global maximum, ``out`` ``(N, O, Q)`` any result."""
+    outputs, _, size = weight.shape
+    positions = convolution.output_length(index.length, size)
+    pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
+    span = dilation * (pool_size - 1) + 1
+    windows = out.size(2)
+    chunk = max(1, min(max(CHUNK, 4 * span) // stride, windows))
+    return Layer(
+        samples, index.length, convolution.padding[0], positions, outputs, size, convolution.stride,
+        convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
+        *(stride * out.element_size() for stride in out.stride()),
+    )  # fmt: skip
+
+
+@njit(inline="always")
+def row_of(index: Index, n: int, position: int) -> Any:
+    """Return the number of the row that sample ``n`` has at ``position``."""
+    place = index.address + n * index.sample_stride + position * index.position_stride
+    if index.itemsize == 8:
+        return load_number(place, np.int64(0)) + position * index.step
+    return np.int64(load_number(place, np.int32(0))) + position * index.step
+
+
+@njit(inline="always")
+def window_range(layer: Layer, q: int) -> tuple[int, int, int]:
+    """Return window ``q``'s first position, inside or not, and the numbers of its first and behind its last inside."""
+    start = q * layer.pool_stride - layer.pool_padding
+    first, last = 0, layer.pool_size
+    if start < 0 or start + (layer.pool_size - 1) * layer.pool_dilation >= layer.positions:
+        first = max(-start + layer.pool_dilation - 1, 0) // layer.pool_dilation
+        last = min((layer.positions - start + layer.pool_dilation - 1) // layer.pool_dilation, layer.pool_size)
+    return start, first, last
+
+
+@njit(inline="always")
+def aligned(address: int) -> int:
+    """Return the next address at which a cache line begins."""
+    return (address + 63) // 64 * 64
