@@ -30,6 +30,9 @@ TAPS = 128
 
 LINE = 64
 
+# So many lines of the next part's input are asked for while one is computed: a quarter of a second cache.
+FARTHEST = 4096
+
 
 @intrinsic
 def load_task(_typing: Any, address: Any) -> Any:
@@ -134,20 +137,64 @@ def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
 
 @njit
 def convolve(
-    table: int, count: int, offsets: int, taps: int, weights: int, bias: int, vectors: int, rows: int, zero: Any
+    table: int,
+    count: int,
+    offsets: int,
+    taps: int,
+    weights: int,
+    bias: int,
+    vectors: int,
+    rows: int,
+    ahead: Any,
+    zero: Any,
 ) -> None:
     """Fill ``rows``, dense, with the convolution of ``count`` listed positions and ``vectors`` of outputs, and bias.
 
     Every block of taps is summed in registers before it is added to the others, which keeps rounding errors small.
+    ``ahead`` is memory that is needed next: the lines from one to another of runs of so many lines, so far apart.
     """
     width = REGISTERS.width
+    place, line, last, run, apart = ahead
+    blocks = (taps + TAPS - 1) // TAPS
+    share_of_lines = (max(last - line, 0) + blocks - 1) // blocks
     for tap in range(0, taps, TAPS):
         more = tap > 0
         panel, some = weights + tap * vectors * width, min(TAPS, taps - tap)
+        ask_for(place, line, min(line + share_of_lines, last), run, apart)
+        line += share_of_lines
         if vectors == VECTORS:
             convolve_rows(table, count, offsets + tap * 8, some, panel, bias, width, rows, more, zero, VECTORS)
         else:
             convolve_rows(table, count, offsets + tap * 8, some, panel, bias, width, rows, more, zero, 1)
+
+
+@njit
+def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
+    """Prefetch the lines of runs of ``run`` lines, ``apart`` bytes from one run to the next."""
+    if line >= last:
+        return
+    base, column = place + line // run * apart, line % run
+    for _ in range(line, last):
+        prefetch(base + column * LINE)
+        column += 1
+        if column == run:
+            base, column = base + apart, 0
+
+
+@njit
+def needed_next(task: Any, part: int, seen: int) -> Any:
+    """Return where the input rows of a part begin, how many lines they are, and of which runs; see :func:`convolve`."""
+    piece, rest = part % task.pieces, part // task.pieces
+    first = task.positions * piece // task.pieces
+    if not task.whole:
+        first = max(piece * task.chunk * task.pool_stride - task.pool_padding, 0)
+    row = max(first * task.stride - task.padding, 0)
+    place = task.x + rest % task.groups * task.group * task.sample_stride + row * task.row_stride
+    run = (seen * task.row_stride + LINE - 1) // LINE + 1
+    runs, apart = (task.channels, task.channel_stride) if task.by_channel else (1, 0)
+    if task.group > 1 and task.sample_stride == task.channels * task.channel_stride:
+        runs *= task.group
+    return place, min(runs * run, FARTHEST), run, apart
 
 
 @njit
@@ -212,10 +259,20 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             if gap != listed_for:
                 list_taps(task, offsets, gap, zero)
                 listed_for = gap
+            seen = (count - 1) * task.stride + task.reach
+            place_next, lines, run, run_apart = needed_next(task, part + 1, seen)
+            if part + 1 == end or to_position - first > step:
+                lines = 0
+            some = lines // task.panels + 1
+            line = 0
             for o in range(outputs, outputs_end, VECTORS * width):
+                ahead = (place_next, line, min(line + some, lines), run, run_apart)
+                line += some
                 vectors = min(VECTORS, (padded - o) // width)
                 weights = packed + (width + padded + o * taps) * size
-                convolve(listed, number, offsets, taps, weights, packed + (width + o) * size, vectors, rows, zero)
+                convolve(
+                    listed, number, offsets, taps, weights, packed + (width + o) * size, vectors, rows, ahead, zero
+                )
                 for n in range(samples[0], samples[1]):
                     source = rows + (n - samples[0]) * count * vectors * width * size
                     if task.whole:
