@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
 from typing import NamedTuple
 
 __all__ = [
     "Forward",
     "InputGradient",
+    "Layer",
     "WeightGradient",
     "forward_configuration",
     "input_gradient_configuration",
@@ -45,38 +49,79 @@ class WeightGradient(NamedTuple):
     num_stages: int
 
 
-def forward_configuration(
-    kind: str, channels: int, outputs: int, size: int, phases: int, _architecture: str
-) -> Forward:
-    """Return the tile for ``kind`` (``"16"`` for float16 and bfloat16, ``"tf32"``, ``"ieee"``).
+class Layer(NamedTuple):
+    """What a configuration may depend on: of a tensor's sizes only the channels.
 
-    ``phases`` is how many phases of a window can share loads at all.
+    ``kind`` is ``"16"`` (float16, bfloat16), ``"tf32"`` or ``"ieee"`` (exact float32); ``phases`` how many of a
+    window's phases can share loads of the input at all, 0 for the global maximum, where any can or (-1) none;
+    ``padded`` tells whether the input or the windows have padding; ``architecture`` is ``"sm_90"``, ``"gfx942"`` and
+    the like, ``"cpu"`` in the interpreter.
     """
-    block_o = min(max(power_of_two(outputs), 16), 64)
-    most = min(160 // block_o, size) if channels > 8 and size <= 8 and kind != "ieee" else 1
-    shared = shared_phases(phases, most)
-    reduction = channels if shared > 1 else size * channels
-    widest = 32 if kind == "16" and shared > 1 else 64 if kind == "16" else 16 if shared > 1 else 32
-    block_r = min(max(power_of_two(reduction), 16), widest)
-    return Forward(64, block_o, block_r, shared, 4, 2 if shared > 1 else 3)
+
+    kind: str
+    channels: int
+    outputs: int
+    size: int
+    phases: int
+    channels_last: bool
+    padded: bool
+    architecture: str
 
 
-def input_gradient_configuration(
-    kind: str, channels: int, outputs: int, _size: int, _architecture: str
-) -> InputGradient:
+@functools.cache
+def forward_configuration(layer: Layer) -> Forward:
+    """Return the tile of the forward pass."""
+    block_o = min(max(power_of_two(layer.outputs), 16), 64)
+    narrow = min(max(power_of_two(layer.channels), 16), 64)
+    flat = min(max(power_of_two(layer.channels * layer.size), 16), 64)
+    if layer.kind == "ieee":
+        block_r = 16 if layer.padded or layer.phases <= 0 else min(flat, 32)
+        few = layer.channels_last and (block_o < 64 or layer.padded)
+        return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
+    # Sums of so many phases fit into the registers; more phases than the kernel's size share nothing new.
+    most = min((96 if layer.padded else 160) // block_o, layer.size)
+    if not layer.channels_last:
+        most = 1  # the addresses of several phases would fill the registers
+    shared = shared_phases(layer.phases, most) if layer.phases > 0 else min(2 + layer.phases * 2, most)
+    if shared > 1 and layer.channels > 8 and layer.size <= 8:
+        # A tile of the global maximum holds one sample's positions, of which there may be few.
+        rows = (128, 64) if layer.phases > 0 and not layer.padded else (64,)
+        budget = BUDGET[layer.architecture]
+        for block_m, block_r in itertools.product(rows, (64, 32, 16)):
+            tile = Forward(block_m, block_o, block_r, shared, 8 if block_m > 64 or layer.padded else 4, 2)
+            is_last = (block_m, block_r) == (64, 16)
+            if block_r <= narrow and staged_bytes(layer, tile) <= (2 * budget if is_last else budget):
+                return tile
+    block_r = flat if layer.kind == "16" else min(flat, 32)
+    return Forward(64, block_o, block_r, 1, 4 if layer.channels_last else 8, 3)
+
+
+@functools.cache
+def input_gradient_configuration(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient."""
-    block_c = min(max(power_of_two(channels), 16), 64 if kind == "ieee" else 128)
-    block_o = min(max(power_of_two(outputs), 16), 32)
-    return InputGradient(64, block_c, block_o, 4, 2)
+    block_c = min(max(power_of_two(layer.channels), 16), 64 if layer.kind == "ieee" else 128)
+    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    return InputGradient(64, block_c, block_o, 4 if layer.channels_last else 8, 2)
 
 
-def weight_gradient_configuration(
-    kind: str, channels: int, outputs: int, size: int, _architecture: str
-) -> WeightGradient:
+@functools.cache
+def weight_gradient_configuration(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient."""
-    block_r = min(max(power_of_two(channels * size), 16), 64 if kind == "ieee" else 128)
-    block_o = min(max(power_of_two(outputs), 16), 64)
-    return WeightGradient(64 if kind == "16" else 32, block_r, block_o, 4, 2)
+    block_r = min(max(power_of_two(layer.channels * layer.size), 16), 64 if layer.kind == "ieee" else 128)
+    block_o = min(max(power_of_two(layer.outputs), 16), 64)
+    return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)
+
+
+# Bytes of shared memory for each of two blocks on a multiprocessor; little where it is not known.
+BUDGET = collections.defaultdict(lambda: 32 * 1024, sm_80=80 * 1024, sm_90=113 * 1024, sm_100=113 * 1024)
+
+
+def staged_bytes(layer: Layer, tile: Forward) -> int:
+    """Return the bytes of input and weights that wait in shared memory where phases share loads."""
+    is_loop = layer.channels > tile.block_r or layer.phases != tile.phases
+    buffers = 2 if is_loop and not layer.architecture.startswith("sm_8") else 1
+    numbers = ((layer.size + tile.phases - 1) * tile.block_m + layer.size * tile.block_o) * tile.block_r
+    return buffers * numbers * (2 if layer.kind == "16" else 4)
 
 
 def shared_phases(phases: int, most: int) -> int:

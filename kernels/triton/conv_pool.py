@@ -27,17 +27,17 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
-from .configurations import forward_configuration
-from .launch import architecture, layout_of, on_device, precision, refuse_device, winner_dtype
+from .configurations import Layer, forward_configuration
+from .launch import Layout, architecture, layout_of, on_device, precision, refuse_device, winner_dtype
 
 __all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
 LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
 PITCH = 16  # rows of packed weights begin at multiples of so many numbers
 WEIGHTS = 256  # so many weights a program repacks and sums,
 SPLITS = 16  # so many partial sums of each at a time
-GLOBAL_PHASES = 4  # neighbouring positions that share loads in the global maximum
 
 
 def conv1d_relu_max_pool1d_forward(
@@ -63,10 +63,10 @@ def conv1d_relu_max_pool1d_forward(
     # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
     sharing = pool.size if phase_step == convolution.dilation else 1
     kind = precision(input.dtype)
-    tile = forward_configuration(dtype_class(input.dtype), channels, outputs, size, sharing, architecture(input.device))
-    left = convolution.padding[0]
-    check = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode or pool.size % tile.phases > 0
     layout = layout_of(input)
+    padded = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
+    tile = forward_configuration(describe(input, weight, layout, sharing, padded))
+    left = convolution.padding[0]
     rows = samples * windows
     kernels = _kernels()
     with on_device(input):
@@ -82,7 +82,8 @@ def conv1d_relu_max_pool1d_forward(
             pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
             C=channels, O=outputs, K=size, P=pool.size, PITCH=packed.size(1),
             ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
-            CHECK=check, OUT_LAST=channels_last, HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            CHECK=padded or pool.size % tile.phases > 0, OUT_LAST=channels_last,
+            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
             PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -100,10 +101,10 @@ def conv1d_relu_global_max_pool1d_forward(
     argmax = _new_argmax(input, outputs, 1, positions - 1) if want_argmax else None
     if not out.numel():
         return out, argmax
-    sharing = GLOBAL_PHASES if convolution.stride == convolution.dilation else 1
+    sharing = 0 if convolution.stride == convolution.dilation else -1
     kind = precision(input.dtype)
-    tile = forward_configuration(dtype_class(input.dtype), channels, outputs, size, sharing, architecture(input.device))
     layout = layout_of(input)
+    tile = forward_configuration(describe(input, weight, layout, sharing, convolution.padding != (0, 0)))
     kernels = _kernels()
     with on_device(input):
         packed = launch_over_weights(weight, True)
@@ -127,6 +128,8 @@ def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Conv
         return reason
     if input.dtype not in DTYPES:
         return f"it serves float32, float16 and bfloat16, got {input.dtype}"
+    if input.dtype == torch.float32 and architecture(input.device) in INEXACT and precision(input.dtype) == "ieee":
+        return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {input.device}"
     if convolution.groups != 1:
         return f"it serves one group, got {convolution.groups}"
     if not weight.numel():
@@ -136,9 +139,15 @@ def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Conv
     return None
 
 
-def argmax_format(samples: int, outputs: int, windows: int, greatest: int) -> tuple[tuple[int, int, int], torch.dtype]:
-    """Return the shape and dtype of ``argmax``; no winner's number exceeds ``greatest``."""
-    return (samples, windows, outputs), winner_dtype(greatest)
+def argmax_format(
+    samples: int,
+    outputs: int,
+    windows: int,
+    greatest: int,
+    dtype: torch.dtype,  # noqa: ARG001
+) -> tuple[tuple[int, int, int], torch.dtype]:
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
+    return (samples, windows, outputs), winner_dtype(greatest, windows)
 
 
 def launch_over_weights(
@@ -166,13 +175,15 @@ def launch_over_weights(
     return packed
 
 
-def dtype_class(dtype: torch.dtype) -> str:
-    """Return the table of configurations' name for a dtype: ``"16"``, ``"tf32"`` or ``"ieee"``."""
-    return precision(dtype) if dtype == torch.float32 else "16"
+def describe(input: Tensor, weight: Tensor, layout: Layout, phases: int, padded: bool) -> Layer:
+    """Return what the kernels' configurations depend on."""
+    kind = precision(input.dtype) if input.dtype == torch.float32 else "16"
+    outputs, channels, size = weight.shape
+    return Layer(kind, channels, outputs, size, phases, layout.unit_c, padded, architecture(input.device))
 
 
 def _new_argmax(input: Tensor, outputs: int, windows: int, greatest: int) -> Tensor:
-    shape, dtype = argmax_format(input.size(0), outputs, windows, greatest)
+    shape, dtype = argmax_format(input.size(0), outputs, windows, greatest, input.dtype)
     return input.new_empty(shape, dtype=dtype)
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..reference.conv_pool import is_channels_last
 from .configurations import input_gradient_configuration, weight_gradient_configuration
-from .conv_pool import dtype_class, launch_over_weights
-from .launch import architecture, layout_of, on_device, precision, processors
+from .conv_pool import describe, launch_over_weights
+from .launch import layout_of, on_device, precision, processors
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
 
@@ -39,7 +38,7 @@ def conv1d_relu_max_pool1d_backward(
     """Return the gradients of ``input``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
 
     ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. The
-    input's gradient is in the input's memory format.
+    input's gradient is channels-last, unless a contiguous one is what the input was.
     """
     return _backward(gradient, argmax, input, weight, convolution, pool, wanted)
 
@@ -69,7 +68,7 @@ def _backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     (samples, channels, length), (outputs, _, size), windows = input.shape, weight.shape, gradient.size(2)
-    channels_last = is_channels_last(input)
+    channels_last = not input.is_contiguous()
     new = input.new_empty if gradient.numel() else input.new_zeros
     dx = new(samples, *((length, channels) if channels_last else (channels, length))) if wanted[0] else None
     dw = new(outputs, channels, size) if wanted[1] else None
@@ -78,16 +77,16 @@ def _backward(
     if not gradient.numel():
         return as_input, dw, db
     positions = convolution.output_length(length, size)
-    kind, device = precision(input.dtype), architecture(input.device)
-    kernels = _kernels()
+    kind, kernels = precision(input.dtype), _kernels()
     upstream, layout = layout_of(gradient), layout_of(input)
+    layer = describe(input, weight, layout, 1, convolution.padding != (0, 0))
     upstream_strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
     overlap = -(-(pool.dilation * (pool.size - 1) + 1) // pool.stride)
     pooling = (pool.size, pool.stride, pool.padding, pool.dilation)
     with on_device(input):
         partials, splits = None, 0
         if wanted[1] or wanted[2]:
-            tile = weight_gradient_configuration(dtype_class(input.dtype), channels, outputs, size, device)
+            tile = weight_gradient_configuration(layer)
             blocks = (-(-channels * size // tile.block_r) if wanted[1] else 1) * -(-outputs // tile.block_o)
             tiles = -(-samples * positions // tile.block_m)
             tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(input.device) // blocks)))
@@ -106,7 +105,7 @@ def _backward(
             )  # fmt: skip
         packed = launch_over_weights(weight, wanted[0], partials, splits, dw, db)
         if packed is not None:
-            step = input_gradient_configuration(dtype_class(input.dtype), channels, outputs, size, device)
+            step = input_gradient_configuration(layer)
             kernels.input_gradient_kernel[(-(-samples * length // step.block_m) * -(-channels // step.block_c),)](
                 gradient, argmax, packed, dx, samples * length, windows, length, positions, *upstream_strides,
                 convolution.padding[0], convolution.stride, convolution.dilation, *pooling,

@@ -75,8 +75,14 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def winner_dtype(greatest: int) -> torch.dtype:
-    """Return the narrowest dtype of numbers from -1 to ``greatest``."""
+def winner_dtype(greatest: int, windows: int) -> torch.dtype:
+    """Return the narrowest dtype of numbers from -1 to ``greatest``.
+
+    Where one window sees everything, ``greatest`` is a length, and kernels are compiled anew for another dtype: int16
+    serves all short ones.
+    """
+    if windows == 1:
+        greatest = max(greatest, 2**15 - 1)
     return next(kind for kind in (torch.int8, torch.int16, torch.int32) if greatest <= torch.iinfo(kind).max)
 
 

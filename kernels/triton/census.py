@@ -1,0 +1,256 @@
+"""Compile every kernel for GPUs that need not be there, and count what it takes: ``python -m ... .census --help``.
+
+The launches are those of the floor's own functions, recorded on tensors without memory: what is counted is what runs.
+A kernel that spills registers (``stack`` above 0), takes more shared memory than a block may have, multiplies without
+the tensor cores where it could use them, or with them where it must not, is listed as a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from ..geometry import Convolution, Pool
+from . import conv_pool, conv_pool_backward
+
+__all__ = ["KINDS", "LAYERS", "TARGETS", "Figures", "Launch", "faults", "figures", "launches", "main"]
+
+
+class Layer(NamedTuple):
+    """A layer of the census; ``pool`` is ``None`` for the global maximum."""
+
+    channels: int
+    outputs: int
+    size: int
+    convolution: Convolution
+    pool: Pool | None
+    channels_last: bool = True
+
+
+def layer(channels: int, outputs: int, size: int, pool: int | None, **options: Any) -> Layer:
+    """Return a layer of stride 1 whose windows do not overlap."""
+    convolution = Convolution(1, options.pop("padding", (0, 0)), options.pop("dilation", 1))
+    return Layer(channels, outputs, size, convolution, None if pool is None else Pool(pool, pool), **options)
+
+
+LAYERS = {
+    "imdb1": layer(128, 32, 7, 5),
+    "imdb2": layer(32, 32, 7, None),
+    "jena1": layer(14, 32, 5, 3),
+    "jena2": layer(32, 32, 5, 3),
+    "jena3": layer(32, 32, 5, None),
+    "imdb1, contiguous": layer(128, 32, 7, 5, channels_last=False),
+    "jena1, contiguous": layer(14, 32, 5, 3, channels_last=False),
+    "univariate": layer(1, 32, 7, 2),
+    "four channels": layer(4, 64, 3, 2),
+    "64 to 128": layer(64, 128, 3, 2),
+    "256 to 256": layer(256, 256, 3, 2),
+    "512 to 512": layer(512, 512, 3, 2),
+    "padded, dilated": layer(64, 64, 3, 2, padding=(4, 4), dilation=4),
+    "wide windows": layer(32, 32, 3, 16),
+    "long kernel": layer(8, 16, 31, 4),
+    "overlapping": Layer(64, 64, 5, Convolution(1, (2, 2)), Pool(3, 2, 1)),
+}
+KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+# Bytes of shared memory that a block may have.
+TARGETS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+CHECKED = ("sm_80", "sm_90")
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"} | {
+    getattr(torch, f"int{bits}"): f"*i{bits}" for bits in (8, 16, 32)
+}
+MATRIX = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"mma\.sync", "mfma": r"v_mfma"}
+
+
+class Launch(NamedTuple):
+    """A recorded launch: the kernel and what it was given."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return str(self.kernel.__name__)
+
+    def source(self) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+        """Return what a compilation depends on: types, compile-time values, and what is known of pointers."""
+        types: dict[str, str] = {}
+        values: dict[tuple[int, ...], Any] = {}
+        known: dict[tuple[int, ...], Any] = {}
+        for number, parameter in enumerate(self.kernel.params):
+            value = self.arguments[parameter.name]
+            if parameter.is_constexpr or value is None:
+                types[parameter.name], values[(number,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                types[parameter.name], known[(number,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
+            else:
+                types[parameter.name] = parameter.annotation_type
+        return types, values, known
+
+
+class Figures(NamedTuple):
+    """What a compiled kernel takes: registers and stack bytes a thread, shared bytes a block, how it multiplies."""
+
+    registers: int
+    stack: int
+    shared: int
+    matrix: str
+
+
+class _Recorder:
+    def __init__(self, kernel: Any, into: list[Launch]) -> None:
+        self.kernel, self.into = kernel, into
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def record(*positional: Any, num_warps: int, num_stages: int = 3, **named: Any) -> None:
+            arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | named
+            self.into.append(Launch(self.kernel, grid, arguments, {"num_warps": num_warps, "num_stages": num_stages}))
+
+        return record
+
+
+def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: int = 3) -> list[Launch]:
+    """Return the launches of a forward and a backward pass of ``samples`` x so many windows (or positions) on a GPU."""
+    span = 0 if layer.pool is None else layer.pool.dilation * (layer.pool.size - 1) + 1
+    positions = windows if layer.pool is None else (windows - 1) * layer.pool.stride + span - 2 * layer.pool.padding
+    length = positions - 1 + layer.convolution.dilation * (layer.size - 1) + 1 - sum(layer.convolution.padding)
+    dtype = KINDS[kind]
+    shape = (samples, length, layer.channels) if layer.channels_last else (samples, layer.channels, length)
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    x = x.transpose(1, 2) if layer.channels_last else x
+    w = torch.empty(layer.outputs, layer.channels, layer.size, dtype=dtype, device="meta")
+    b = torch.empty(layer.outputs, dtype=dtype, device="meta")
+    recorded: list[Launch] = []
+    every = (True, True, True)
+    with _recording(recorded, "tf32" if kind == "tf32" else "ieee", target):
+        if layer.pool is None:
+            out, winners = conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, layer.convolution, want_argmax=True)
+            assert winners is not None
+            conv_pool_backward.conv1d_relu_global_max_pool1d_backward(
+                out, winners, x, w, layer.convolution, wanted=every
+            )
+        else:
+            out, winners = conv_pool.conv1d_relu_max_pool1d_forward(
+                x, w, b, layer.convolution, layer.pool, want_argmax=True
+            )
+            assert winners is not None
+            conv_pool_backward.conv1d_relu_max_pool1d_backward(
+                out, winners, x, w, layer.convolution, layer.pool, wanted=every
+            )
+    return recorded
+
+
+@contextmanager
+def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None]:
+    def recorders(load: Any) -> Any:
+        module = load()
+        kernels = {name: _Recorder(getattr(module, name), into) for name in module.__all__ if name.endswith("_kernel")}
+        return lambda: SimpleNamespace(**kernels, INTERPRETED=False)
+
+    with ExitStack() as stack:
+        for module, loaders in ((conv_pool, ("_kernels", "_weights")), (conv_pool_backward, ("_kernels",))):
+            for name in loaders:
+                stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
+            stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
+        stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
+        stack.enter_context(mock.patch.object(conv_pool_backward, "processors", return_value=132))
+        yield
+
+
+def figures(launch: Launch, target: str) -> Figures:
+    """Compile a launch's kernel for a target and return what it takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    is_amd = target.startswith("gfx")
+    chip = GPUTarget("hip", target, 64) if is_amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    types, values, known = launch.source()
+    compiled = triton.compile(ASTSource(launch.kernel, types, values, known), target=chip, options=launch.options)
+    text = compiled.asm["amdgcn" if is_amd else "ptx"]
+    found = [name for name, pattern in MATRIX.items() if re.search(pattern, text)]
+    if is_amd:
+        registers, stack = (
+            int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # type: ignore[index]
+            for name in ("vgpr_count", "private_segment_fixed_size")
+        )
+    else:
+        registers, stack = _resources(compiled.asm["cubin"])
+    return Figures(registers, stack, int(compiled.metadata.shared), "+".join(found) or "fma")
+
+
+def _resources(binary: bytes) -> tuple[int, int]:
+    """Return registers and stack bytes a thread, as the disassembler in Triton's package reads them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        Path(path).write_bytes(binary)
+        command = [str(tool), "-res-usage", path]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reports no resources: {report}")
+    return int(found[1]), int(found[2])
+
+
+def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
+    """Return what is wrong with a compiled kernel, nothing if all is well."""
+    wrong = []
+    if taken.stack:
+        wrong.append(f"spills {taken.stack} bytes")
+    if taken.shared > TARGETS[target]:
+        wrong.append(f"takes {taken.shared} of {TARGETS[target]} bytes of shared memory")
+    multiplies = launch.name != "weights_kernel"
+    expected = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}.get(target, "mfma")
+    if launch.arguments.get("BLOCK_R" if launch.name == "weight_gradient_kernel" else "BLOCK_M", 64) < 64:
+        expected = "mfma" if expected == "mfma" else "mma"  # the larger instructions take 64 rows
+    if multiplies and kind != "ieee" and expected not in taken.matrix.split("+"):
+        wrong.append(f"multiplies by {taken.matrix}, not {expected}")
+    if kind == "ieee" and taken.matrix not in ("fma", "mfma"):  # of these only AMD's have float32 products
+        wrong.append(f"multiplies by {taken.matrix}, which is not exact")
+    return wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return 1 if there are faults on the architectures that are checked."""
+    parser = argparse.ArgumentParser(prog="python -m seqconv.kernels.triton.census", description=__doc__)
+    parser.add_argument("--layers", nargs="*", default=list(LAYERS), choices=list(LAYERS), metavar="NAME")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--targets", nargs="*", default=list(CHECKED), choices=list(TARGETS))
+    options = parser.parse_args(arguments)
+    wrong = 0
+    print(f"{'layer':18}{'kind':6}{'target':8}{'kernel':26}{'registers':>10}{'stack':>7}{'shared':>8}  multiplies by")
+    for name in options.layers:
+        for kind in options.kinds:
+            for target in options.targets:
+                for launch in launches(LAYERS[name], kind, target):
+                    taken = figures(launch, target)
+                    found = faults(launch, kind, target, taken)
+                    wrong += bool(found) and target in CHECKED
+                    words = "".join(f" ({fault})" for fault in found)
+                    print(
+                        f"{name:18}{kind:6}{target:8}{launch.name:26}{taken.registers:10}{taken.stack:7}"
+                        f"{taken.shared:8}  {taken.matrix}{words}",
+                        flush=True,
+                    )
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Every kernel compiles without a GPU: it spills nothing, fits into shared memory, and uses the tensor cores."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from seqconv.kernels.triton import census
+
+SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
+
+
+def check(name, kind, target):
+    wrong = []
+    for launch in census.launches(census.LAYERS[name], kind, target):
+        taken = census.figures(launch, target)
+        wrong += [f"{launch.name}: {fault}" for fault in census.faults(launch, kind, target, taken)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("target", census.CHECKED)
+@pytest.mark.parametrize(("name", "kind"), SOME)
+def test_some_layers_compile_without_spills(name, kind, target):
+    check(name, kind, target)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("target", census.CHECKED)
+@pytest.mark.parametrize("kind", list(census.KINDS))
+@pytest.mark.parametrize("name", list(census.LAYERS))
+def test_all_layers_compile_without_spills(name, kind, target):
+    check(name, kind, target)
+
+
+@pytest.mark.parametrize("target", ["sm_100", "gfx942"])
+def test_other_architectures_compile(target):
+    taken = {one.name: census.figures(one, target) for one in census.launches(census.LAYERS["jena2"], "16", target)}
+    expected = "mfma" if target == "gfx942" else "tcgen05"
+    assert {name: one.matrix for name, one in taken.items()} == {
+        "weights_kernel": "fma",
+        "forward_windows_kernel": expected,
+        "weight_gradient_kernel": expected,
+        "input_gradient_kernel": expected,
+    }
+
+
+@pytest.mark.parametrize("kind", list(census.KINDS))
+@pytest.mark.parametrize("name", list(census.LAYERS))
+def test_no_batch_size_nor_length_compiles_anything_anew(name, kind):
+    """All that a compilation depends on is the same; the largest has more than 2**31 elements."""
+    layer = census.LAYERS[name]
+
+    def compilations(samples, windows):
+        return [
+            (one.name, one.source(), one.options) for one in census.launches(layer, kind, "sm_90", samples, windows)
+        ]
+
+    first = compilations(2, 3)
+    assert len(first) == 5
+    for samples, windows in ((1, 16), (128, 5), (4096, 97), (1, 1000), (2**17, 2**14)):
+        assert compilations(samples, windows) == first
+
+
+def test_no_size_is_specialised_on_its_value():
+    """A launch's integers are of declared types, and their values are not looked at (as 1, or as a multiple of 16)."""
+    for name in ("imdb1", "imdb2"):
+        for launch in census.launches(census.LAYERS[name], "16", "sm_90"):
+            for parameter in launch.kernel.params:
+                if not parameter.is_constexpr and not isinstance(launch.arguments[parameter.name], torch.Tensor | None):
+                    assert parameter.do_not_specialize, parameter.name
+                    assert parameter.annotation_type in ("i32", "i64"), parameter.name
+
+
+def test_launches_are_few():
+    """Two forward (one repacks the weights), three backward; their grids have one axis."""
+    for layer in census.LAYERS.values():
+        recorded = census.launches(layer, "16", "sm_90", samples=2**17, windows=2**10)
+        assert [one.name for one in recorded][::2] == [
+            "weights_kernel",
+            "weight_gradient_kernel",
+            "input_gradient_kernel",
+        ]
+        assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
+
+
+def test_prints_a_table(capsys):
+    assert census.main(["--layers", "jena1", "--kinds", "16", "--targets", "sm_90"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["layer", "kind", "target", "kernel", "registers"]
+    assert [line.split()[3] for line in lines[1:]] == [
+        "weights_kernel",
+        "forward_windows_kernel",
+        "weight_gradient_kernel",
+        "weights_kernel",
+        "input_gradient_kernel",
+    ]
