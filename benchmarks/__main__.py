@@ -17,7 +17,8 @@ from benchmarks import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = 0.5  # processes that ran in the last minute, on average
-SUITES = ("windows", "conv_pool", "layers")
+SUITES = ("windows", "conv_pool", "layers", "models", "peak", "dispatch", "memory")
+GPU_SUITES = ("conv_pool", "layers")
 ON_REQUEST = ("sweep",)  # several minutes each
 
 
@@ -58,7 +59,7 @@ def run(
     if load > BUSY:
         print(f"benchmarks: this machine is busy (load {load}): the figures will be those of what is left of it")
     with tempfile.TemporaryDirectory(prefix="seqconv-benchmarks-") as folder:
-        figures, skips = Path(folder, "figures.json"), Path(folder, "skips.json")
+        figures, skips, quantities = (Path(folder, f"{name}.json") for name in ("figures", "skips", "quantities"))
         files = [str(Path("benchmarks", f"test_{suite}.py")) for suite in suites]
         options = [
             "-q",
@@ -75,7 +76,7 @@ def run(
         process = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", *files, *options, f"--device={device}"),
-                *(f"--benchmark-json={figures}", f"--skips={skips}", *words),
+                *(f"--benchmark-json={figures}", f"--skips={skips}", f"--quantities={quantities}", *words),
             ],
             cwd=ROOT,
             # pytest-benchmark would measure nothing if it thought itself in one of pytest-xdist's workers
@@ -86,7 +87,7 @@ def run(
             print(f"benchmarks: failed (pytest's exit code {process.returncode}): no results were written")
             return process.returncode
         measured = json.loads(figures.read_text(encoding="utf-8"))["benchmarks"] if figures.exists() else []
-        skipped = json.loads(skips.read_text(encoding="utf-8"))
+        skipped, noted = (json.loads(path.read_text(encoding="utf-8")) for path in (skips, quantities))
     found = results.collect(
         [one["extra_info"] for one in measured],
         skipped,
@@ -94,6 +95,7 @@ def run(
         load=load,
         exit_code=process.returncode,
         tests=tests,
+        quantities=noted,
     )
     results.write(path, found)
     print()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SECONDS, QUICK_SECONDS = 1.5, 0.3  # to spend on the rounds of one comparison
 
 checked: dict[str, dict[str, tuple[float, float]]] = {}
 left_out: list[dict[str, str]] = []
+noted: list[dict[str, Any]] = []
 began = time.monotonic()
 
 
@@ -40,15 +42,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cpu", help="cpu (the default) or cuda")
     group.addoption("--time-budget", type=float, default=float("inf"), help="seconds after which nothing more is begun")
     group.addoption("--skips", type=Path, help="JSON file for what was left out, and why")
+    group.addoption("--quantities", type=Path, help="JSON file for what is measured beside the comparisons")
     group.addoption("--no-cold", action="store_true", help="leave out the first calls in fresh processes")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a suite's checks their candidates and its timings their comparisons, from the suite's ``cases``."""
-    wanted = {"candidate", "comparison"} & set(metafunc.fixturenames)
+    """Give a suite's checks their candidates and its timings their comparisons, from the suite's ``cases``.
+
+    A suite that measures something else names its ``subjects`` itself.
+    """
+    wanted = {"candidate", "comparison", "subject"} & set(metafunc.fixturenames)
     if not wanted:
         return
-    cases = metafunc.module.cases(metafunc.config.getoption("--device"), metafunc.config.getoption("--quick"))
+    asked = metafunc.config.getoption("--device"), metafunc.config.getoption("--quick")
+    if "subject" in wanted:
+        metafunc.parametrize("subject", metafunc.module.subjects(*asked), ids=str)
+        return
+    cases = metafunc.module.cases(*asked)
     list_of = candidates if "candidate" in wanted else comparisons
     metafunc.parametrize(wanted.pop(), [one for case in cases for one in list_of(case)], ids=str)
 
@@ -59,12 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if comparison := params(item).get("comparison"):
             assert isinstance(comparison, Comparison)
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=str(comparison.candidate.case), disable_gc=True))
-    items.sort(key=lambda item: (is_slow(item), "comparison" in params(item)))
+    items.sort(key=lambda item: (is_slow(item), is_timed(item)))
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Stop before the first timing if a check was red."""
-    if "comparison" in params(item) and item.session.testsfailed:
+    if is_timed(item) and item.session.testsfailed:
         item.session.shouldfail = "nothing is timed: a check is red"
         return True
     return None
@@ -74,6 +84,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write down what was left out."""
     if path := session.config.getoption("--skips"):
         path.write_text(json.dumps(left_out), encoding="utf-8")
+    if path := session.config.getoption("--quantities"):
+        path.write_text(json.dumps(noted), encoding="utf-8")
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -90,7 +102,7 @@ def _serves(request: pytest.FixtureRequest) -> None:
         late = f"the run's {budget:.0f} s were over" if time.monotonic() - began > budget else None
         if reason := late or subject.unavailable:
             candidate = subject.candidate if isinstance(subject, Comparison) else subject
-            if isinstance(subject, Comparison):
+            if is_timed(request.node):
                 left_out.append({"case": str(candidate.case), "provider": candidate.provider.name, "reason": reason})
             pytest.skip(reason)
 
@@ -105,7 +117,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Any:
         for candidate in (comparison.candidate, comparison.against):
             if str(candidate) not in checked:
                 checked[str(candidate)] = check(candidate)
-        suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+        suite = suite_of(request)
         seconds = QUICK_SECONDS if quick else getattr(request.module, "SECONDS", SECONDS)
         benchmark.extra_info.update(compare(benchmark, comparison, suite, seconds))
         benchmark.extra_info["errors"] = checked[str(comparison.candidate)]
@@ -126,6 +138,25 @@ def verify() -> Any:
         checked[str(candidate)] = check(candidate)
 
     return run
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Any:
+    """Return the function that keeps, and prints, a quantity that is no comparison of two times."""
+
+    def keep(case: str, provider: str, quantity: str, unit: str, samples: Sequence[float]) -> None:
+        place = {"suite": suite_of(request), "case": case, "provider": provider}
+        noted.append({**place, "quantity": quantity, "unit": unit, "samples": list(samples)})
+        value = timing.quartiles(samples)
+        say(request, f"{case}: {provider}: {quantity} {value.median:.4g} {unit} ({value.q1:.4g}-{value.q3:.4g})")
+
+    return keep
+
+
+@pytest.fixture
+def work() -> Any:
+    """Return the function that puts a candidate to work on its own copy of the inputs."""
+    return lambda candidate: side(candidate).step
 
 
 def compare(benchmark: Any, comparison: Comparison, suite: str, seconds: float) -> dict[str, Any]:
@@ -152,17 +183,25 @@ def compare(benchmark: Any, comparison: Comparison, suite: str, seconds: float) 
 
 def show(request: pytest.FixtureRequest, comparison: Comparison, figures: dict[str, Any]) -> None:
     """Print a comparison's line as soon as it is known, with how far the run has come."""
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    items = request.session.items
-    place = f"[{items.index(request.node) + 1:{len(str(len(items)))}}/{len(items)}]"
     milliseconds = timing.quartiles(figures["samples"]).median * 1e3
     ratio = timing.quartiles(timing.ratios(figures["baseline_samples"], figures["samples"]))
     pair = f"{comparison.candidate.provider.name}, against {comparison.against.provider.name}"
+    line = f"{milliseconds:.4g} ms, {ratio.median:.3g}x ({ratio.q1:.3g}-{ratio.q3:.3g})"
+    say(request, f"{comparison.candidate.case}: {pair}: {line}")
+
+
+def say(request: pytest.FixtureRequest, line: str) -> None:
+    """Print a line, with how far the run has come, past pytest's capturing."""
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    items = request.session.items
+    place = f"[{items.index(request.node) + 1:{len(str(len(items)))}}/{len(items)}]"
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        terminal.write_line(
-            f"{place} {comparison.candidate.case}: {pair}: {milliseconds:.4g} ms, "
-            f"{ratio.median:.3g}x ({ratio.q1:.3g}-{ratio.q3:.3g})"
-        )
+        terminal.write_line(f"{place} {line}")
+
+
+def suite_of(request: pytest.FixtureRequest) -> str:
+    """Return the name of a test's suite."""
+    return str(request.module.__name__.rpartition(".")[2].removeprefix("test_"))
 
 
 def side(candidate: Candidate) -> timing.Side:
@@ -178,6 +217,11 @@ def params(item: Any) -> dict[str, Candidate | Comparison]:
     """Return the candidate or the comparison of a test, by its fixture's name; nothing where a suite has no cases."""
     found = item.callspec.params if hasattr(item, "callspec") else {}
     return {name: one for name, one in found.items() if isinstance(one, (Candidate, Comparison))}
+
+
+def is_timed(item: Any) -> bool:
+    """Return whether a test measures something, which waits until all is checked."""
+    return "comparison" in params(item) or "note" in getattr(item, "fixturenames", ())
 
 
 def is_slow(item: pytest.Item) -> bool:

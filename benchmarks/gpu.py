@@ -20,7 +20,7 @@ import torch
 from benchmarks import __main__ as suites
 from benchmarks import results
 
-WHAT = f"the tests marked gpu, then the suites {', '.join(suites.SUITES[1:])} with --device=cuda"
+WHAT = f"the tests marked gpu, then the suites {', '.join(suites.GPU_SUITES)} with --device=cuda"
 NO_TESTS = 5  # pytest's exit code where nothing was collected
 REPORT_SECONDS = 30.0
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left = budget - (time.monotonic() - start) - REPORT_SECONDS
     path = options.out or results.default_path(f"gpu-{re.sub('[^A-Za-z0-9]+', '-', card)}")
     words = [f"--time-budget={left:.0f}", "--no-cold"] + ["--quick"] * options.quick
-    code = suites.run(suites.SUITES[1:], "cuda", words, path, "python -m benchmarks.gpu", tests)
+    code = suites.run(suites.GPU_SUITES, "cuda", words, path, "python -m benchmarks.gpu", tests)
     return int(tests["exit_code"]) or code
 
 

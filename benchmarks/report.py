@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks import report_quantities
 from benchmarks import report_sweep as sweep
 from benchmarks.results import loses, read
 from seqconv.environment import one_line
@@ -83,6 +84,7 @@ def sections(results: Mapping[str, Any], style: str) -> list[str]:
         verdict,
         tabulate([row(one) for one in lost], HEADERS, tablefmt=style, disable_numparse=True) if lost else "",
         *(sweep.sections(swept, style) if swept else ()),
+        *report_quantities.sections(results["quantities"], style),
         "Left out:" if left_out else "",
         tabulate(left_out, ("provider", "tests", "why"), tablefmt=style) if left_out else "",
     ]

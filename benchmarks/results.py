@@ -2,12 +2,13 @@
 
 ``schema`` 1: ``created`` (ISO 8601, UTC), ``command``, ``load`` (the machine's load average when the suites began),
 ``environment`` (``seqconv.environment.describe()``), ``exit_code`` of the suites, ``tests`` (the GPU tests' summary,
-or ``None``), ``measurements`` and ``skipped`` (``case``, ``provider``, ``reason``). A measurement has ``case``,
-``provider``, ``ours``, ``baseline``, ``seconds`` and ``baseline_seconds`` (``q1``, ``median``, ``q3`` of a call),
-``ratio`` (the same of the pairs; above 1 the provider is the faster), ``samples``, ``baseline_samples``,
-``calls_per_block``, ``errors`` (largest error and tolerance by tensor) and ``cold`` (seconds of the first call in a
-fresh process by state of the caches, or ``None``); since the sweep also ``suite`` and ``baseline_layout``, in which
-memory layout the baseline got its inputs.
+or ``None``), ``measurements``, ``skipped`` (``case``, ``provider``, ``reason``) and ``quantities``, which are no ratios
+of times (``suite``, ``case``, ``provider``, ``quantity``, ``unit``, ``samples`` and their quartiles, the ``value``). A
+measurement has ``case``, ``provider``, ``ours``, ``baseline``, ``seconds`` and ``baseline_seconds`` (``q1``,
+``median``, ``q3`` of a call), ``ratio`` (the same of the pairs; above 1 the provider is the faster), ``samples``,
+``baseline_samples``, ``calls_per_block``, ``errors`` (largest error and tolerance by tensor) and ``cold`` (seconds of
+the first call in a fresh process by state of the caches, or ``None``); since the sweep also ``suite`` and
+``baseline_layout``, in which memory layout the baseline got its inputs.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def collect(
     load: float,
     exit_code: int,
     tests: Mapping[str, Any] | None = None,
+    quantities: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return a run's results: its figures as :func:`measurement` takes them, who was left out, and the environment."""
     return {
@@ -55,6 +57,7 @@ def collect(
         "tests": tests,
         "measurements": [measurement(figure) for figure in figures],
         "skipped": list(skipped),
+        "quantities": [{**one, "value": asdict(quartiles(one["samples"]))} for one in quantities],
     }
 
 
@@ -87,13 +90,17 @@ def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the results of a file; ``ValueError`` if it holds something else."""
+    """Return the results of a file; ``ValueError`` if it holds something else.
+
+    Files from before there were ``quantities`` have none.
+    """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a results file: {error}") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{path} is not a results file of schema {SCHEMA}")
+    results.setdefault("quantities", [])
     missing = [key for key in KEYS if key not in results]
     missing += [key for one in results.get("measurements", ()) for key in MEASUREMENT_KEYS if key not in one]
     if missing:

@@ -35,6 +35,8 @@ __all__ = [
     "ratios",
     "settle",
     "stopwatch_for",
+    "take_turns",
+    "wall_stopwatch",
 ]
 
 BLOCK_SECONDS = 0.005
@@ -103,6 +105,16 @@ def settle(side: Side, *, block_seconds: float = BLOCK_SECONDS, limit: float = S
 def choose_rounds(block_seconds: Sequence[float], budget: float) -> int:
     """Return how many rounds of blocks that last so long fit into ``budget`` seconds, within reason."""
     return min(max(int(budget / sum(block_seconds)), FEWEST_ROUNDS), MOST_ROUNDS)
+
+
+def take_turns(sides: Sequence[Side], budget: float) -> None:
+    """Settle the sides, then let them take turns for about ``budget`` seconds; they note their samples."""
+    calls = [settle(side) for side in sides]
+    rounds = choose_rounds([call * (1 + side.calls) for call, side in zip(calls, sides, strict=True)], budget)
+    with collector_off():
+        for _ in range(rounds):
+            for side in sides:
+                side.block()
 
 
 def fastest(sides: Mapping[str, Side], *, rounds: int = 5, block_seconds: float = 0.002) -> str:

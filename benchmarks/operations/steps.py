@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.registry import Case
+from seqconv.training import rmsprop
 
 __all__ = ["MODES", "TensorStep", "grid_values", "place"]
 
@@ -46,7 +47,7 @@ class TensorStep:
         for tensor in parameters.values():
             tensor.requires_grad_(training)
         if case.mode == "training_step":
-            self.optimizer = torch.optim.RMSprop(list(parameters.values()), lr=1e-3, alpha=0.9, eps=1e-7)
+            self.optimizer = rmsprop(list(parameters.values()))
         self.call = getattr(self, case.mode)
 
     def prepare(self) -> None:

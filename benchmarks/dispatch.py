@@ -1,0 +1,80 @@
+"""What a call costs beside its kernel: checks, the choice of a backend, autograd; beside torch's own composition."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.operations.conv_pool import max_pool
+from benchmarks.timing import collector_off
+from seqconv import backends
+from seqconv.functional.conv import conv1d_relu_max_pool1d
+from seqconv.functional.passes import passes
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.reference import conv_pool as reference
+
+__all__ = ["MODES", "SHAPE", "calls", "microseconds"]
+
+OPERATION = "conv1d_relu_max_pool1d"
+SHAPE = {"N": 1, "C": 4, "L": 16, "O": 8, "K": 3, "P": 2}
+MODES = ("no grad", "with grad", "with grad, and backward")
+CALLS = 200  # in a block
+
+Call = Callable[[], Any]
+
+
+def calls(backend: str, mode: str) -> dict[str, Call]:
+    """Return what is timed in a mode: the functional ``call``, its ``kernel`` alone and ``torch eager``.
+
+    With gradients the kernel alone keeps what its backward pass needs, and takes that too where it belongs to the mode.
+    """
+    training = mode != "no grad"
+    torch.manual_seed(0)
+    n, c, length, o, k, p = (SHAPE[letter] for letter in "NCLOKP")
+    tensors = [torch.randn(n, c, length), torch.randn(o, c, k), torch.randn(o)]
+    leaves = [tensor.clone().requires_grad_(training) for tensor in tensors]
+    geometry = Convolution(), Pool(p, p)
+    served = backends.explain_call(OPERATION, backend, (*leaves, *geometry)).backend
+    gradient = torch.ones(n, o, (length - k + 1) // p)
+
+    def differentiated(compute: Call) -> Call:
+        if mode != MODES[2]:
+            return compute
+        return lambda: torch.autograd.grad(compute(), leaves, gradient)
+
+    sides = {
+        "call": differentiated(lambda: conv1d_relu_max_pool1d(*leaves, pool_size=p, backend=backend)),
+        "torch eager": differentiated(lambda: max_pool(*leaves, p)),
+    }
+    if served == "reference":  # torch differentiates it: its kernel alone has no other backward pass than torch's
+        return {**sides, "kernel": differentiated(lambda: reference.conv1d_relu_max_pool1d(*leaves, *geometry))}
+    forward, backward, _ = passes(served, OPERATION)
+
+    def kernel() -> Any:
+        output, argmax = forward(*tensors, *geometry, want_argmax=training)
+        if mode == MODES[2]:
+            return backward(gradient, argmax, *tensors[:2], *geometry, wanted=(True, True, True))
+        return output
+
+    return {**sides, "kernel": kernel}
+
+
+def microseconds(sides: Mapping[str, Call], mode: str, rounds: int) -> dict[str, list[float]]:
+    """Return the microseconds of a call of each side by blocks in which the sides take turns.
+
+    ``dispatch`` is what the call takes longer than the kernel in the block beside it.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    with torch.set_grad_enabled(mode != "no grad"), collector_off():
+        for timed in [False] + [True] * rounds:
+            for name, call in sides.items():
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                if timed:
+                    samples[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    pairs = zip(samples["call"], samples["kernel"], strict=True)
+    return {"dispatch": [call - kernel for call, kernel in pairs], **samples}
