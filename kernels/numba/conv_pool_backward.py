@@ -4,8 +4,10 @@ With ``t`` the first input position that a window's winner ``(n, o, q)`` saw and
 
     dW[o] += g * x[n, t : t + K]        dx[n, t : t + K] += g * W[o]        db[o] += g
 
-which is ``P`` times less arithmetic than a convolution's gradients. Channels are neighbours in memory here, so that
-``x[n, t : t + K]`` is one run of numbers (``K`` runs under a dilation): a contiguous ``(N, C, L)`` input is copied.
+which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows are listed for every output
+channel, those that have a gradient (:mod:`.winners`); a block of its channels is copied to dense rows, where both
+products are sums over runs of numbers (:mod:`.sparse_products`), and the input's gradient goes back to where it belongs
+(:mod:`.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
 
 Threads share the samples, or the channels where there are fewer samples than threads. Each sums weight gradients of its
 own, which are then added in a fixed order: the same bits on every run with the same number of threads.
@@ -13,51 +15,78 @@ own, which are then added in a fixed order: the same bits on every run with the 
 Where torch's dense gradients multiply infinite inputs or weights by the zeros of the positions that lost, and so get
 NaN, these do not: an infinity reaches the gradients through winners alone.
 """
-# ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
+import torch
+from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .compilation import compiled, intrinsic
-from .conv_pool import DTYPES, Layer, describe, pad
-from .simd import (
-    broadcast,
-    byte_pointer,
-    bytes_of,
-    call,
-    first_lanes,
-    fused,
-    lanes,
-    llvm_vector,
-    load_first,
-    load_number,
-    multiply_add,
-    read,
-    read_first,
-    size_of,
-    splat,
-    store_first,
-    store_number,
-    suffix,
-    vector_of,
-    write,
-)
+from .channel_blocks import clear, load_rows, store_rows
+from .compilation import compiled
+from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, store, store_number
+from .sparse_products import MOST_VECTORS, add_products
 from .threads import run, share, thread_count
+from .transposition import transpose
+from .winners import list_winners
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
 
-# So many bytes of input, or of its gradient, are served for every output channel before the next: half a first cache.
+# Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
+# next: most of a first cache.
 GROUP = 24 * 1024
 
+# A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
+SEGMENT = 128 * 1024
+
+LIKE: dict[torch.dtype, Any] = {
+    torch.float32: np.float32(0),
+    torch.float64: np.float64(0),
+    torch.int8: np.int8(0),
+    torch.int16: np.int16(0),
+    torch.int32: np.int32(0),
+}
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Plan(NamedTuple):
+    """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
+
+    ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
+    output channel's weights. ``direct`` tells that the input's, or its gradient's, own memory has such rows already.
+    """
+
+    samples: int
+    channels: int
+    length: int
+    left: int
+    padded: int
+    outputs: int
+    size: int
+    stride: int
+    dilation: int
+    windows: int
+    pool_stride: int
+    pool_padding: int
+    pool_dilation: int
+    pool_span: int
+    codes: int
+    row: int
+    width: int
+    run: int
+    group: int
+    segment: int
+    shares: int
+    by_samples: bool
+    direct: tuple[bool, bool]
+    x_strides: tuple[int, int, int]
+    dx_strides: tuple[int, int, int]
+    gradient_strides: tuple[int, int, int]
 
 
 def conv1d_relu_max_pool1d_backward(
@@ -100,303 +129,333 @@ def _backward(
     pool: Pool | None,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
-    channels, (outputs, _, size) = input.size(1), weight.shape
-    source = pad(input, convolution)
-    in_place = source.stride(1) == 1 or channels == 1
-    rows = source.transpose(1, 2) if in_place else source.transpose(1, 2).contiguous()
-    positions = convolution.output_length(input.size(2), size)
-    layer = describe(rows.transpose(1, 2), weight, convolution, pool, positions, gradient)
-    filters = weight.detach().transpose(1, 2).contiguous()
-    threads = thread_count(max(len(input), channels), gradient.numel() * channels * size)
-    by_samples = len(input) >= threads
-    dx = input.new_zeros(rows.shape) if wanted[0] else None
-    # Threads that share channels write different numbers of the same partial sums.
-    dw = input.new_zeros(threads if by_samples else 1, *filters.shape) if wanted[1] else None
-    db = input.new_zeros(threads if by_samples else 1, outputs) if wanted[2] else None
-    itemsize = input.element_size()
-    places = tuple(0 if one is None else one.data_ptr() for one in (rows, filters, gradient, argmax, dx, dw, db))
-    row_strides = tuple(0 if one is None else one.stride(1) * itemsize for one in (rows, dx))
-    sample_strides = tuple(0 if one is None else one.stride(0) * itemsize for one in (rows, dx))
-    code = argmax.new_zeros(()).numpy()[()]
-    like = DTYPES[input.dtype]
-
-    def call(begin: int, end: int, helpers: int, launch: int) -> None:
-        backward_windows(
-            layer, convolution.dilation, convolution.stride, size, channels, places, row_strides, sample_strides,
-            argmax.size(2), threads, by_samples, like, code, begin, end, helpers, launch,
-        )  # fmt: skip
-
-    if gradient.numel() and any(wanted):
-        run(call, threads, threads)
-    return (
-        None if dx is None else _like_input(dx, input, convolution),
-        None if dw is None else dw.sum(0).transpose(1, 2).contiguous(),
-        None if db is None else db.sum(0),
+    if not gradient.numel() or not any(wanted):
+        zeros = (one.new_zeros(one.shape) if want else None for one, want in zip((input, weight), wanted, strict=False))
+        return next(zeros), next(zeros), input.new_zeros(weight.size(0)) if wanted[2] else None
+    if input.stride(1) != 1 and input.stride(2) != 1:
+        input = input.contiguous()
+    filters = weight.detach().contiguous()
+    samples, channels, length = input.shape
+    dx = None
+    if wanted[0]:
+        dx = input.new_empty(samples, channels, length)
+        if not input.is_contiguous():
+            dx = input.new_empty(samples, length, channels).transpose(1, 2)
+    like = LIKE[input.dtype]
+    plan = _plan(gradient, argmax, input, filters, dx, convolution, pool, like)
+    partial = input.new_empty(plan.shares if plan.by_samples else 1, plan.outputs, plan.run) if wanted[1] else None
+    sums = (
+        input.new_empty(plan.shares if plan.by_samples else 1, plan.outputs, REGISTERS.width // like.itemsize)
+        if wanted[2]
+        else None
     )
+    dw = input.new_empty(filters.shape) if wanted[1] else None
+    db = input.new_empty(plan.outputs) if wanted[2] else None
+    places = tuple(
+        0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)
+    )
+    code = LIKE[argmax.dtype]
+
+    def call(begin: int, end: int, threads: int, launch: int) -> None:
+        backward_windows(plan, places, like, code, begin, end, threads, launch)
+
+    run(call, plan.shares, plan.shares)
+    if dw is not None or db is not None:
+        goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
+        add_shares(plan, places[5], places[6], *goals, like)
+    return dx, dw, db
 
 
-def _like_input(dx: Tensor, input: Tensor, convolution: Convolution) -> Tensor:
-    left = convolution.padding[0]
-    cut = dx[:, left : left + input.size(2)].transpose(1, 2)
-    return cut.contiguous() if input.is_contiguous() else cut
+def _plan(
+    gradient: Tensor,
+    argmax: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dx: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    like: Any,
+) -> Plan:
+    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
+    itemsize, lanes = like.itemsize, REGISTERS.width // like.itemsize
+    left, right = convolution.padding
+    dilation = convolution.dilation
+    windows = gradient.size(2)
+    pool_size, pool_stride, pool_padding, pool_dilation = (
+        (convolution.output_length(length, size), 1, 0, 1) if pool is None else pool[:4]
+    )
+    pool_span = pool_dilation * (pool_size - 1)
+    vectors = -(-channels // lanes)
+    threads = thread_count(max(samples, vectors), gradient.numel() * channels * size)
+    by_samples = samples >= threads
+    if 2 * channels < lanes:  # whole vectors for so few would be mostly empty
+        row = width = channels
+        # A run may be read and written up to the end of its last vector.
+        run = -(-((size - 1) * channels + lanes) // lanes) * lanes
+    else:
+        most = min(8, max(1, MOST_VECTORS // (size if dilation == 1 else 2)))
+        most = min(most, vectors if by_samples else -(-vectors // threads))
+        row = -(-vectors // -(-vectors // most)) * lanes
+        width = vectors * lanes
+        run = size * width
+    blocks = -(-width // row)
+    strides = tuple(
+        (0, 0, 0) if one is None else tuple(stride * itemsize for stride in one.stride())
+        for one in (input, dx, gradient)
+    )
+    direct = tuple(
+        blocks == 1 and width == channels and channels % lanes == 0 and left == right == 0
+        and one[1] == itemsize and one[2] == row * itemsize for one in strides
+    )  # fmt: skip
+    # One channel has no stride to speak of.
+    strides = tuple(
+        (one[0], itemsize if channels == 1 else one[1], one[2]) if i < 2 else one for i, one in enumerate(strides)
+    )
+    window_bytes = pool_stride * convolution.stride * row * itemsize
+    group = max(1, GROUP // (window_bytes * lanes * (1 + (dx is not None)))) * lanes
+    segment = SEGMENT // max(window_bytes, outputs * (itemsize + 4)) // group * group
+    whole = -(-windows // lanes) * lanes
+    return Plan(
+        samples, channels, length, left, left + length + right, outputs, size, convolution.stride, dilation, windows,
+        pool_stride, pool_padding, pool_dilation, pool_span, argmax.size(2), row, width, run,
+        min(group, whole), min(max(segment, group), whole), threads if by_samples else min(threads, blocks), by_samples,
+        direct[:2], *strides,
+    )  # fmt: skip
 
 
 @compiled
 def backward_windows(
-    layer: Layer,
-    dilation: int,
-    stride: int,
-    size: int,
-    channels: int,
-    places: Any,
-    row_strides: Any,
-    sample_strides: Any,
-    codes: int,
-    shares: int,
-    by_samples: bool,
-    zero: Any,
-    code: Any,
-    begin: int,
-    end: int,
-    threads: int,
-    launch: int,
+    plan: Plan, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
 ) -> None:
-    """Add what the winners give in the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
-    arguments = (
-        layer, dilation, stride, size, channels, places, row_strides, sample_strides, codes, shares, by_samples,
-        zero, code,
-    )  # fmt: skip
-    share(begin, end, threads, launch, backward_share, arguments)
+    """Compute the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
+    share(begin, end, threads, launch, backward_share, (plan, places, zero, code))
 
 
 @njit
-def backward_share(
-    number_of_share: int,
-    layer: Layer,
-    dilation: int,
-    stride: int,
-    size: int,
-    channels: int,
-    places: Any,
-    row_strides: Any,
-    sample_strides: Any,
-    codes: int,
-    shares: int,
-    by_samples: bool,
-    zero: Any,
-    code: Any,
-) -> None:
-    """Add what the winners of one of ``shares`` of the samples, or else of the channels, give.
+def last_row(plan: Plan, windows: int) -> int:
+    """Return the row behind all that the first ``windows`` windows see, behind the last one if these are all."""
+    if windows == plan.windows:
+        return plan.padded
+    position = (windows - 1) * plan.pool_stride - plan.pool_padding + plan.pool_span
+    return min(max(position * plan.stride + (plan.size - 1) * plan.dilation + 1, 0), plan.padded)
 
-    ``places`` are the addresses of input, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of input,
-    weight and bias; 0 is not wanted. ``zero`` and ``code`` are zeros of their types.
+
+@njit
+def first_row(plan: Plan, window: int) -> int:
+    """Return the first row that the windows from ``window`` on see, or the first that none before them sees."""
+    row = (window * plan.pool_stride - plan.pool_padding) * plan.stride
+    return max(min(row, last_row(plan, window)), 0) if window else 0
+
+
+@njit
+def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> None:
+    """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
+
+    ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
+    weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``; 0 is not
+    wanted. ``zero`` and ``code`` are zeros of their types.
     """
     x, weight, gradient, argmax, dx, dw, db = places
-    begin, end, first, last = 0, layer.samples, 0, channels
-    if by_samples:
-        begin, end = layer.samples * number_of_share // shares, layer.samples * (number_of_share + 1) // shares
-        dw += (number_of_share * layer.outputs * size * channels * bytes_of(zero)) if dw else 0
-        db += (number_of_share * layer.outputs * bytes_of(zero)) if db else 0
+    width, size = lanes(zero), bytes_of(zero)
+    blocks = (plan.width + plan.row - 1) // plan.row
+    begin, end, first, last = 0, plan.samples, 0, blocks
+    run = plan.run * size
+    if plan.by_samples:
+        begin, end = plan.samples * part // plan.shares, plan.samples * (part + 1) // plan.shares
+        dw += part * plan.outputs * run if dw else 0
+        db += part * plan.outputs * width * size if db else 0
     else:
-        first, last = channels * number_of_share // shares, channels * (number_of_share + 1) // shares
+        first, last = blocks * part // plan.shares, blocks * (part + 1) // plan.shares
         db = 0 if first else db
-    number = bytes_of(zero)
-    # Neighbouring kernel positions are one run of numbers where nothing lies between their rows.
-    merged_x = dilation == 1 and last - first == channels and row_strides[0] == channels * number
-    merged_dx = dilation == 1 and last - first == channels and row_strides[1] == channels * number
-    group = max(4, min(GROUP // max(layer.pool_stride * layer.position_stride, 1), 128))
-    winners = np.empty(group, np.int64)
-    offsets = np.empty(group, np.int64)
-    factors = np.empty(group * number, np.uint8)
+    rows = 0
+    for window in range(0, plan.windows, plan.segment):
+        ending = last_row(plan, min(window + plan.segment, plan.windows))
+        rows = max(rows, ending - first_row(plan, window))
+    capacity = plan.segment + width
+    bounds = np.empty((plan.outputs, plan.segment // plan.group + 2), np.int64)
+    line, row = 64, plan.row * size
+    weights = (plan.outputs * run if dx else 0) + line
+    copies = rows * row // line * line + 2 * line
+    lists = (plan.outputs * capacity * size // line + 1) * line
+    tile = capacity * width * (8 + size) + line
+    scratch = np.empty(2 * line + weights + 2 * copies + 2 * lists + tile + width * size, np.uint8)
+    packed = (scratch.ctypes.data + line - 1) // line * line
+    x_copy = packed + weights // line * line + line
+    dx_copy = x_copy + copies
+    factors = dx_copy + copies
+    listed = factors + lists
+    turned = listed + lists
+    sums = db if db else turned + tile // line * line
+    if dx:
+        pack(plan, packed, weight, first * plan.row, min(last * plan.row, plan.width), zero)
+    if dw:
+        for o in range(plan.outputs):
+            at = first * plan.row * plan.size * size
+            ending = min(last * plan.row, plan.width) * plan.size * size if blocks > 1 else run
+            clear(dw + o * run + at, ending - at, zero)
+    clear(sums, (plan.outputs if db else 1) * width * size, zero)
+    clear(x_copy, copies - line, zero)
+    clear(dx_copy, copies - line, zero)
     for n in range(begin, end):
-        for from_window in range(0, layer.windows, group):
-            to_window = min(from_window + group, layer.windows)
-            for o in range(layer.outputs):
-                count = 0
-                code_at = argmax + ((n * layer.windows + from_window) * codes + o) * bytes_of(code)
-                factor_at = gradient + n * layer.out_sample_stride + o * layer.out_channel_stride
-                factor_at += from_window * layer.out_window_stride
-                for q in range(from_window, to_window):
-                    won = load_number(code_at, code)
-                    position = q * layer.pool_stride - layer.pool_padding + won * layer.pool_dilation
-                    winners[count] = position * stride
-                    store_number(load_number(factor_at, zero), factors.ctypes.data + count * number, zero)
-                    count += won >= 0  # whether a window is active cannot be foreseen: a branch would cost more
-                    code_at += codes * bytes_of(code)
-                    factor_at += layer.out_window_stride
-                if not count:
-                    continue
-                if db:
-                    total = zero
-                    for e in range(count):
-                        total += load_number(factors.ctypes.data + e * number, zero)
-                    store_number(load_number(db + o * number, zero) + total, db + o * number, zero)
-                if dw:
-                    for e in range(count):
-                        offsets[e] = winners[e] * row_strides[0]
-                    source = x + n * sample_strides[0] + first * number
-                    target = dw + (o * size * channels + first) * number
-                    runs, width = (1, size * channels) if merged_x else (size, last - first)
-                    for k in range(runs):
-                        accumulate_run(
-                            target + k * channels * number,
-                            source + k * dilation * row_strides[0],
-                            offsets.ctypes.data,
-                            factors.ctypes.data,
-                            count,
-                            width,
-                            zero,
-                        )
-                if dx:
-                    for e in range(count):
-                        offsets[e] = winners[e] * row_strides[1]
-                    target = dx + n * sample_strides[1] + first * number
-                    source = weight + (o * size * channels + first) * number
-                    runs, width = (1, size * channels) if merged_dx else (size, last - first)
-                    for k in range(runs):
-                        scatter_run(
-                            target + k * dilation * row_strides[1],
-                            source + k * channels * number,
-                            offsets.ctypes.data,
-                            factors.ctypes.data,
-                            count,
-                            width,
-                            zero,
-                        )
+        for window in range(0, plan.windows, plan.segment):
+            windows = min(plan.segment, plan.windows - window)
+            top, bottom = first_row(plan, window), last_row(plan, window + windows)
+            list_winners(
+                argmax + (n * plan.windows + window) * plan.codes * bytes_of(code),
+                plan.codes * bytes_of(code),
+                gradient + n * plan.gradient_strides[0] + window * plan.gradient_strides[2],
+                plan.gradient_strides[1],
+                plan.gradient_strides[2],
+                plan.outputs,
+                windows,
+                plan.group,
+                (window * plan.pool_stride - plan.pool_padding) * plan.stride - top,
+                plan.pool_stride * plan.stride,
+                plan.pool_dilation * plan.stride,
+                capacity,
+                listed,
+                factors,
+                bounds,
+                sums,
+                width * size if db else 0,
+                turned,
+                zero,
+                code,
+            )
+            if not dw and not dx:
+                continue
+            done = last_row(plan, window) if window else 0
+            for block in range(first, last):
+                channel = block * plan.row
+                source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
+                step = min(plan.row, plan.width - channel) * size
+                x_rows, dx_rows = x_copy, dx_copy
+                if dw and plan.direct[0]:
+                    x_rows = source + top * step
+                elif dw:
+                    copy_in(plan, x_rows, step, source, plan.x_strides, channel, top, bottom, bottom, zero)
+                if dx and plan.direct[1]:
+                    dx_rows = target + top * step
+                    clear(target + done * step, (bottom - done) * step, zero)
+                elif dx:
+                    copy_in(plan, dx_rows, step, target, plan.dx_strides, channel, top, done, bottom, zero)
+                at = channel * plan.size * size
+                add_block(
+                    plan, dw + at if dw else 0, packed + at, x_rows, dx_rows if dx else 0, listed, factors, bounds,
+                    capacity, windows, step, zero,
+                )  # fmt: skip
+                if dx and not plan.direct[1]:
+                    low, high = max(top, plan.left), min(bottom, plan.left + plan.length)
+                    store_rows(
+                        dx_rows + (low - top) * step,
+                        step,
+                        target + channel * plan.dx_strides[1] + (low - plan.left) * plan.dx_strides[2],
+                        plan.dx_strides[1],
+                        plan.dx_strides[2],
+                        min(plan.row, plan.channels - channel),
+                        high - low,
+                        zero,
+                    )
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
 @njit
-def accumulate_run(target: int, x: int, offsets: int, factors: int, count: int, width: int, zero: Any) -> None:
-    """Add to ``width`` numbers at ``target`` the sum of the rows of ``x`` at ``offsets``, each times its factor."""
-    vector = lanes(zero)
-    step = vector * bytes_of(zero)
-    while width > 8 * vector:
-        accumulate_rows(target, x, offsets, factors, count, zero, 8, vector)
-        target, x, width = target + 8 * step, x + 8 * step, width - 8 * vector
-    if width > 4 * vector:
-        accumulate_rows(target, x, offsets, factors, count, zero, 4, vector)
-        target, x, width = target + 4 * step, x + 4 * step, width - 4 * vector
-    if width > 2 * vector:
-        accumulate_rows(target, x, offsets, factors, count, zero, 2, vector)
-        target, x, width = target + 2 * step, x + 2 * step, width - 2 * vector
-    if width > vector:
-        accumulate_rows(target, x, offsets, factors, count, zero, 2, width - vector)
-    else:
-        accumulate_rows(target, x, offsets, factors, count, zero, 1, width)
+def copy_in(
+    plan: Plan,
+    target: int,
+    step: int,
+    source: int,
+    strides: Any,
+    channel: int,
+    top: int,
+    known: int,
+    bottom: int,
+    zero: Any,
+) -> None:
+    """Fill the rows ``top`` to ``bottom`` of a block, those before ``known`` from the tensor, padding and rest with 0."""
+    low = min(max(top, plan.left), bottom)
+    high = max(min(known, plan.left + plan.length), low)
+    clear(target, (low - top) * step, zero)
+    clear(target + (high - top) * step, (bottom - high) * step, zero)
+    load_rows(
+        target + (low - top) * step,
+        step,
+        source + channel * strides[1] + (low - plan.left) * strides[2],
+        strides[1],
+        strides[2],
+        min(plan.row, plan.channels - channel),
+        high - low,
+        zero,
+    )
 
 
 @njit
-def scatter_run(target: int, weight: int, offsets: int, factors: int, count: int, width: int, zero: Any) -> None:
-    """Add to the rows of ``target`` at ``offsets`` the ``width`` numbers at ``weight``, each time times a factor."""
-    vector = lanes(zero)
-    number = bytes_of(zero)
-    step = vector * number
-    while width >= 8 * vector:
-        scatter_rows(target, weight, offsets, factors, count, zero, 8)
-        target, weight, width = target + 8 * step, weight + 8 * step, width - 8 * vector
-    if width >= 4 * vector:
-        scatter_rows(target, weight, offsets, factors, count, zero, 4)
-        target, weight, width = target + 4 * step, weight + 4 * step, width - 4 * vector
-    while width >= vector:
-        scatter_rows(target, weight, offsets, factors, count, zero, 1)
-        target, weight, width = target + step, weight + step, width - vector
-    if width:
-        row = load_first(weight, width, zero)
-        for e in range(count):
-            place = target + load_number(offsets + e * 8, 0)
-            factor = broadcast(load_number(factors + e * number, zero), zero)
-            store_first(multiply_add(factor, row, load_first(place, width, zero)), place, width)
+def add_block(
+    plan: Plan,
+    dw: int,
+    weights: int,
+    x: int,
+    dx: int,
+    listed: int,
+    factors: int,
+    bounds: Any,
+    capacity: int,
+    windows: int,
+    step: int,
+    zero: Any,
+) -> None:
+    """Add what a list of windows gives to a block's gradients, whose positions are ``step`` bytes apart."""
+    size, run = bytes_of(zero), plan.run * bytes_of(zero)
+    runs, numbers = (1, plan.size * step // size) if plan.dilation == 1 else (plan.size, step // size)
+    for group in range((windows + plan.group - 1) // plan.group):
+        for o in range(plan.outputs):
+            count = bounds[o, group + 1] - bounds[o, group]
+            if not count:
+                continue
+            entry = o * capacity + bounds[o, group]
+            for k in range(runs):
+                at, shift = o * run + k * step, k * plan.dilation * step
+                add_products(
+                    dw + at if dw else 0, weights + at, x + shift, dx + shift if dx else 0, listed + entry * 4,
+                    factors + entry * size, count, step, numbers, zero,
+                )  # fmt: skip
 
 
-@intrinsic
-def accumulate_rows(
-    _typing: Any, target: Any, x: Any, offsets: Any, factors: Any, count: Any, like: Any, vectors: Any, tail: Any
-) -> Any:
-    """Add to ``target[v]`` the sum over ``e`` of ``factors[e] * x[offsets[e] + v]``: the core of a sparse gradient.
-
-    ``v`` runs over the lanes of ``vectors``, a literal, each with a register that starts at 0; of a last vector only
-    ``tail`` numbers are read and written. ``offsets`` is the address of ``count`` >= 1 int64, in bytes, ``factors``
-    that of as many numbers.
-    """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, columns = llvm_vector(vector_of(like)), vectors.literal_value
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        target, x, offsets, factors = (byte_pointer(builder, argument) for argument in arguments[:4])
-        count, rest = arguments[4], arguments[7]
-        begin = builder.block
-        loop, done = builder.append_basic_block("rows.loop"), builder.append_basic_block("rows.done")
-
-        def get(pointer: Any, v: int) -> Any:
-            place = builder.gep(pointer, [ir.Constant(number, v * kind.count * size)])
-            if v == columns - 1:
-                return read_first(builder, place, rest, kind)
-            return read(builder, place, kind, size)
-
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        e = builder.phi(number)
-        e.add_incoming(ir.Constant(number, 0), begin)
-        sums = [builder.phi(kind) for _ in range(columns)]
-        for node in sums:
-            node.add_incoming(ir.Constant(kind, [0.0] * kind.count), begin)
-        offset = read(builder, builder.gep(offsets, [builder.mul(e, ir.Constant(number, 8))]), number, 8)
-        place = builder.gep(factors, [builder.mul(e, ir.Constant(number, size))])
-        factor = splat(builder, read(builder, place, kind.element, size), kind.count)
-        row = builder.gep(x, [offset])
-        totals = [fused(builder, factor, get(row, v), sums[v]) for v in range(columns)]
-        following = builder.add(e, ir.Constant(number, 1))
-        e.add_incoming(following, loop)
-        for node, total in zip(sums, totals, strict=True):
-            node.add_incoming(total, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-
-        builder.position_at_end(done)
-        mask = first_lanes(builder, rest, kind.count)
-        for v, total in enumerate(totals):
-            place = builder.gep(target, [ir.Constant(number, v * kind.count * size)])
-            content = builder.fadd(get(target, v), total)
-            if v == columns - 1:
-                typed = builder.bitcast(place, kind.as_pointer())
-                alignment = ir.Constant(ir.IntType(32), size)
-                name = f"llvm.masked.store.{suffix(kind)}.p0"
-                call(builder, name, ir.VoidType(), [content, typed, alignment, mask])
-            else:
-                write(builder, content, place, size)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(*(integer,) * 5, like, vectors, integer), generate
+@njit
+def pack(plan: Plan, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
+    """Copy the weights of the channels ``first`` to ``last`` block by block, a kernel position's channels in a row."""
+    size = bytes_of(zero)
+    clear(packed, plan.outputs * plan.run * size, zero)
+    for o in range(plan.outputs):
+        for channel in range(first, last, plan.row):
+            source = weight + (o * plan.channels + channel) * plan.size * size
+            target = packed + (o * plan.run + channel * plan.size) * size
+            step = min(plan.row, plan.width - channel) * size
+            count = min(plan.row, plan.channels - channel)
+            transpose(source, plan.size * size, target, step, count, plan.size, zero)
 
 
-@intrinsic
-def scatter_rows(
-    _typing: Any, target: Any, weight: Any, offsets: Any, factors: Any, count: Any, like: Any, vectors: Any
-) -> Any:
-    """Add to ``target[offsets[e] + v]`` ``factors[e] * weight[v]``, event after event: rows may overlap.
-
-    ``v`` runs over the lanes of ``vectors``, a literal, whose weights stay in registers; the rest is as in
-    :func:`accumulate_rows`.
-    """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, columns = llvm_vector(vector_of(like)), vectors.literal_value
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        target, weight, offsets, factors = (byte_pointer(builder, argument) for argument in arguments[:4])
-        steps = [ir.Constant(number, v * kind.count * size) for v in range(columns)]
-        row = [read(builder, builder.gep(weight, [step]), kind, size) for step in steps]
-        with cgutils.for_range(builder, arguments[4], intp=number) as loop:
-            offset = read(builder, builder.gep(offsets, [builder.mul(loop.index, ir.Constant(number, 8))]), number, 8)
-            place = builder.gep(factors, [builder.mul(loop.index, ir.Constant(number, size))])
-            factor = splat(builder, read(builder, place, kind.element, size), kind.count)
-            base = builder.gep(target, [offset])
-            for v in range(columns):
-                place = builder.gep(base, [steps[v]])
-                write(builder, fused(builder, factor, row[v], read(builder, place, kind, size)), place, size)
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 5, like, vectors), generate
+@compiled
+def add_shares(plan: Plan, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
+    """Write the sums of all shares' gradients of weight and bias to ``dw`` ``(O, C, K)`` and ``db``; 0 is not wanted."""
+    size, vector = bytes_of(zero), lanes(zero) * bytes_of(zero)
+    shares = plan.shares if plan.by_samples else 1
+    if dw:
+        whole = plan.outputs * plan.run * size
+        for other in range(1, shares):
+            for at in range(0, whole, vector):
+                total = add(load(partial + at, zero), load(partial + other * whole + at, zero))
+                store(total, partial + at)
+        for o in range(plan.outputs):
+            for channel in range(0, plan.channels, plan.row):
+                source = partial + (o * plan.run + channel * plan.size) * size
+                target = dw + (o * plan.channels + channel) * plan.size * size
+                step = min(plan.row, plan.width - channel) * size
+                count = min(plan.row, plan.channels - channel)
+                transpose(source, step, target, plan.size * size, plan.size, count, zero)
+    if db:
+        for o in range(plan.outputs):
+            total = load(sums + o * vector, zero)
+            for other in range(1, shares):
+                total = add(total, load(sums + (other * plan.outputs + o) * vector, zero))
+            store_number(horizontal_sum(total), db + o * size, zero)

@@ -1,0 +1,71 @@
+"""Blocks of a sample's channels, copied so that positions are dense rows of numbers, and back again.
+
+A convolution's kernel positions then see one run of numbers, aligned to vectors, whichever layout the tensor has:
+rows of channels-last memory are copied, those of contiguous memory transposed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .simd import broadcast, bytes_of, lanes, load, load_first, store, store_first
+from .transposition import transpose
+
+__all__ = ["clear", "load_rows", "store_rows"]
+
+
+@njit
+def clear(target: int, size: int, zero: Any) -> None:
+    """Write zeros to ``size`` bytes, rounded up to whole vectors."""
+    step = lanes(zero) * bytes_of(zero)
+    for at in range(0, size, step):
+        store(broadcast(zero, zero), target + at)
+
+
+@njit
+def load_rows(
+    target: int, row: int, source: int, channel_stride: int, position_stride: int, channels: int, count: int, zero: Any
+) -> None:
+    """Copy ``channels`` numbers of each of ``count`` positions to rows ``row`` bytes apart.
+
+    Of the two strides, in bytes, one must be a number's. Where a row has room for the last vector, that is filled up
+    with zeros or left alone.
+    """
+    width, size = lanes(zero), bytes_of(zero)
+    if channel_stride != size:
+        transpose(source, channel_stride, target, row, channels, count, zero)
+        return
+    if position_stride == row and row == channels * size:
+        channels, count = channels * count, 1
+    full, rest = channels // width * width * size, channels % width
+    padded = row >= full + width * size
+    for _ in range(count):
+        for at in range(0, full, width * size):
+            store(load(source + at, zero), target + at)
+        if rest and padded:
+            store(load_first(source + full, rest, zero), target + full)
+        elif rest:
+            store_first(load_first(source + full, rest, zero), target + full, rest)
+        source, target = source + position_stride, target + row
+
+
+@njit
+def store_rows(
+    source: int, row: int, target: int, channel_stride: int, position_stride: int, channels: int, count: int, zero: Any
+) -> None:
+    """Copy rows back to where :func:`load_rows` has them from; nothing else is written."""
+    width, size = lanes(zero), bytes_of(zero)
+    if channel_stride != size:
+        transpose(source, row, target, channel_stride, count, channels, zero)
+        return
+    if position_stride == row and row == channels * size:
+        channels, count = channels * count, 1
+    full, rest = channels // width * width * size, channels % width
+    for _ in range(count):
+        for at in range(0, full, width * size):
+            store(load(source + at, zero), target + at)
+        if rest:
+            store_first(load_first(source + full, rest, zero), target + full, rest)
+        source, target = source + row, target + position_stride

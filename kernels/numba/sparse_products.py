@@ -1,0 +1,190 @@
+"""Products of listed rows: what a convolution's gradients are where few positions have one.
+
+A list names rows ``r`` and factors ``f``. The weight's gradient gathers, ``dw += f * x[r]``, the input's scatters,
+``dx[r] += f * weight``, each a run of numbers that may overlap the next row's. Done together they share the list and the
+CPU: a Zen 4 stores 64 bytes every second cycle, and the two loads and multiply-adds that each such store of ``dx``
+comes with fill these cycles. Weights and sums stay in registers, 14 vectors of each.
+"""
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+
+from .compilation import intrinsic
+from .simd import (
+    REGISTERS,
+    byte_pointer,
+    bytes_of,
+    first_lanes,
+    fused,
+    lanes,
+    llvm_vector,
+    read,
+    size_of,
+    splat,
+    vector_of,
+    write,
+)
+
+__all__ = ["MOST_VECTORS", "add_products"]
+
+# So many vectors of a run are served at a time: twice as many registers, and one for the factor.
+MOST_VECTORS = 14 if REGISTERS.number == 32 else 6
+
+# What a literal asks for; 3 is both.
+GATHER, SCATTER = 1, 2
+
+
+@njit
+def add_products(
+    dw: int,
+    weight: int,
+    x: int,
+    dx: int,
+    rows: int,
+    factors: int,
+    count: int,
+    step: int,
+    numbers: int,
+    zero: Any,
+) -> None:
+    """Add the gradients of a run of ``numbers`` of ``weight`` that ``count`` >= 1 listed rows give; see the module.
+
+    ``dw`` or ``dx`` is 0 where not wanted, ``rows`` the address of int32 that count ``step`` bytes. Of the last vector
+    of a run only the numbers that belong to it are changed, but all are read and written.
+    """
+    if dw and dx:
+        add_run(dw, weight, x, dx, rows, factors, count, step, numbers, zero, 3)
+    elif dw:
+        add_run(dw, weight, x, dx, rows, factors, count, step, numbers, zero, 1)
+    elif dx:
+        add_run(dw, weight, x, dx, rows, factors, count, step, numbers, zero, 2)
+
+
+@njit(inline="always")
+def add_run(
+    dw: int,
+    weight: int,
+    x: int,
+    dx: int,
+    rows: int,
+    factors: int,
+    count: int,
+    step: int,
+    numbers: int,
+    zero: Any,
+    kinds: int,
+) -> None:
+    """Cut the run into pieces of about equal size, at most ``MOST_VECTORS`` each."""
+    width = lanes(zero)
+    rest = (numbers + width - 1) // width
+    last = numbers - (rest - 1) * width
+    done = 0
+    while rest:
+        pieces = (rest + MOST_VECTORS - 1) // MOST_VECTORS
+        size = (rest + pieces - 1) // pieces
+        if size > 8 and size % 2:
+            size = size + 1 if size < rest else (size + 1) // 2
+        tail = last if size == rest else width
+        a, b, c, d = dw + done, weight + done, x + done, dx + done
+        if MOST_VECTORS >= 14 and size == 14:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 14, kinds)
+        elif MOST_VECTORS >= 12 and size == 12:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 12, kinds)
+        elif MOST_VECTORS >= 10 and size == 10:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 10, kinds)
+        elif MOST_VECTORS >= 8 and size == 8:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 8, kinds)
+        elif MOST_VECTORS >= 7 and size == 7:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 7, kinds)
+        elif size == 6:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 6, kinds)
+        elif size == 5:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 5, kinds)
+        elif size == 4:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 4, kinds)
+        elif size == 3:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 3, kinds)
+        elif size == 2:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 2, kinds)
+        else:
+            add_vectors(a, b, c, d, rows, factors, count, step, tail, zero, 1, kinds)
+        rest -= size
+        done += size * width * bytes_of(zero)
+
+
+@intrinsic
+def add_vectors(
+    _typing: Any,
+    dw: Any,
+    weight: Any,
+    x: Any,
+    dx: Any,
+    rows: Any,
+    factors: Any,
+    count: Any,
+    step: Any,
+    tail: Any,
+    like: Any,
+    vectors: Any,
+    kinds: Any,
+) -> Any:
+    """Add the gradients, of those kinds, of ``vectors`` of a run; both are literals. Of the last, ``tail`` numbers are
+    changed.
+    """
+    if not isinstance(vectors, types.IntegerLiteral) or not isinstance(kinds, types.IntegerLiteral):
+        return None
+    kind, columns, chosen = llvm_vector(vector_of(like)), vectors.literal_value, kinds.literal_value
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        size, number = size_of(kind.element), ir.IntType(64)
+        dw, weight, x, dx, rows, factors = (byte_pointer(builder, argument) for argument in arguments[:6])
+        count, step, tail = arguments[6:9]
+        steps = [ir.Constant(number, v * kind.count * size) for v in range(columns)]
+        mask, zeros = first_lanes(builder, tail, kind.count), ir.Constant(kind, [0.0] * kind.count)
+        kept = [read(builder, builder.gep(weight, [at]), kind, size) for at in steps] if chosen & SCATTER else []
+        begin = builder.block
+        loop, done = builder.append_basic_block("listed"), builder.append_basic_block("listed.done")
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        e = builder.phi(number)
+        e.add_incoming(ir.Constant(number, 0), begin)
+        sums = [builder.phi(kind) for _ in range(columns)] if chosen & GATHER else []
+        for node in sums:
+            node.add_incoming(zeros, begin)
+        row = read(builder, builder.gep(rows, [builder.mul(e, ir.Constant(number, 4))]), ir.IntType(32), 4)
+        offset = builder.mul(builder.sext(row, number), step)
+        place = builder.gep(factors, [builder.mul(e, ir.Constant(number, size))])
+        factor = splat(builder, read(builder, place, kind.element, size), kind.count)
+        source, target = builder.gep(x, [offset]), builder.gep(dx, [offset])
+        totals = []
+        for v, at in enumerate(steps):
+            if chosen & GATHER:
+                totals.append(fused(builder, factor, read(builder, builder.gep(source, [at]), kind, size), sums[v]))
+            if chosen & SCATTER:
+                goal = builder.gep(target, [at])
+                old = read(builder, goal, kind, size)
+                new = fused(builder, factor, kept[v], old)
+                if v == columns - 1:  # weights of 0 behind the run would not do: an infinite factor makes them NaN
+                    new = builder.select(mask, new, old)
+                write(builder, new, goal, size)
+        following = builder.add(e, ir.Constant(number, 1))
+        e.add_incoming(following, loop)
+        for node, total in zip(sums, totals, strict=True):
+            node.add_incoming(total, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+
+        builder.position_at_end(done)
+        for v, total in enumerate(totals):
+            goal = builder.gep(dw, [steps[v]])
+            old = read(builder, goal, kind, size)
+            new = builder.fadd(old, total)
+            write(builder, builder.select(mask, new, old) if v == columns - 1 else new, goal, size)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 9, like, vectors, kinds), generate
