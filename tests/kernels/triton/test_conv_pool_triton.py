@@ -299,6 +299,22 @@ def test_refuses_with_a_reason(device, monkeypatch):
     assert "on a GPU" in conv_pool.refuse(x.cpu(), w.cpu(), None, PLAIN)
 
 
+def test_follows_torchs_switches_for_tf32():
+    """The old one and the new one; they concern float32 alone."""
+    from seqconv.kernels.triton.launch import precision
+
+    assert precision(torch.float32) == "ieee"
+    torch.backends.cudnn.allow_tf32 = True
+    assert precision(torch.float32) == "tf32"
+    assert precision(torch.bfloat16) == "ieee"
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        assert precision(torch.float32) == "ieee"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
 def test_triton_is_not_imported_before_the_first_call():
     """Nor is it to tell that a call cannot be served."""
     code = (
