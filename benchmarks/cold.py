@@ -1,7 +1,8 @@
 """The first call in a fresh process: with empty compilation caches, as on a new machine, and with the caches that left.
 
-``seconds`` runs from the provider's making to the end of its first call; importing (torch, seqconv, its kernels'
-packages) and making the inputs come before, and are the same for every provider.
+``seconds`` runs from the provider's making to the end of its first call. Importing torch, seqconv and Numba and making
+the inputs come before, and are the same for every provider; a kernel's own module, which its first call imports, and
+loading what was compiled from the disk cache are in it. Who has not imported Numba before waits for that too.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def first_call(case: Case, provider: str) -> float:
     with precision(case):
         if case.device != "cpu":
             torch.empty(1, device=case.device)  # the driver's own start is no provider's
+        # Nor are torch's own imports at its first backward pass.
+        torch.autograd.backward(torch.ones((), requires_grad=True), torch.ones(()))
         start = time.perf_counter()
         step: Any = kind.step(case, kind.providers[provider].make(case), inputs, case.torch_dtype)
         step.call()

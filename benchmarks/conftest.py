@@ -27,7 +27,7 @@ from benchmarks.precision import precision
 from benchmarks.registry import Candidate, Comparison, candidates, comparisons, operation
 
 CLOCK = timing.Clock()
-SECONDS, QUICK_SECONDS = 1.5, 0.3  # to spend on the rounds of one comparison
+SECONDS, QUICK_SECONDS = 0.75, 0.3  # to spend on the rounds of one comparison
 
 checked: dict[str, dict[str, tuple[float, float]]] = {}
 left_out: list[dict[str, str]] = []
