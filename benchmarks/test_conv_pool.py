@@ -14,7 +14,10 @@ GPU_BATCHES = (4096, 128)
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return every layer, layout and mode but whole training steps, which are the models', on a CPU; on a GPU precisions and batch sizes instead of some of them."""
+    """Return every layer, layout and mode on a CPU; on a GPU precisions and batch sizes instead of some of them.
+
+    Whole training steps are the models' suite's.
+    """
     if device == "cpu":
         names, modes = (["imdb2", "jena1"], MODES[1:]) if quick else (list(LAYERS), MODES)
         layouts = ["channels_last"] if quick else ["contiguous", "channels_last"]
