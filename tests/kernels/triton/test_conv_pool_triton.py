@@ -85,6 +85,7 @@ SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
 @example(((2, 4, 1), 1, 1, PLAIN, Pool(1, 1)), "contiguous", torch.float16, False, 0)
 @example(((2, 1, 2), 1, 2, Convolution(1, (0, 1)), Pool(3, 5, 1, 2, True)), "channels-last", torch.bfloat16, True, 0)
 @example(SEVERAL_TILES, "channels-last", torch.float32, True, 1)
+@example(((2, 12, 40), 8, 3, PLAIN, Pool(5, 5)), "channels-last", torch.float16, True, 2)  # 3 and 2 phases
 @example(SEVERAL_TILES, "contiguous", torch.bfloat16, False, 1)
 @example(((2, 3, 200), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
 @example(((2, 16, 300), 20, 3, PLAIN, None), "channels-last", torch.float32, True, 1)
@@ -150,6 +151,21 @@ def test_special_values_go_where_torch_sends_them(device, floor, values, dtype, 
     np.testing.assert_array_equal(out.cpu().double(), value)
     for mine, other in zip(floor.backward(upstream, argmax, x, w, PLAIN, pool), gradients, strict=True):
         np.testing.assert_array_equal(mine.cpu().double(), other)
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+@pytest.mark.parametrize("special", [NAN, 9.0])
+@pytest.mark.parametrize("places", [[10, 74, 138, 202], [20, 21], [21, 20 + 128]])
+def test_the_first_of_several_global_maxima_wins(device, floor, channels, special, places):
+    """Wherever they lie in tiles of positions, and NaN before all."""
+    x = integers(0, 1, channels, 210, device=device, most=1)
+    x[0, 0, places] = special
+    w = torch.zeros(20, channels, 2, device=device)
+    w[:, 0, 0] = 1
+    x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    out, argmax = floor.forward(x, w, None, PLAIN, None)
+    np.testing.assert_array_equal(out.cpu(), torch.full((1, 20), special))
+    assert argmax.flatten().tolist() == [min(places) - (special != special)] * 20  # the other tap's NaN comes sooner
 
 
 @pytest.mark.parametrize("globally", [False, True])
