@@ -43,6 +43,13 @@ GROUP = 24 * 1024
 # A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
 SEGMENT = 128 * 1024
 
+# A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
+# other's.
+PAGE = 4096
+
+# Rows of channels-last memory that are copied block after block.
+STRIP = 4
+
 LIKE: dict[torch.dtype, Any] = {
     torch.float32: np.float32(0),
     torch.float64: np.float64(0),
@@ -205,7 +212,8 @@ def _plan(
     )
     direct = tuple(
         blocks == 1 and width == channels and channels % lanes == 0 and left == right == 0
-        and one[1] == itemsize and one[2] == row * itemsize for one in strides
+        and one[1] == itemsize and one[2] == row * itemsize and not (i == 0 and dx is not None)
+        for i, one in enumerate(strides)
     )  # fmt: skip
     # One channel has no stride to speak of.
     strides = tuple(
@@ -213,7 +221,7 @@ def _plan(
     )
     window_bytes = pool_stride * convolution.stride * row * itemsize
     group = max(1, GROUP // (window_bytes * lanes * (1 + (dx is not None)))) * lanes
-    segment = SEGMENT // max(window_bytes, outputs * (itemsize + 4)) // group * group
+    segment = SEGMENT // max(window_bytes // row * width, outputs * (itemsize + 4)) // group * group
     whole = -(-windows // lanes) * lanes
     return Plan(
         samples, channels, length, left, left + length + right, outputs, size, convolution.stride, dilation, windows,
@@ -275,14 +283,15 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     bounds = np.empty((plan.outputs, plan.segment // plan.group + 2), np.int64)
     line, row = 64, plan.row * size
     weights = (plan.outputs * run if dx else 0) + line
-    copies = rows * row // line * line + 2 * line
+    block_bytes = rows * row // line * line + 2 * line
+    copies = (last - first) * block_bytes // PAGE * PAGE + PAGE + PAGE // 2
     lists = (plan.outputs * capacity * size // line + 1) * line
     tile = capacity * width * (8 + size) + line
-    scratch = np.empty(2 * line + weights + 2 * copies + 2 * lists + tile + width * size, np.uint8)
+    scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + width * size, np.uint8)
     packed = (scratch.ctypes.data + line - 1) // line * line
     x_copy = packed + weights // line * line + line
     dx_copy = x_copy + copies
-    factors = dx_copy + copies
+    factors = dx_copy + copies + PAGE
     listed = factors + lists
     turned = listed + lists
     sums = db if db else turned + tile // line * line
@@ -294,8 +303,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             ending = min(last * plan.row, plan.width) * plan.size * size if blocks > 1 else run
             clear(dw + o * run + at, ending - at, zero)
     clear(sums, (plan.outputs if db else 1) * width * size, zero)
-    clear(x_copy, copies - line, zero)
-    clear(dx_copy, copies - line, zero)
+    clear(x_copy, 2 * copies, zero)
     for n in range(begin, end):
         for window in range(0, plan.windows, plan.segment):
             windows = min(plan.segment, plan.windows - window)
@@ -325,68 +333,104 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             if not dw and not dx:
                 continue
             done = last_row(plan, window) if window else 0
+            source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
+            x_rows, dx_rows = x_copy, dx_copy
+            if dx and plan.direct[1]:
+                dx_rows = target + top * row
+                clear(target + done * row, (bottom - done) * row, zero)
+                x_rows += (dx_rows + PAGE // 2 - x_copy) % PAGE // line * line
+            elif dx:
+                copy_blocks(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, done, bottom, zero)
+            if dw and plan.direct[0]:
+                x_rows = source + top * row
+            elif dw:
+                copy_blocks(plan, x_rows, block_bytes, source, plan.x_strides, first, last, top, bottom, bottom, zero)
             for block in range(first, last):
-                channel = block * plan.row
-                source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
-                step = min(plan.row, plan.width - channel) * size
-                x_rows, dx_rows = x_copy, dx_copy
-                if dw and plan.direct[0]:
-                    x_rows = source + top * step
-                elif dw:
-                    copy_in(plan, x_rows, step, source, plan.x_strides, channel, top, bottom, bottom, zero)
-                if dx and plan.direct[1]:
-                    dx_rows = target + top * step
-                    clear(target + done * step, (bottom - done) * step, zero)
-                elif dx:
-                    copy_in(plan, dx_rows, step, target, plan.dx_strides, channel, top, done, bottom, zero)
-                at = channel * plan.size * size
+                at = block * plan.row * plan.size * size
+                shift = (block - first) * block_bytes
                 add_block(
-                    plan, dw + at if dw else 0, packed + at, x_rows, dx_rows if dx else 0, listed, factors, bounds,
-                    capacity, windows, step, zero,
+                    plan, dw + at if dw else 0, packed + at, x_rows + shift, dx_rows + shift if dx else 0, listed,
+                    factors, bounds, capacity, windows, min(plan.row, plan.width - block * plan.row) * size, zero,
                 )  # fmt: skip
-                if dx and not plan.direct[1]:
-                    low, high = max(top, plan.left), min(bottom, plan.left + plan.length)
-                    store_rows(
-                        dx_rows + (low - top) * step,
-                        step,
-                        target + channel * plan.dx_strides[1] + (low - plan.left) * plan.dx_strides[2],
-                        plan.dx_strides[1],
-                        plan.dx_strides[2],
-                        min(plan.row, plan.channels - channel),
-                        high - low,
-                        zero,
-                    )
+            if dx and not plan.direct[1]:
+                copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
 @njit
-def copy_in(
+def copy_blocks(
     plan: Plan,
     target: int,
-    step: int,
+    block_bytes: int,
     source: int,
     strides: Any,
-    channel: int,
+    first: int,
+    last: int,
     top: int,
     known: int,
     bottom: int,
     zero: Any,
 ) -> None:
-    """Fill the rows ``top`` to ``bottom`` of a block, those before ``known`` from the tensor, padding and rest with 0."""
+    """Fill the rows ``top`` to ``bottom`` of these blocks, those before ``known`` from the tensor, the rest with 0.
+
+    Rows of many blocks are read some at a time, so that memory is read in order.
+    """
+    size = bytes_of(zero)
     low = min(max(top, plan.left), bottom)
     high = max(min(known, plan.left + plan.length), low)
-    clear(target, (low - top) * step, zero)
-    clear(target + (high - top) * step, (bottom - high) * step, zero)
-    load_rows(
-        target + (low - top) * step,
-        step,
-        source + channel * strides[1] + (low - plan.left) * strides[2],
-        strides[1],
-        strides[2],
-        min(plan.row, plan.channels - channel),
-        high - low,
-        zero,
-    )
+    for block in range(first, last):
+        step = min(plan.row, plan.width - block * plan.row) * size
+        goal = target + (block - first) * block_bytes
+        clear(goal, (low - top) * step, zero)
+        clear(goal + (high - top) * step, (bottom - high) * step, zero)
+    strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
+    for begin in range(low, high, strip):
+        for block in range(first, last):
+            channel = block * plan.row
+            step = min(plan.row, plan.width - channel) * size
+            load_rows(
+                target + (block - first) * block_bytes + (begin - top) * step,
+                step,
+                source + channel * strides[1] + (begin - plan.left) * strides[2],
+                strides[1],
+                strides[2],
+                min(plan.row, plan.channels - channel),
+                min(strip, high - begin),
+                zero,
+            )
+
+
+@njit
+def copy_back(
+    plan: Plan,
+    source: int,
+    block_bytes: int,
+    target: int,
+    strides: Any,
+    first: int,
+    last: int,
+    top: int,
+    bottom: int,
+    zero: Any,
+) -> None:
+    """Write the rows ``top`` to ``bottom`` of these blocks to the tensor, but for the padding."""
+    size = bytes_of(zero)
+    low, high = max(top, plan.left), min(bottom, plan.left + plan.length)
+    strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
+    for begin in range(low, high, strip):
+        for block in range(first, last):
+            channel = block * plan.row
+            step = min(plan.row, plan.width - channel) * size
+            store_rows(
+                source + (block - first) * block_bytes + (begin - top) * step,
+                step,
+                target + channel * strides[1] + (begin - plan.left) * strides[2],
+                strides[1],
+                strides[2],
+                min(plan.row, plan.channels - channel),
+                min(strip, high - begin),
+                zero,
+            )
 
 
 @njit
@@ -437,7 +481,7 @@ def pack(plan: Plan, packed: int, weight: int, first: int, last: int, zero: Any)
 
 @compiled
 def add_shares(plan: Plan, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
-    """Write the sums of all shares' gradients of weight and bias to ``dw`` ``(O, C, K)`` and ``db``; 0 is not wanted."""
+    """Write the sums of all shares' gradients to ``dw`` ``(O, C, K)`` and ``db`` ``(O,)``; 0 is not wanted."""
     size, vector = bytes_of(zero), lanes(zero) * bytes_of(zero)
     shares = plan.shares if plan.by_samples else 1
     if dw:

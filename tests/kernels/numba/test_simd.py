@@ -5,7 +5,6 @@ import pytest
 
 from seqconv.kernels.numba import simd
 from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.conv_pool_backward import accumulate_rows
 from seqconv.kernels.numba.simd import (
     accumulate_taps,
     add,
@@ -117,29 +116,6 @@ def test_tile_of_taps(dtype, taps):
     row, number = x.strides
     tile(address(target), address(x), (4 * row, 2 * row, 3 * number), taps, address(w), dtype(0))
     np.testing.assert_array_equal(target, expected)
-
-
-@compiled
-def rows(target, x, offsets, factors, events, tail, zero):
-    accumulate_rows(target, x, offsets, factors, events, zero, 3, tail)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sum_of_rows_leaves_what_is_behind_the_tail(dtype):
-    generator = np.random.default_rng(3)
-    width = 3 * count(dtype)
-    x = generator.integers(-5, 6, 200).astype(dtype)
-    starts = np.array([0, 7, 7, 100, 31], np.int64)
-    factors = generator.integers(-5, 6, 5).astype(dtype)
-    for tail in range(1, count(dtype) + 1):
-        used = 2 * count(dtype) + tail
-        target = np.ones(width, dtype)
-        expected = target.copy()
-        for start, factor in zip(starts, factors, strict=True):
-            expected[:used] += factor * x[start : start + used]
-        offsets = starts * x.itemsize
-        rows(address(target), address(x), address(offsets), address(factors), 5, tail, dtype(0))
-        np.testing.assert_array_equal(target, expected)
 
 
 @pytest.mark.parametrize(
