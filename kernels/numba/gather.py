@@ -174,6 +174,8 @@ def _compute(
     rows, places = None, None
     if not channels:
         plan = "folded"  # a sum of nothing
+    if plan is None and not index.position_stride:
+        plan = "direct"  # windows share few rows
     if plan is None and folded is None:
         plan, rows, places = _choose(layer, index, table, counts)
     elif folded is None and plan == "folded":

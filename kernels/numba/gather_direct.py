@@ -1,7 +1,8 @@
 """The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
 
-Rows that are equally far apart, those of windows without padding, are read in place. Others are copied, a chunk of
-positions at a time, to a scratch that stays in the second cache. The activation is pooled from a scratch, too.
+Neighbouring rows, those of windows without step and padding, are read in place. Others are copied, a chunk of positions
+at a time, to a scratch that stays in the second cache, and meanwhile the next chunk's are prefetched: a tile would wait
+for each of them. The activation is pooled from a scratch, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .pooling import finish_rows, merge_rows, pool_rows
 from .products import multiply
 from .simd import bytes_of, lanes, store_number
 from .threads import share
+from .windows import move_row
 
 __all__ = ["forward_direct"]
 
@@ -73,19 +75,23 @@ def direct_block(
         first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
         last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, layer.positions)
         if not is_global:
+            following = min(part + 1, layer.samples * chunks - 1)
+            ahead = following % chunks * layer.chunk * layer.pool_stride - layer.pool_padding
+            ahead = max(ahead, 0) * layer.stride - layer.left
             if last > first:
-                convolve(layer, index, table, n, first, last - first, weights, rows, sums, zero)
-            for q in range(from_window, to_window):
-                place = out + n * layer.sample_stride + q * layer.window_stride
-                codes = argmax + (n * layer.windows + q) * padded // size * bytes_of(code) if argmax else 0
-                pool_rows(layer, sums, padded, first, q, bias, place, codes, zero, code)
+                chunk = (n, first, last - first, following // chunks, ahead)
+                convolve(layer, index, table, chunk, weights, rows, sums, zero)
+            place = out + n * layer.sample_stride + from_window * layer.window_stride
+            codes = argmax + (n * layer.windows + from_window) * padded // size * bytes_of(code) if argmax else 0
+            pool_rows(layer, sums, padded, first, (from_window, to_window), bias, (place, codes), zero, code)
             continue
         for i in range(padded // size):
             store_number(zero, maxima + i * size, zero)
             store_number(np.int32(-1), winners + i * 4, np.int32(0))
         for p in range(0, layer.positions, most):
             count = min(most, layer.positions - p)
-            convolve(layer, index, table, n, p, count, weights, rows, sums, zero)
+            chunk = (n, p, count, n, (p + count) * layer.stride - layer.left)
+            convolve(layer, index, table, chunk, weights, rows, sums, zero)
             merge_rows(sums, padded, p, count, bias, maxima, winners, zero)
         codes = argmax + n * padded // size * bytes_of(code) if argmax else 0
         finish_rows(maxima, winners, layer.outputs, out + n * layer.sample_stride, codes, zero, code)
@@ -93,40 +99,38 @@ def direct_block(
 
 
 @njit
-def convolve(
-    layer: Layer,
-    index: Index,
-    table: Any,
-    n: int,
-    first: int,
-    count: int,
-    weights: int,
-    rows: int,
-    sums: int,
-    zero: Any,
-) -> None:
-    """Fill ``sums`` with the convolution at ``count`` positions from ``first`` on; ``rows`` is room for their rows."""
+def convolve(layer: Layer, index: Index, table: Any, chunk: Any, weights: int, rows: int, sums: int, zero: Any) -> None:
+    """Fill ``sums`` with the convolution at some positions of a sample; ``rows`` is room for their rows.
+
+    ``chunk`` are the sample, the first position and their number, then the sample and the input's position of which
+    rows are prefetched.
+    """
     address, row_stride, channel_stride, channels = table
+    n, first, count, next_n, ahead = chunk
     size, width = bytes_of(zero), lanes(zero)
     vectors = (layer.outputs + width - 1) // width
     reach = (layer.size - 1) * layer.dilation
     begin = first * layer.stride - layer.left
-    if not index.position_stride and not layer.left and (layer.positions - 1) * layer.stride + reach < layer.length:
-        row_stride *= index.step
-        source = address + row_of(index, n, 0) * table[1] + begin * row_stride
+    inside = not layer.left and (layer.positions - 1) * layer.stride + reach < layer.length
+    if not index.position_stride and index.step == 1 and inside:
+        source = address + (row_of(index, n, 0) + begin) * row_stride
     else:
         source = rows
-        row_stride, channel_stride = channels * size, size
         for i in range((count - 1) * layer.stride + reach + 1):
-            place = rows + i * row_stride
+            place = rows + i * channels * size
             if 0 <= begin + i < layer.length:
-                copy_row(place, address + row_of(index, n, begin + i) * table[1], table[2], channels, zero)
+                later = address + row_of(index, next_n, min(max(ahead + i, 0), layer.length - 1)) * row_stride
+                row = address + row_of(index, n, begin + i) * row_stride
+                if channel_stride == size:
+                    move_row(place, row, later, channels * size)
+                else:
+                    copy_row(place, row, channel_stride, channels, zero)
             else:
                 for c in range(channels):
                     store_number(zero, place + c * size, zero)
+        row_stride, channel_stride = channels * size, size
     taps = (layer.size, layer.dilation * row_stride, channels, channel_stride)
     if layer.dilation * row_stride == channels * channel_stride:  # all taps of a position are neighbours
         taps = (1, 0, layer.size * channels, channel_stride)
-    step = layer.stride * row_stride
     goal = vectors * width * size
-    multiply(sums, goal, source, step, count, taps, weights, goal, vectors, True, zero)
+    multiply(sums, goal, source, layer.stride * row_stride, count, taps, weights, goal, vectors, True, zero)

@@ -117,7 +117,8 @@ def folded_block(
             codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
             windows = 1
             if overlap or skipped >= ending:
-                pool_rows(layer, sums, padded, first, q, empty, place, codes, zero, code)
+                windows = to_window - q if overlap else 1
+                pool_rows(layer, sums, padded, first, (q, q + windows), empty, (place, codes), zero, code)
             else:
                 if ending - skipped == layer.pool_size:
                     windows = min(full + 1, to_window) - q

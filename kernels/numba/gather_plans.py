@@ -13,11 +13,12 @@ __all__ = ["PLANS", "Plan", "backward_plan", "forward_plan"]
 
 PLANS = ("folded", "direct")
 
-# What an addition of folded rows, a scattered multiply-add and a position's copy cost, in multiply-adds of a register
-# tile. Measured on a Zen 4: rows from the third cache come at a third of the speed at which the tile multiplies.
-ADDITION = 3
+# In multiply-adds of a register tile, measured on a Zen 4: what it costs to add a number of a folded row, most of which
+# come from the third cache; to write one; to pool a position's number; to add a product somewhere in memory.
+ADDITION = 4
+WRITE = 16
+POOLING = 1
 SCATTERED = 2
-COPY = 4
 
 
 class Plan(NamedTuple):
@@ -38,8 +39,8 @@ def forward_plan(
     """
     additions = samples * positions * size * outputs
     operations = {
-        "folded": (0 if ready else rows * channels * size * outputs) + ADDITION * additions,
-        "direct": (channels + COPY) * additions,
+        "folded": (0 if ready else rows * (channels + WRITE) * size * outputs) + ADDITION * additions,
+        "direct": (channels + POOLING) * additions,
     }
     if ready:
         return Plan("folded", "the folded table is there", operations)

@@ -10,21 +10,15 @@ from numpy.typing import NDArray
 from .compilation import compiled
 from .gathered import Index, row_of
 
-__all__ = ["count_rows", "list_rows", "sort_positions"]
-
-
-@njit
-def count_rows(index: Index, samples: int, counts: NDArray[Any]) -> None:
-    """Count how often each row occurs; ``counts`` holds a zero for every row of the table."""
-    for n in range(samples):
-        for position in range(index.length):
-            counts[row_of(index, n, position)] += 1
+__all__ = ["list_rows", "sort_positions"]
 
 
 @compiled
 def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[Any]) -> int:
     """Write the rows that occur to ``rows`` and each one's place there to ``counts``, zeros before; return how many."""
-    count_rows(index, samples, counts)
+    for n in range(samples):
+        for position in range(index.length):
+            counts[row_of(index, n, position)] = 1
     found = 0
     for row in range(len(counts)):
         if counts[row]:
@@ -34,18 +28,20 @@ def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[An
     return found
 
 
-@compiled
+@njit
 def sort_positions(
-    index: Index, samples: int, last: int, counts: NDArray[Any], rows: NDArray[Any], begins: NDArray[Any],
+    index: Index, samples: int, last: int, steps: Any, counts: NDArray[Any], rows: NDArray[Any], begins: NDArray[Any],
     order: NDArray[Any],
 ) -> int:  # fmt: skip
     """Write the rows that occur to ``rows`` and where, row by row, to ``order``; return how many rows they are.
 
-    Occurrence ``order[i]`` is ``n * length + position``, those of row ``rows[r]`` begin at ``begins[r]`` and stand in
-    rising order. Positions behind ``last`` are left out. ``counts`` holds a zero for every row of the table.
+    The occurrence at sample ``n``'s position ``l`` is ``n * steps[0] + (last - l) * steps[1]``; positions behind
+    ``last`` are left out. Those of row ``rows[r]`` begin at ``begins[r]`` and stand in order. ``counts`` holds a zero
+    for every row of the table.
     """
+    length = min(index.length, last + 1)
     for n in range(samples):
-        for position in range(min(index.length, last + 1)):
+        for position in range(length):
             counts[row_of(index, n, position)] += 1
     found, total = 0, 0
     for row in range(len(counts)):
@@ -58,8 +54,8 @@ def sort_positions(
             found += 1
     begins[found] = total
     for n in range(samples):
-        for position in range(min(index.length, last + 1)):
+        for position in range(length):
             row = row_of(index, n, position)
-            order[counts[row]] = n * index.length + position
+            order[counts[row]] = n * steps[0] + (last - position) * steps[1]
             counts[row] += 1
     return found

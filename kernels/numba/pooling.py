@@ -33,38 +33,41 @@ __all__ = ["finish_rows", "merge_rows", "pool_rows"]
 
 @njit
 def pool_rows(
-    layer: Layer,
-    rows: int,
-    row_stride: int,
-    first: int,
-    q: int,
-    bias: int,
-    out: int,
-    argmax: int,
-    zero: Any,
-    code: Any,
+    layer: Layer, rows: int, row_stride: int, first: int, windows: Any, bias: int, places: Any, zero: Any, code: Any
 ) -> None:
-    """Write window ``q``'s maxima of all channels to ``out`` and their positions to ``argmax`` unless that is 0.
+    """Write the maxima of all channels in some windows, from the first to before the second of ``windows``.
 
     ``rows`` holds whole vectors of channels of the positions from ``first`` on, ``row_stride`` bytes apart; ``bias``,
-    a row like them, is added to each. Where no position is inside the window the maximum is minus infinity.
+    a row like them, is added to each. ``places`` are where the first window's maxima go, and its winners' numbers
+    unless that is 0. Where no position is inside a window its maximum is minus infinity.
     """
     width, size = lanes(zero), bytes_of(zero)
-    start, skipped, ending = window_range(layer, q)
+    padded = (layer.outputs + width - 1) // width * width
+    step = layer.pool_dilation * row_stride
     for o in range(0, layer.outputs, width):
         shift = load(bias + o * size, zero)
-        best = broadcast(0.0 if ending > skipped else -np.inf, zero)
-        at = broadcast(np.int32(-1), zero)
-        row = rows + (start + skipped * layer.pool_dilation - first) * row_stride + o * size
-        for p in range(skipped, ending):
-            value = add(load(row, zero), shift)
-            wins = either(greater(value, best), is_nan(value))
-            best = select(wins, value, best)
-            at = select(wins, broadcast(np.int32(p), zero), at)
-            row += layer.pool_dilation * row_stride
-        store_first(best, out + o * size, min(width, layer.outputs - o))
-        if argmax:
-            store_codes(at, argmax + o * bytes_of(code), code)
+        out = places[0] + o * size
+        argmax = places[1] + o * bytes_of(code) if places[1] else 0
+        outputs = min(width, layer.outputs - o)
+        for q in range(windows[0], windows[1]):
+            start, skipped, ending = window_range(layer, q)
+            best = broadcast(0.0 if ending > skipped else -np.inf, zero)
+            at = broadcast(np.int32(-1), zero)
+            row = rows + (start + skipped * layer.pool_dilation - first) * row_stride + o * size
+            for p in range(skipped, ending):
+                value = add(load(row, zero), shift)
+                wins = either(greater(value, best), is_nan(value))
+                best = select(wins, value, best)
+                at = select(wins, broadcast(np.int32(p), zero), at)
+                row += step
+            if outputs == width:
+                store(best, out)
+            else:
+                store_first(best, out, outputs)
+            out += layer.window_stride
+            if argmax:
+                store_codes(at, argmax, code)
+                argmax += padded * bytes_of(code)
 
 
 @njit

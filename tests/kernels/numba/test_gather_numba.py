@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import fold, gather, threads
+from seqconv.kernels.numba import fold, gather, gather_backward, threads
 from seqconv.kernels.reference import gather as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -51,6 +51,11 @@ class Case:
         if plan == "ready":
             options = {"folded": fold.fold(self.table, w)}
         return function(*self.sources(), w, b, *self.geometry, *self.options, want_argmax=want_argmax, **options)
+
+    def backward(self, upstream, argmax, w, plan=None, wanted=(True, True, True)):
+        function = getattr(gather_backward, self.name + "_backward")
+        plan = "folded" if plan == "ready" else plan
+        return function(upstream, argmax, *self.sources(), w, *self.geometry, *self.options, wanted=wanted, plan=plan)
 
     def reference(self, table, w, b):
         return getattr(reference, self.name)(*self.sources(table), w, b, *self.geometry, *self.options)
@@ -146,13 +151,24 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     is_window=st.booleans(),
     step=st.integers(1, 4),
     plan=st.sampled_from([None, *PLANS]),
+    upstream_layout=st.sampled_from(["contiguous", "channels-last", "expanded"]),
     seed=st.integers(0, 2**16),
 )
 def test_equals_the_reference_on_exact_sums(
-    shared, call, index, table_layout, dtype, has_bias, is_window, step, plan, seed
+    shared, call, index, table_layout, dtype, has_bias, is_window, step, plan, upstream_layout, seed
 ):
     case, w, b = build(call, index, table_layout, dtype, is_window, step, seed)
-    out, _ = case.forward(w, b if has_bias else None, plan)
-    value = case.expected(w, b if has_bias else torch.zeros_like(b))
+    out, argmax = case.forward(w, b if has_bias else None, plan)
+    generator = torch.Generator().manual_seed(seed + 1)
+    upstream = integers(generator, *out.shape, dtype=dtype)
+    if upstream_layout == "expanded":
+        upstream = upstream[:1, :1].expand_as(out) if upstream.numel() else upstream
+    elif upstream_layout == "channels-last" and out.dim() == 3:
+        upstream = upstream.transpose(1, 2).contiguous().transpose(1, 2)
+    value, gradients = case.expected(w, b if has_bias else torch.zeros_like(b), upstream)
     assert out.dtype == dtype
     assert torch.equal(out.double(), value)
+    for backward_plan in ("folded", "direct", None):
+        for gradient, other in zip(case.backward(upstream, argmax, w, backward_plan), gradients, strict=True):
+            assert gradient.dtype == dtype
+            assert torch.equal(gradient.double(), other)

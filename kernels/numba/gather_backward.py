@@ -1,0 +1,142 @@
+"""The conv stack on gathered rows: gradients of table, weight and bias on the CPU.
+
+Two plans, see :mod:`~seqconv.kernels.numba.gather_plans`: *folded* sums the gradients that meet at a row of the table
+and multiplies once a row, *direct* multiplies for every winner. Duplicate rows are summed in a fixed order, without
+atomics: the same bits on every run with the same number of threads.
+
+Where torch's dense gradients multiply infinite numbers by the zeros of the positions that lost, and so get NaN, these
+may not.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .gather_backward_direct import backward_direct
+from .gather_backward_folded import backward_folded
+from .gather_plans import backward_plan
+from .gathered import Index, describe, of_tokens, of_windows
+
+__all__ = [
+    "embedding_conv1d_relu_global_max_pool1d_backward",
+    "embedding_conv1d_relu_max_pool1d_backward",
+    "window_conv1d_relu_global_max_pool1d_backward",
+    "window_conv1d_relu_max_pool1d_backward",
+]
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def embedding_conv1d_relu_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool,
+    padding_idx: int | None = None,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> Gradients:
+    """Return the gradients of ``table``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
+
+    ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. Row
+    ``padding_idx`` of the table gets zeros. ``plan`` is ``"folded"`` or ``"direct"`` if it is not to be chosen.
+    """
+    index = of_tokens(tokens)
+    return _backward(gradient, argmax, index, table, weight, convolution, pool, padding_idx, wanted, plan)
+
+
+def embedding_conv1d_relu_global_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    padding_idx: int | None = None,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> Gradients:
+    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`embedding_conv1d_relu_max_pool1d_backward` does."""
+    index, upstream = of_tokens(tokens), gradient.unsqueeze(2)
+    return _backward(upstream, argmax, index, table, weight, convolution, None, padding_idx, wanted, plan)
+
+
+def window_conv1d_relu_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool,
+    length: int,
+    step: int,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> Gradients:
+    """Return the gradients of ``series``, ``weight`` and ``bias`` that are wanted.
+
+    The rest is as in :func:`embedding_conv1d_relu_max_pool1d_backward`.
+    """
+    index = of_windows(starts, length, step)
+    return _backward(gradient, argmax, index, series, weight, convolution, pool, None, wanted, plan)
+
+
+def window_conv1d_relu_global_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    length: int,
+    step: int,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> Gradients:
+    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`window_conv1d_relu_max_pool1d_backward` does."""
+    index, upstream = of_windows(starts, length, step), gradient.unsqueeze(2)
+    return _backward(upstream, argmax, index, series, weight, convolution, None, None, wanted, plan)
+
+
+def _backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    index: Index,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    padding_idx: int | None,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None,
+) -> Gradients:
+    if not gradient.numel() or not weight.numel():
+        return (
+            table.new_zeros(table.shape) if wanted[0] else None,
+            weight.new_zeros(weight.shape) if wanted[1] else None,
+            gradient.sum((0, 2)) if wanted[2] else None,
+        )
+    layer = describe(index, gradient.size(0), weight, convolution, pool, gradient)
+    if plan is None:
+        rows = min(table.size(0), layer.samples * layer.length)  # at most
+        plan = backward_plan(
+            layer.samples,
+            layer.length,
+            layer.windows,
+            rows,
+            table.size(1),
+            layer.outputs,
+            layer.size,
+            wanted=wanted[:2],
+        ).name
+    compute = backward_folded if plan == "folded" else backward_direct
+    return compute(gradient, argmax, layer, index, table, weight, padding_idx, wanted)

@@ -1,0 +1,372 @@
+"""Gradients of the conv stack on gathered rows through the folded table: gradients that meet at a row are summed first.
+
+With ``dy`` the gradient of the convolution, 0 where a position lost, and ``dF`` that of the folded table,
+
+    dF[v, k] = sum of dy[n, t] over all (n, t) whose tap k read row v      dtable = dF @ weight      dW = table @ dF
+
+so that a row that occurs a hundred times is multiplied once. ``dy`` is written sample by sample, backwards in time and
+with zeros around it: then the ``K`` of its rows that one occurrence needs are neighbours. Occurrences are sorted by
+row; a block of rows' ``dF`` is summed in registers, multiplied and forgotten: it never leaves the second cache.
+
+Threads own rows of the table. Each sums weight gradients of its own, which are then added in a fixed order.
+"""
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compilation import compiled, intrinsic
+from .conv_pool import DTYPES, padded_outputs
+from .fold import copy_row
+from .gathered import Index, Layer, aligned
+from .occurrences import sort_positions
+from .products import TAPS, multiply, odd_lines
+from .simd import (
+    REGISTERS,
+    byte_pointer,
+    bytes_of,
+    lanes,
+    llvm_vector,
+    load_number,
+    read,
+    size_of,
+    store_number,
+    vector_of,
+    write,
+)
+from .threads import run, share, thread_count
+
+__all__ = ["backward_folded"]
+
+# Rows of the table whose gradients are multiplied at a time: as many as one sum of a product may run over.
+ROWS = TAPS
+
+# Vectors that are summed at once over a row's occurrences.
+WIDE = 14 if REGISTERS.number == 32 else 7
+
+# So many occurrences are summed in registers before their sum is added to the others: longer sums round worse.
+RUN = 128
+
+# Every thread's share of the table is cut into so many parts: one that the system holds up leaves the rest to others.
+PARTS = 4
+
+
+def backward_folded(
+    gradient: Tensor,
+    argmax: Tensor,
+    layer: Layer,
+    index: Index,
+    table: Tensor,
+    weight: Tensor,
+    padding_idx: int | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
+
+    The table's is contiguous, with zeros for rows that do not occur and for row ``padding_idx``.
+    """
+    like, itemsize = DTYPES[table.dtype], table.element_size()
+    (rows, channels), width = table.shape, padded_outputs(layer.outputs, like)
+    reach = (layer.size - 1) * layer.dilation
+    end = (layer.positions - 1) * layer.stride + reach
+    dy = table.new_empty(layer.samples, end + reach + 1, width)
+    db = table.new_empty(layer.samples, width) if wanted[2] else None
+    most = min(rows, layer.samples * layer.length)
+    counts, used, begins = np.zeros(rows, np.int32), np.empty(most, np.int64), np.empty(most + 1, np.int64)
+    order, found = np.empty(layer.samples * layer.length, np.int64), np.zeros(1, np.int64)
+    places = (gradient.data_ptr(), argmax.data_ptr(), dy.data_ptr(), 0 if db is None else db.data_ptr())
+    code = argmax.new_zeros(()).numpy()[()]
+    threads = thread_count(layer.samples + 1, gradient.numel() * 16)
+    needed = wanted[0] or wanted[1]
+
+    def spread(begin: int, stop: int, threads: int, launch: int) -> None:
+        given = (counts, used, begins, order, found)
+        spread_parts(layer, index, places, width, needed, given, like, code, begin, stop, threads, launch)
+
+    run(spread, layer.samples + 1, threads)
+    bias = None if db is None else db.sum(0)[: layer.outputs]
+    if not needed:
+        return None, None, bias
+    count = int(found[0])
+    columns = layer.size * width
+    threads = thread_count(max(count, 1), 2 * count * channels * columns)
+    parts = threads * PARTS if threads > 1 else 1
+    # Parts of equal cost: a row's products, and its occurrences' sums, two cycles a vector.
+    cost = np.arange(count + 1) * (sum(wanted[:2]) * channels) + 2 * begins[: count + 1]
+    bounds = np.searchsorted(cost, np.arange(1, parts) * (cost[-1] / parts))
+    bounds = np.concatenate(([0], bounds, [count])).astype(np.int64)
+    dtable = table.new_empty(rows, channels) if wanted[0] else None
+    dw = table.new_zeros(parts, channels, layer.size, width) if wanted[1] else None
+    per_line = odd_lines(channels * itemsize) // itemsize
+    filters = weight.new_zeros(layer.size, width, per_line)
+    filters[:, : layer.outputs, :channels] = weight.detach().permute(2, 0, 1)
+    sources = (table.data_ptr(), table.stride(0) * itemsize, table.stride(1) * itemsize, channels, rows)
+    targets = (0 if one is None else one.data_ptr() for one in (dtable, dw))
+    places = (dy.data_ptr(), filters.data_ptr(), *targets)
+    skipped = -1 if padding_idx is None else padding_idx
+
+    def multiply_all(begin: int, stop: int, threads: int, launch: int) -> None:
+        given = (used, begins, order, bounds)
+        multiply_parts(layer, sources, places, width, per_line, skipped, given, like, begin, stop, threads, launch)
+
+    run(multiply_all, parts, threads)
+    dweight = None if dw is None else dw.sum(0)[..., : layer.outputs].permute(2, 0, 1).contiguous()
+    return dtable, dweight, bias
+
+
+@compiled
+def spread_parts(
+    layer: Layer,
+    index: Index,
+    places: Any,
+    width: int,
+    sort: bool,
+    given: Any,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Do the parts ``begin`` to ``end``; see :func:`spread_part`."""
+    share(begin, end, threads, launch, spread_part, (layer, index, places, width, sort, given, zero, code))
+
+
+@njit
+def spread_part(
+    part: int, layer: Layer, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
+) -> None:
+    """Sort the occurrences of rows as part 0, then write one sample's ``dy`` and its sum, the bias' gradient."""
+    size = bytes_of(zero)
+    reach = (layer.size - 1) * layer.dilation
+    end = (layer.positions - 1) * layer.stride + reach
+    row, sample = width * size, (end + reach + 1) * width * size
+    if part == 0:
+        if sort:
+            counts, rows, begins, order, found = given
+            steps = (sample, row)
+            found[0] = sort_positions(index, layer.samples, end - layer.left, steps, counts, rows, begins, order)
+        return
+    gradient, argmax, dy, db = places
+    n = part - 1
+    dy += n * sample
+    for i in range(0, sample, size):
+        store_number(zero, dy + i, zero)
+    db += n * width * size if db else 0
+    for o in range(width if db else 0):
+        store_number(zero, db + o * size, zero)
+    codes = argmax + n * layer.windows * width * bytes_of(code)
+    source = gradient + n * layer.sample_stride
+    step = layer.pool_dilation * layer.stride * row
+    for q in range(layer.windows):
+        start = dy + (end - (q * layer.pool_stride - layer.pool_padding) * layer.stride) * row
+        for o in range(layer.outputs):
+            won = load_number(codes + o * bytes_of(code), code)
+            if won < 0:
+                continue
+            place = start - won * step + o * size
+            factor = load_number(source + o * layer.channel_stride, zero)
+            store_number(load_number(place, zero) + factor, place, zero)
+            if db:
+                store_number(load_number(db + o * size, zero) + factor, db + o * size, zero)
+        codes += width * bytes_of(code)
+        source += layer.window_stride
+
+
+@compiled
+def multiply_parts(
+    layer: Layer,
+    sources: Any,
+    places: Any,
+    width: int,
+    per_line: int,
+    skipped: int,
+    given: Any,
+    zero: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Do the parts ``begin`` to ``end``; see :func:`multiply_part`."""
+    share(begin, end, threads, launch, multiply_part, (layer, sources, places, width, per_line, skipped, given, zero))
+
+
+@njit
+def multiply_part(
+    part: int,
+    layer: Layer,
+    sources: Any,
+    places: Any,
+    width: int,
+    per_line: int,
+    skipped: int,
+    given: Any,
+    zero: Any,
+) -> None:
+    """Multiply the gradients of one part's rows in use, and write zeros for rows between them that are not.
+
+    ``width`` counts the numbers of ``dy``'s rows, ``per_line`` those of the filters', ``skipped`` is the row that gets
+    no gradient.
+    """
+    table, row_stride, channel_stride, channels, all_rows = sources
+    dy, filters, dtable, dw = places
+    rows, begins, order, bounds = given
+    size = bytes_of(zero)
+    vector = lanes(zero)
+    columns = layer.size * width
+    stride = (columns * size + 63) // 64 // 2 * 128 + 64
+    line = per_line * size
+    scratch = np.empty(ROWS * (stride + 2 * line) + 128, np.uint8)
+    folded = aligned(scratch.ctypes.data)
+    products = folded + ROWS * stride
+    copies = products + ROWS * line
+    if dw:
+        dw += part * channels * columns * size
+    following = 0 if bounds[part] == 0 else all_rows if bounds[part] == bounds[-1] else rows[bounds[part]]
+    for first in range(bounds[part], bounds[part + 1], ROWS):
+        count = min(ROWS, bounds[part + 1] - first)
+        sum_occurrences(layer, dy, folded, stride, first, count, begins, order, width, zero)
+        if dtable:
+            taps = (1, 0, columns, size)
+            wide = (channels + vector - 1) // vector
+            multiply(products, line, folded, stride, count, taps, filters, line, wide, True, zero)
+            for i in range(count):
+                row = rows[first + i]
+                clear(dtable + following * channels * size, (row - following) * channels, zero)
+                following = row + 1
+                if row == skipped:
+                    clear(dtable + row * channels * size, channels, zero)
+                else:
+                    copy_row(dtable + row * channels * size, products + i * line, size, channels, zero)
+        if dw:
+            source, step, number = table + rows[first] * row_stride, row_stride, channel_stride
+            if rows[first + count - 1] - rows[first] != count - 1:
+                source, step, number = copies, line, size
+                for i in range(count):
+                    place = table + rows[first + i] * row_stride
+                    copy_row(copies + i * line, place, channel_stride, channels, zero)
+            taps = (1, 0, count, step)
+            wide = columns // vector
+            multiply(dw, columns * size, source, number, channels, taps, folded, stride, wide, False, zero)
+    if dtable:
+        end = bounds[part + 1]
+        stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]
+        clear(dtable + following * channels * size, (stop - following) * channels, zero)
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@njit
+def clear(target: int, count: int, zero: Any) -> None:
+    """Write ``count`` zeros."""
+    for i in range(count):
+        store_number(zero, target + i * bytes_of(zero), zero)
+
+
+@njit
+def sum_occurrences(
+    layer: Layer,
+    dy: int,
+    folded: int,
+    stride: int,
+    first: int,
+    count: int,
+    begins: NDArray[Any],
+    order: NDArray[Any],
+    width: int,
+    zero: Any,
+) -> None:
+    """Write the folded table's gradient of ``count`` rows from ``first`` on, ``stride`` bytes apart."""
+    vector = lanes(zero) * bytes_of(zero)
+    # The kernel's positions are neighbours in dy, but under a dilation.
+    runs, wide, step = 1, layer.size * width // lanes(zero), 0
+    if layer.dilation > 1:
+        runs, wide, step = layer.size, width // lanes(zero), layer.dilation * width * bytes_of(zero)
+    for i in range(count):
+        begin, end = begins[first + i], begins[first + i + 1]
+        for k in range(runs):
+            v = 0
+            while v < wide:
+                target = folded + i * stride + (k * wide + v) * vector
+                source = dy + k * step + v * vector
+                taken = 1
+                if wide - v >= WIDE:
+                    taken = WIDE
+                elif wide - v >= 4:
+                    taken = 4
+                elif wide - v >= 2:
+                    taken = 2
+                for e in range(begin, end, RUN):
+                    places = order.ctypes.data + e * 8
+                    listed = min(RUN, end - e)
+                    if taken == WIDE:
+                        sum_listed(target, source, places, listed, e == begin, zero, WIDE)
+                    elif taken == 4:
+                        sum_listed(target, source, places, listed, e == begin, zero, 4)
+                    elif taken == 2:
+                        sum_listed(target, source, places, listed, e == begin, zero, 2)
+                    else:
+                        sum_listed(target, source, places, listed, e == begin, zero, 1)
+                v += taken
+
+
+@intrinsic
+def sum_listed(
+    _typing: Any, target: Any, source: Any, offsets: Any, count: Any, fresh: Any, like: Any, vectors: Any
+) -> Any:
+    """Write to ``target``, or add unless ``fresh``, the sum of the ``vectors``, a literal, at all listed places.
+
+    ``offsets`` is the address of ``count`` >= 1 int64, bytes behind ``source``.
+    """
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+    kind, wide = llvm_vector(vector_of(like)), vectors.literal_value
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        size, number = size_of(kind.element), ir.IntType(64)
+        target, source = byte_pointer(builder, arguments[0]), byte_pointer(builder, arguments[1])
+        steps = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
+        start = [arguments[3], byte_pointer(builder, arguments[2]), *[ir.Constant(kind, [0.0] * kind.count)] * wide]
+        begin = builder.block
+        loop, done, old, end = (builder.append_basic_block(f"listed.{name}") for name in ("loop", "done", "old", "end"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        state = [builder.phi(value.type) for value in start]
+        for node, value in zip(state, start, strict=True):
+            node.add_incoming(value, begin)
+        left, place, *sums = state
+        row = builder.gep(source, [read(builder, place, number, 8)])
+        totals = [
+            builder.fadd(total, read(builder, builder.gep(row, [step]), kind, size))
+            for total, step in zip(sums, steps, strict=True)
+        ]
+        rest = builder.sub(left, ir.Constant(number, 1))
+        following = [rest, builder.gep(place, [ir.Constant(number, 8)]), *totals]
+        for node, value in zip(state, following, strict=True):
+            node.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed(">", rest, ir.Constant(number, 0)), loop, done)
+        builder.position_at_end(done)
+        places = [builder.gep(target, [step]) for step in steps]
+        builder.cbranch(arguments[4], end, old)
+        builder.position_at_end(old)
+        before = [read(builder, place, kind, size) for place in places]
+        added = [builder.fadd(content, total) for content, total in zip(before, totals, strict=True)]
+        builder.branch(end)
+        builder.position_at_end(end)
+        contents = [builder.phi(kind) for _ in totals]
+        for content, total, other in zip(contents, totals, added, strict=True):
+            content.add_incoming(total, done)
+            content.add_incoming(other, old)
+        for place, content in zip(places, contents, strict=True):
+            write(builder, content, place, size)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4, types.boolean, like, vectors), generate
