@@ -13,9 +13,9 @@ from .compilation import compiled, intrinsic
 from .conv_pool_plan import Task
 from .maxima import finish_whole, pool_whole, pool_windows
 from .packing import copy_rows, pack_bias, pack_panel
-from .simd import REGISTERS, broadcast, bytes_of, call, lanes, store, store_codes, store_number
+from .simd import REGISTERS, broadcast, bytes_of, call, lanes, load_number, store, store_codes, store_number
 from .threads import share
-from .tiles import VECTORS, convolve_rows
+from .tiles import VECTORS, convolve_narrow, convolve_rows
 from .transposition import transpose
 
 __all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
@@ -136,6 +136,59 @@ def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
 
 
 @njit
+def convolve_narrowly(
+    task: Any,
+    n: int,
+    first: int,
+    count: int,
+    place: int,
+    table: int,
+    offsets: int,
+    listed_for: int,
+    starts: int,
+    sums: int,
+    rows: int,
+    zero: Any,
+) -> int:
+    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill half a vector at most.
+
+    Sums over vectors of positions are transposed into the rows that :func:`convolve` would give. ``starts`` has a
+    vector of each output's bias. Return how far apart the channels are for which the taps' ``offsets`` are listed.
+    """
+    width, size = lanes(zero), bytes_of(zero)
+    begin, seen = first - task.padding, count - 1 + task.reach
+    source, apart = task.x + n * task.sample_stride + begin * task.row_stride, task.channel_stride
+    if not task.in_place or count < width or begin < 0 or begin + seen > task.length:
+        copy_rows(
+            task.x + n * task.sample_stride, task.channel_stride, task.row_stride, task.channels, begin, task.length,
+            seen, place, True, zero,
+        )  # fmt: skip
+        source, apart = place, seen * size
+    kernels = task.reach // task.dilation + (task.reach % task.dilation > 0)
+    if apart != listed_for:
+        at = offsets
+        for a in range(kernels if task.channels_inside else task.channels):
+            for b in range(task.channels if task.channels_inside else kernels):
+                channel, kernel = (b, a) if task.channels_inside else (a, b)
+                store_number(channel * apart + kernel * task.dilation * size, at, 0)
+                at += 8
+    row = (count + width - 1) // width * width * size
+    taps = task.channels * kernels
+    for tap in range(0, taps, TAPS):
+        for i in range(task.narrow):
+            store_number(task.weight + min(i, task.outputs - 1) * task.weight_stride + tap * size, table + i * 8, 0)
+        some = min(TAPS, taps - tap)
+        convolve_narrow(table, task.narrow, offsets + tap * 8, some, source, count, starts, sums, row, tap > 0, zero)
+    done = count // width * width
+    transpose(sums, row, rows, REGISTERS.width, task.outputs, done, zero)
+    if done < count:
+        repeated = done - count + width if done else 0
+        last = sums + (done + repeated) * size
+        transpose(last, row, rows + done * REGISTERS.width, REGISTERS.width, task.outputs, count - done, zero)
+    return apart
+
+
+@njit
 def convolve(
     table: int,
     count: int,
@@ -191,7 +244,7 @@ def needed_next(task: Any, part: int, seen: int) -> Any:
     row = max(first * task.stride - task.padding, 0)
     place = task.x + rest % task.groups * task.group * task.sample_stride + row * task.row_stride
     run = (seen * task.row_stride + LINE - 1) // LINE + 1
-    runs, apart = (task.channels, task.channel_stride) if task.by_channel else (1, 0)
+    runs, apart = (task.channels, task.channel_stride) if task.channel_stride > task.row_stride else (1, 0)
     if task.group > 1 and task.sample_stride == task.channels * task.channel_stride:
         runs *= task.group
     return place, min(runs * run, FARTHEST), run, apart
@@ -207,15 +260,13 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     panel_row = VECTORS * width * size
     local = task.group * task.panels * VECTORS * width
     sizes = (
-        task.rows * panel_row,
-        task.chunk * panel_row,
-        task.rows * 8,
-        local * size,
-        local * 4,
-        task.copies,
-        taps * 8,
-    )
-    scratch = np.empty(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4] + sizes[5] + sizes[6] + 8 * LINE, np.uint8)
+        task.rows * panel_row, task.chunk * panel_row, max(task.rows, 8) * 8, local * size, local * 4, task.copies,
+        (taps + 1) * 8, task.narrow * width * size, task.narrow * (task.rows + width) * size,
+    )  # fmt: skip
+    total = 0
+    for one in sizes:
+        total += one + LINE
+    scratch = np.empty(total, np.uint8)
     rows = aligned(scratch.ctypes.data)
     pooled = aligned(rows + sizes[0])
     listed = aligned(pooled + sizes[1])
@@ -223,7 +274,17 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     winners = aligned(maxima + sizes[3])
     place = aligned(winners + sizes[4])
     offsets = aligned(place + sizes[5])
+    starts = aligned(offsets + sizes[6])
+    sums = aligned(starts + sizes[7])
     listed_for = -1
+    for i in range(task.narrow):
+        shift = zero
+        if task.bias and i < task.outputs:
+            shift = load_number(task.bias + i * task.bias_stride, zero)
+        store(broadcast(shift, zero), starts + i * width * size)
+    if task.narrow:  # what lies behind the outputs in a vector stays 0
+        for i in range(task.rows):
+            store(broadcast(zero, zero), rows + i * width * size)
     begin, end = task.parts * block // task.blocks, task.parts * (block + 1) // task.blocks
     for part in range(begin, end):
         piece, rest = part % task.pieces, part // task.pieces
@@ -255,10 +316,17 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
         for first in range(from_position, max(to_position, from_position + 1), step):
             count = max(min(step, to_position - first), 0)
             number = count * (samples[1] - samples[0])
-            gap = list_rows(task, listed, samples, first, count, place, zero) if number else 0
-            if gap != listed_for:
-                list_taps(task, offsets, gap, zero)
-                listed_for = gap
+            if task.narrow:
+                for n in range(samples[0], samples[1] if count else samples[0]):
+                    goal = rows + (n - samples[0]) * count * width * size
+                    listed_for = convolve_narrowly(
+                        task, n, first, count, place, listed, offsets, listed_for, starts, sums, goal, zero
+                    )
+            elif number:
+                gap = list_rows(task, listed, samples, first, count, place, zero)
+                if gap != listed_for:
+                    list_taps(task, offsets, gap, zero)
+                    listed_for = gap
             seen = (count - 1) * task.stride + task.reach
             place_next, lines, run, run_apart = needed_next(task, part + 1, seen)
             if part + 1 == end or to_position - first > step:
@@ -270,9 +338,9 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                 line += some
                 vectors = min(VECTORS, (padded - o) // width)
                 weights = packed + (width + padded + o * taps) * size
-                convolve(
-                    listed, number, offsets, taps, weights, packed + (width + o) * size, vectors, rows, ahead, zero
-                )
+                if not task.narrow:
+                    bias = packed + (width + o) * size
+                    convolve(listed, number, offsets, taps, weights, bias, vectors, rows, ahead, zero)
                 for n in range(samples[0], samples[1]):
                     source = rows + (n - samples[0]) * count * vectors * width * size
                     if task.whole:
@@ -340,7 +408,7 @@ def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch
         own = 0 if task.packed else (padded * (task.outer * task.inner + 1) + width) * size + LINE
         memory = np.empty(own + 1, np.uint8)
         packed = task.packed
-        if not packed:
+        if not packed and not task.narrow:
             packed = aligned(memory.ctypes.data)
             pack_all(task, 0, (padded + VECTORS * width - 1) // (VECTORS * width), packed, zero)
         share(begin, end, threads, launch, forward_block, (table, packed, zero))

@@ -26,6 +26,10 @@ CHUNK = 128
 # Panels of weights that one part goes through should stay in a second-level cache, beside the input, in bytes.
 RESIDENT = 512 * 1024
 
+# Output channels that fill at most half a vector waste the rest of it: vectors hold positions then, but where so few
+# taps are summed that it costs more to turn the sums than to waste lanes.
+NARROW_TAPS = 16
+
 # Weights of more bytes are packed by several threads.
 PACKED_ALONE = 256 * 1024
 
@@ -61,6 +65,9 @@ class Task(NamedTuple):
     reach: int = 0  # input rows that a position sees
     copies: int = 0  # bytes of a part's input rows, where some of them see padding
     by_channel: int = 0  # taps are visited channel by channel
+    narrow: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
+    in_place: int = 0  # such a tile can read the input
+    channels_inside: int = 0  # and its weights' channels are neighbours
     weight_stride: int = 0
     period: int = 0
     whole: int = 0
@@ -144,6 +151,9 @@ def make_plan(
     if outer_stride == inner * inner_stride and not (by_channel and any(padding)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
+    narrow = stride == 1 and taps >= NARROW_TAPS and 2 * outputs <= lanes <= positions
+    if narrow:  # taps are visited as they lie in the weights
+        by_channel = True
     natural = by_channel == rows_are_kernels
     pool_numbers = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = pool_numbers[3] * (pool_numbers[0] - 1) + 1
@@ -174,6 +184,8 @@ def make_plan(
     parts = panel_groups * groups * pieces
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
+    if narrow:
+        copies = (rows - 1 + reach) * channels * itemsize + REGISTERS.width
     threads = max(1, min(threads, parts))
     out_shape, out_strides = out_format(samples, outputs, windows, channels_last=channels_last or pool is None)
     packed_bytes = padded * (taps + 2) * itemsize + REGISTERS.width
@@ -182,7 +194,9 @@ def make_plan(
         sample_stride=sample_stride, channel_stride=channel_stride, row_stride=row_stride,
         position_stride=row_stride * stride, outer=outer, outer_stride=outer_stride, inner=inner,
         inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], reach=reach, copies=copies,
-        by_channel=by_channel, weight_stride=weight_strides[0] * itemsize,
+        by_channel=by_channel, narrow=1 << (outputs - 1).bit_length() if narrow else 0, in_place=row_stride == itemsize,
+        channels_inside=not rows_are_kernels,
+        weight_stride=weight_strides[0] * itemsize,
         period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
         pool_size=pool_numbers[0], pool_stride=pool_numbers[1], pool_padding=pool_numbers[2],
         pool_dilation=pool_numbers[3], code=code, out_sample_stride=out_strides[0] * itemsize,
@@ -194,7 +208,7 @@ def make_plan(
         out_shape=out_shape[:2] if pool is None else out_shape,
         out_strides=out_strides[:2] if pool is None else out_strides,
         argmax_shape=(samples, windows, padded),
-        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 else 0,
+        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not narrow else 0,
         partial_bytes=samples * pieces * padded * (itemsize + 4) if pool is None and pieces > 1 else 0,
         threads=threads,
         panels=panels,

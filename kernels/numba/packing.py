@@ -95,14 +95,13 @@ def copy_rows(
         for c in range(channels):
             place = target + c * rows * size
             fill(place, low, zero)
-            copy(
-                source + c * channel_stride + (begin + low) * row_stride,
-                row_stride,
-                place + low * size,
-                high - low,
-                zero,
-            )
+            if channel_stride != size:
+                begins = source + c * channel_stride + (begin + low) * row_stride
+                copy(begins, row_stride, place + low * size, high - low, zero)
             fill(place + high * size, rows - high, zero)
+        if channel_stride == size:
+            begins = source + (begin + low) * row_stride
+            transpose(begins, row_stride, target + low * size, rows * size, high - low, channels, zero)
     else:
         fill(target, low * channels, zero)
         for r in range(low, high):

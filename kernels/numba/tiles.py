@@ -16,14 +16,17 @@ from llvmlite import ir
 from numba import njit, types
 
 from .compilation import intrinsic
-from .simd import REGISTERS, byte_pointer, fused, llvm_vector, read, size_of, splat, vector_of, write
+from .simd import REGISTERS, byte_pointer, bytes_of, fused, lanes, llvm_vector, read, size_of, splat, vector_of, write
 
-__all__ = ["TILE", "VECTORS", "convolve_rows", "multiply_tile"]
+__all__ = ["TILE", "VECTORS", "convolve_narrow", "convolve_rows", "multiply_tile"]
 
 # Positions of a register tile two vectors wide. With 32 registers 14 x 2 sums, 2 weights and the input fill all but
 # one: 250 of 258 GFLOP/s on one core of a Zen 5, whose multiply-adds need 2 x 4 sums under way. With 16, 6 x 2.
 TILE = 14 if REGISTERS.number == 32 else 6
 VECTORS = 2
+
+# Vectors of positions in a tile of 1, 2, 4 and 8 output channels.
+WIDE_1, WIDE_2, WIDE_4, WIDE_8 = (8, 6, 4, 3) if REGISTERS.number == 32 else (6, 4, 2, 1)
 
 
 @njit(inline="always")
@@ -50,23 +53,94 @@ def convolve_rows(
         rest = count - done
         place, rows = target + done * row, table + done * 8
         if TILE >= 14 and rest >= 14:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 14, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 14, vectors, False
+            )
             done += 14
         elif TILE >= 10 and rest >= 10:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 10, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 10, vectors, False
+            )
             done += 10
         elif rest >= 6:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 6, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 6, vectors, False
+            )
             done += 6
         elif rest >= 4:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 4, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 4, vectors, False
+            )
             done += 4
         elif rest >= 2:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 2, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 2, vectors, False
+            )
             done += 2
         else:
-            multiply_tile(rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 1, vectors)
+            multiply_tile(
+                rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 1, vectors, False
+            )
             done += 1
+
+
+@njit(inline="always")
+def convolve_narrow(
+    table: int,
+    rows: int,
+    offsets: int,
+    taps: int,
+    x: int,
+    count: int,
+    start: int,
+    target: int,
+    row: int,
+    more: bool,
+    zero: Any,
+) -> None:
+    """Compute a block of taps for ``count`` neighbouring positions at ``x``, of 1, 2, 4 or 8 ``rows`` of weights.
+
+    ``target`` has rows of whole vectors, ``row`` bytes apart, ``start`` a vector for each. The last vector ends with
+    the last position, and so repeats some of the one before, unless ``count`` is less than a vector: then positions behind
+    the last are read. The rest is as in :func:`multiply_tile`.
+    """
+    lane, size, step, done = lanes(zero), bytes_of(zero), REGISTERS.width, 0
+    if rows == 1:
+        while count - done >= WIDE_1 * lane:
+            place, goal = x + done * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, WIDE_1, True)
+            done += WIDE_1 * lane
+        while done < count:
+            place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, 1, True)
+            done += lane
+    elif rows == 2:
+        while count - done >= WIDE_2 * lane:
+            place, goal = x + done * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, WIDE_2, True)
+            done += WIDE_2 * lane
+        while done < count:
+            place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, 1, True)
+            done += lane
+    elif rows == 4:
+        while count - done >= WIDE_4 * lane:
+            place, goal = x + done * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, WIDE_4, True)
+            done += WIDE_4 * lane
+        while done < count:
+            place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, 1, True)
+            done += lane
+    elif rows == 8:
+        while count - done >= WIDE_8 * lane:
+            place, goal = x + done * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, WIDE_8, True)
+            done += WIDE_8 * lane
+        while done < count:
+            place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
+            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, 1, True)
+            done += lane
 
 
 @intrinsic
@@ -86,15 +160,19 @@ def multiply_tile(
     like: Any,
     rows: Any,
     vectors: Any,
+    swapped: Any,
 ) -> Any:
     """Compute a tile of ``rows`` x ``vectors`` sums, both literals, over ``taps``, of which there is at least one.
 
     ``table`` has the rows' addresses and ``offsets`` those of the taps: number ``(i, t)`` is where the two add up to.
-    Vector ``(t, v)`` is the ``v``-th at ``t * step`` bytes behind ``operand``. A row's vectors are neighbours in
+    Vector ``(t, v)`` is the ``v``-th at ``t * step`` bytes behind ``operand``. If ``swapped``, a literal, the offsets
+    are those of the vectors, and a row's numbers are ``step`` bytes apart. There is an offset behind the last one.
+    A row's vectors are neighbours in
     ``target``, ``target_row`` bytes from the next row's. All sums start at 0; in the end they are added to what
     ``target`` holds where ``more``, else to the vectors ``i * start_row + v * start_step`` bytes behind ``start``.
     """
-    if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
+    literals = (rows, vectors, swapped)
+    if not all(isinstance(one, types.IntegerLiteral | types.BooleanLiteral) for one in literals):
         return None
     kind, height, width = llvm_vector(vector_of(like)), rows.literal_value, vectors.literal_value
 
@@ -111,30 +189,35 @@ def multiply_tile(
         place = byte_pointer(builder, table)
         sources = [byte_pointer(builder, listed(place, ir.Constant(number, i))) for i in range(height)]
         place, content = byte_pointer(builder, offsets), byte_pointer(builder, operand)
+        along = ir.Constant(number, 0) if swapped.literal_value else content
         begin, first_offset = builder.block, listed(place, ir.Constant(number, 0))
         loop, adding, starting, done = (
             builder.append_basic_block(f"tile.{name}") for name in ("loop", "add", "start", "done")
         )
         builder.branch(loop)
         builder.position_at_end(loop)
-        state = [builder.phi(one.type) for one in (taps, taps, content)]
+        state = [builder.phi(one.type) for one in (taps, taps, along)]
         sums = [builder.phi(kind) for _ in range(height * width)]
-        tap, behind, vector = state  # the next offset is loaded one tap ahead, there is one behind the last
+        tap, behind, here = state  # the next offset is loaded one tap ahead, there is one behind the last
         offset = _opaque(builder, behind)
+        vector = builder.gep(content, [offset]) if swapped.literal_value else here
         panel = [
             read(builder, builder.gep(vector, [ir.Constant(number, v * kind.count * size)]), kind, size)
             for v in range(width)
         ]
         products = []
         for i in range(height):
-            scalar = read(builder, builder.gep(sources[i], [offset]), kind.element, size)
+            scalar = read(
+                builder, builder.gep(sources[i], [here if swapped.literal_value else offset]), kind.element, size
+            )
             everywhere = splat(builder, scalar, kind.count)
             products += [fused(builder, everywhere, panel[v], sums[i * width + v]) for v in range(width)]
         ahead = builder.add(tap, ir.Constant(number, 1))
-        following = [_opaque(builder, ahead), listed(place, ahead), builder.gep(vector, [step]), *products]
+        further = builder.add(here, step) if swapped.literal_value else builder.gep(here, [step])
+        following = [_opaque(builder, ahead), listed(place, ahead), further, *products]
         zeros = [ir.Constant(kind, [0.0] * kind.count)] * len(sums)
         for node, first, later in zip(
-            [*state, *sums], [ir.Constant(number, 0), first_offset, content, *zeros], following, strict=True
+            [*state, *sums], [ir.Constant(number, 0), first_offset, along, *zeros], following, strict=True
         ):
             node.add_incoming(first, begin)
             node.add_incoming(later, loop)
@@ -163,7 +246,7 @@ def multiply_tile(
         return context.get_dummy_value()
 
     integer = types.int64
-    return types.void(*(integer,) * 10, types.boolean, like, rows, vectors), generate
+    return types.void(*(integer,) * 10, types.boolean, like, rows, vectors, swapped), generate
 
 
 def _opaque(builder: Any, number: Any) -> Any:

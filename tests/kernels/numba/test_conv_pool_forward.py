@@ -82,6 +82,14 @@ SHAPES = {
     "padding and strides": (2, 3, 400, 17, 5, Convolution(3, (4, 6), 3), Pool(4, 2, 2, 2, True)),
     "windows longer than a chunk": (2, 3, 900, 8, 3, PLAIN, Pool(300, 7)),
     "a position in thousands": (2, 2, 4000, 5, 3, PLAIN, Pool(2, 1500)),
+    "one output": (3, 9, 290, 1, 3, PLAIN, Pool(3, 3)),
+    "two outputs": (2, 40, 60, 2, 5, PLAIN, Pool(2, 2)),
+    "three outputs, padded": (3, 30, 150, 3, 5, Convolution(1, (2, 3), 2), Pool(2, 1, 1)),
+    "eight outputs": (2, 20, 290, 8, 2, Convolution(1, (0, 0), 3), Pool(2, 2)),
+    "one output of many samples": (30, 20, 20, 1, 2, PLAIN, Pool(2, 2)),
+    "seven outputs, global": (3, 20, 333, 7, 4, PLAIN, None),
+    "one output, global, padded": (20, 20, 18, 1, 4, Convolution(1, (3, 3)), None),
+    "few positions of one output": (4, 20, 19, 1, 9, Convolution(1, (2, 3)), Pool(5, 5)),
     "many taps": (2, 64, 60, 40, 5, PLAIN, Pool(3, 3)),
 }
 
@@ -100,7 +108,9 @@ def test_equals_the_reference_on_exact_sums(shared, name, layout):
     assert torch.equal(forward(x, w, b, convolution, pool, want_argmax=False)[0], out)
 
 
-@pytest.mark.parametrize("name", ["several samples, padded", "one sample, global", "padding and strides"])
+@pytest.mark.parametrize(
+    "name", ["several samples, padded", "one sample, global", "padding and strides", "three outputs, padded"]
+)
 def test_equals_the_reference_in_float64(shared, name):
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     generator = torch.Generator().manual_seed(5)
@@ -158,7 +168,10 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize(("channels", "size", "outputs"), [(1, 9, 17), (9, 1, 33), (13, 5, 40), (70, 3, 6), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("channels", "size", "outputs"),
+    [(1, 9, 17), (9, 1, 33), (13, 5, 40), (70, 3, 6), (1, 1, 1), (70, 3, 3), (40, 1, 1)],
+)
 def test_weights_and_biases_of_any_strides(weights, layout, channels, size, outputs):
     generator = torch.Generator().manual_seed(7)
     x = LAYOUTS[layout](integers(generator, 3, channels, 30))
