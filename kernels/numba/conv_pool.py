@@ -9,6 +9,15 @@ these are but for rounding. Not served (see :func:`refuse`): more than one group
 the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
 ``(N, Q, O)``, its rows padded to whole vectors; integers as narrow as the window allows.
 
+Measured on two cores of a Zen 4 at 110 GFLOP/s each, best of many runs on one core: 0.97 (contiguous) and 0.95
+(channels-last) of the multiply-add peak for imdb1, 0.93 and 0.95 for jena1, 0.99 and 0.99 for jena2; with winners up to
+0.04 less. jena1's 70 taps leave the rest to pooling and to the transposition of its results. Medians on both cores are
+0.90, 0.87 to 0.89 and 0.93: the machine is shared. Of 150 random shapes (channels to 512, kernels to 31, batches to
+256), none was slower than torch in its better memory format, the closest 1.10 times as fast.
+
+Where these kernels are slow: positions between windows are convolved for nothing, windows that overlap by more than a
+chunk anew in each chunk, and of output channels a vector is the least unless the stride is 1 and taps are 16 or more.
+
 A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place.
 """
 
