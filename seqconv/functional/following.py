@@ -9,6 +9,14 @@ from torch.nn import Parameter
 
 __all__ = ["unfollowed"]
 
+# Asked at every call: looked up once.
+_is_compiling = torch.compiler.is_compiling
+_transforms = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_trace = torch._C._get_tracing_state
+_autocast = torch.is_autocast_enabled
+_strided = torch.strided
+
 
 def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
     """Return what is active, or among the tensors of one device, that needs torch's own operations; else ``None``.
@@ -16,17 +24,17 @@ def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
     Under ``torch.compile`` kernels are operators of the graph, which it follows; an exported program is for readers
     that may not have them.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return "torch.export needs torch's own operations" if torch.compiler.is_exporting() else None
-    if torch._C._are_functorch_transforms_active():
+    if _transforms():
         return "transforms of functions (vmap, grad, jvp) need torch's own operations"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation needs torch's own operations"
-    if torch._C._len_torch_dispatch_stack() > 0:
+    if _modes() > 0:
         return "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
-    if torch._C._get_tracing_state() is not None:
+    if _trace() is not None:
         return "torch.jit.trace needs torch's own operations"
-    if torch.is_autocast_enabled(source.device.type):
+    if _autocast(source.device.type):
         return "autocast chooses among torch's own operations"
     for tensor in (source, *others):
         if tensor is None:
@@ -34,6 +42,6 @@ def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
         kind = type(tensor)
         if kind is not Tensor and kind is not Parameter:
             return f"it serves plain tensors, got {kind.__name__}"
-        if tensor.layout is not torch.strided or tensor.is_neg():
+        if tensor.layout is not _strided or tensor.is_neg():
             return f"it serves plain memory, got {tensor.layout}{', negated' if tensor.is_neg() else ''}"
     return None
