@@ -2,6 +2,11 @@
 
 Packed weights are panels of :data:`~.tiles.VECTORS` vectors of output channels, tap by tap, the last panel a single
 vector if that holds the rest; a vector of zeros and all biases come first. Behind the last output there are zeros.
+
+Weights are packed in every call. On one core of a Zen 4 that takes 0.01 to 0.3 % of a call for imdb1, jena1 and jena2,
+and 6 to 10 % of one for 512 x 512 x 7 weights and 4 samples of 64 positions, where threads share it. Packed weights
+are not kept: only a comparison with a copy would tell that they have not changed, as ``weight.data.mul_()`` leaves no
+trace, and that would read twice as much as packing does.
 """
 
 from __future__ import annotations
