@@ -35,7 +35,9 @@ def load_rows(
     """
     width, size = lanes(zero), bytes_of(zero)
     if channel_stride != size:
-        transpose(source, channel_stride, target, row, channels, count, zero)
+        for c in range(0, channels, width):  # so many streams of memory at a time, each in order
+            place, goal = source + c * channel_stride, target + c * size
+            transpose(place, channel_stride, goal, row, min(width, channels - c), count, zero)
         return
     if position_stride == row and row == channels * size:
         channels, count = channels * count, 1
@@ -58,7 +60,9 @@ def store_rows(
     """Copy rows back to where :func:`load_rows` has them from; nothing else is written."""
     width, size = lanes(zero), bytes_of(zero)
     if channel_stride != size:
-        transpose(source, row, target, channel_stride, count, channels, zero)
+        for c in range(0, channels, width):
+            place, goal = source + c * size, target + c * channel_stride
+            transpose(place, row, goal, channel_stride, count, min(width, channels - c), zero)
         return
     if position_stride == row and row == channels * size:
         channels, count = channels * count, 1

@@ -9,6 +9,9 @@ channel, those that have a gradient (:mod:`.winners`); a block of its channels i
 products are sums over runs of numbers (:mod:`.sparse_products`), and the input's gradient goes back to where it belongs
 (:mod:`.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
 
+On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 winners) take 22 ms, 3.4 cycles a vector
+where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
+
 Threads share the samples, or the channels where there are fewer samples than threads. Each sums weight gradients of its
 own, which are then added in a fixed order: the same bits on every run with the same number of threads.
 
