@@ -91,8 +91,8 @@ def _conv_relu_pool_backward(
     want = (wanted[0], wanted[1], wanted[2])
     gradients = passes(backend, operation).backward(gradient, argmax, input, weight, *geometry, wanted=want)
     dx, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
-    if wanted[0] and not dx.is_contiguous():  # cut out of a padded one: the graph was promised a dense one
-        dx = dx.transpose(1, 2).contiguous().transpose(1, 2)
+    if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel finds convenient
+        dx = dx.contiguous() if input.is_contiguous() else dx.transpose(1, 2).contiguous().transpose(1, 2)
     return dx, dw, db
 
 
