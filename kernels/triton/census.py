@@ -167,7 +167,8 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
                 stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
         stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
-        stack.enter_context(mock.patch.object(conv_pool_backward, "processors", return_value=132))
+        for module in (conv_pool, conv_pool_backward):
+            stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
 
 

@@ -118,8 +118,7 @@ BUDGET = collections.defaultdict(lambda: 32 * 1024, sm_80=80 * 1024, sm_90=113 *
 
 def staged_bytes(layer: Layer, tile: Forward) -> int:
     """Return the bytes of input and weights that wait in shared memory where phases share loads."""
-    is_loop = layer.channels > tile.block_r or layer.phases != tile.phases
-    buffers = 2 if is_loop and not layer.architecture.startswith("sm_8") else 1
+    buffers = 1 if layer.architecture.startswith("sm_8") else 2
     numbers = ((layer.size + tile.phases - 1) * tile.block_m + layer.size * tile.block_o) * tile.block_r
     return buffers * numbers * (2 if layer.kind == "16" else 4)
 

@@ -9,8 +9,8 @@ dtypes other than float32, float16 and bfloat16.
 the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
 ``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
 
-A call is two launches: one repacks the weights, the other does the work. Nothing waits for the device, and nothing is
-allocated but the results and the packed weights.
+A call is one launch, after another one that repacks the weights if there are many. Nothing waits for the device, and
+nothing is allocated but the results and the packed weights.
 
 Where these kernels are slow: fewer than 16 output channels cost as much as 16; windows that overlap are convolved anew
 for each; the global maximum of few samples keeps few multiprocessors busy; in an ``(N, C, L)`` input the positions of
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
-from .configurations import Layer, forward_configuration
-from .launch import Layout, architecture, layout_of, on_device, precision, refuse_device, winner_dtype
+from .configurations import Forward, Layer, forward_configuration
+from .launch import Layout, architecture, layout_of, on_device, precision, processors, refuse_device, winner_dtype
 
 __all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
 
@@ -36,6 +36,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
 LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
 PITCH = 16  # rows of packed weights begin at multiples of so many numbers
+FEW = 8192  # more weights than these are packed
+PROGRAMS = 4  # programs that keep their weights, for each multiprocessor
 WEIGHTS = 256  # so many weights a program repacks and sums,
 SPLITS = 16  # so many partial sums of each at a time
 
@@ -70,21 +72,24 @@ def conv1d_relu_max_pool1d_forward(
     rows = samples * windows
     kernels = _kernels()
     with on_device(input):
-        packed = launch_over_weights(weight, True)
-        assert packed is not None
-        grid = (-(-rows // tile.block_m) * -(-outputs // tile.block_o),)
-        kernels.forward_windows_kernel[grid](
-            input, packed, bias, out, argmax, rows, windows, length, positions,
+        filters, pitch = packed(weight)
+        resident = keeps_weights(tile, channels)
+        programs = -(-rows // tile.block_m)
+        if resident:
+            programs = min(programs, PROGRAMS * processors(input.device))
+        kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
+            input, filters, bias, out, argmax, rows, windows, length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c,
             window_step=pool.stride * convolution.stride,
             window_start=-pool.padding * convolution.stride - left,
             phase_step=phase_step, tap_step=convolution.dilation,
             pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
-            C=channels, O=outputs, K=size, P=pool.size, PITCH=packed.size(1),
+            C=channels, O=outputs, K=size, P=pool.size, PITCH=pitch,
             ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
             CHECK=padded or pool.size % tile.phases > 0, OUT_LAST=channels_last,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PHASES=tile.phases, RESIDENT=resident,
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
             PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -107,15 +112,16 @@ def conv1d_relu_global_max_pool1d_forward(
     tile = forward_configuration(describe(input, weight, layout, sharing, convolution.padding != (0, 0)))
     kernels = _kernels()
     with on_device(input):
-        packed = launch_over_weights(weight, True)
-        assert packed is not None
+        filters, pitch = packed(weight)
         kernels.forward_global_kernel[(samples * -(-outputs // tile.block_o),)](
-            input, packed, bias, out, argmax, length, positions, layout.stride_n, layout.stride_l, layout.stride_c,
+            input, filters, bias, out, argmax, length, positions,
+            layout.stride_n, layout.stride_l, layout.stride_c,
             window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
-            C=channels, O=outputs, K=size, PITCH=packed.size(1),
+            C=channels, O=outputs, K=size, PITCH=pitch,
             ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PHASES=tile.phases, RESIDENT=keeps_weights(tile, channels),
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
             PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -148,6 +154,23 @@ def argmax_format(
 ) -> tuple[tuple[int, int, int], torch.dtype]:
     """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
     return (samples, windows, outputs), winner_dtype(greatest, windows)
+
+
+def packed(weight: Tensor) -> tuple[Tensor, int]:
+    """Return weights for the kernels to read and, if they are packed, their pitch, else 0.
+
+    Few weights are read as they are: gathering them costs less than a launch.
+    """
+    if weight.numel() <= FEW and weight.is_contiguous():
+        return weight, 0
+    filters = launch_over_weights(weight, True)
+    assert filters is not None
+    return filters, filters.size(1)
+
+
+def keeps_weights(tile: Forward, channels: int) -> bool:
+    """Tell whether a program has all weights it needs at once, and may keep them from tile to tile."""
+    return tile.phases > 1 and channels <= tile.block_r
 
 
 def launch_over_weights(

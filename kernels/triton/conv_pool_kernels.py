@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from .convolution_kernels import convolve, load_filters
+
 __all__ = ["INTERPRETED", "forward_global_kernel", "forward_windows_kernel"]
 
 # Whether Triton's interpreter runs the kernels, on CPU tensors: decided when a kernel is decorated.
@@ -47,201 +49,66 @@ SIZES = [
 
 
 @triton.jit
-def convolve_one(
-    p_x: tl.tensor,  # (BLOCK_M,) where each row's sample would have tap 0, channel 0
-    b_start: tl.tensor,  # (BLOCK_M,) the position of that number in its sample
-    m_x: tl.tensor,  # (BLOCK_M,)
+def pool_tile(
+    i_tile: tl.tensor,
+    x: tl.tensor,
+    out: tl.tensor,
+    argmax: tl.tensor,
     p_w: tl.tensor,  # (BLOCK_O,) each output's weights
+    b_o: tl.tensor,  # (BLOCK_O,)
     m_o: tl.tensor,  # (BLOCK_O,)
+    b_bias: tl.tensor,  # (BLOCK_O,)
+    resident: tl.tuple,
+    rows: tl.tensor,  # from here on as in forward_windows_kernel, strides in elements
+    windows: tl.tensor,
     length: tl.tensor,
-    tap_step: tl.tensor,
-    tap_stride: tl.tensor,  # elements from tap to tap
+    positions: tl.tensor,
+    stride_n: tl.tensor,
+    stride_l: tl.tensor,
     stride_c: tl.tensor,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    CHECK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-) -> tl.tensor:
-    """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
-    R: tl.constexpr = K * C
-    acc = tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32)
-    for r0 in range(0, R, BLOCK_R):
-        b_r = r0 + tl.arange(0, BLOCK_R)
-        b_k = b_r // C
-        m = m_x[:, None] & (b_r < R)[None, :]
-        if CHECK:
-            b_at = b_start[:, None] + (b_k * tap_step)[None, :]
-            m = m & (b_at >= 0) & (b_at < length)
-        b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64) * stride_c
-        b_x = tl.load(p_x[:, None] + b_offset[None, :], mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
-        b_w = tl.load(p_w[:, None] + b_r[None, :], mask=m_o[:, None] & (b_r < R)[None, :], other=0.0)
-        if INTERPRETED:
-            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
-        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def convolve_several(
-    p_x: tl.tensor,  # the arguments are those of convolve_one, at phase 0
-    b_start: tl.tensor,
-    m_x: tl.tensor,
-    p_w: tl.tensor,
-    m_o: tl.tensor,
-    length: tl.tensor,
+    window_step: tl.tensor,
+    window_start: tl.tensor,
+    phase_step: tl.tensor,
     tap_step: tl.tensor,
-    tap_stride: tl.tensor,
-    stride_c: tl.tensor,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    PHASES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    CHECK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-) -> tl.tensor:
-    """Return the sums of ``PHASES`` neighbouring phases, a tuple of ``(BLOCK_M, BLOCK_O)``, one tap step apart.
-
-    Weights are never extended by zeros to phases that do not see a position: zero times infinity would be NaN there.
-    """
-    accs: tl.tuple = ()
-    for _ in tl.static_range(PHASES):
-        accs = accs + (tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32),)  # noqa: RUF005
-    for c0 in range(0, C, BLOCK_R):
-        b_c = c0 + tl.arange(0, BLOCK_R)
-        m_c = (b_c < C)[None, :]
-        filters: tl.tuple = ()
-        for k in tl.static_range(K):
-            b_w = tl.load(p_w[:, None] + (k * C + b_c)[None, :], mask=m_o[:, None] & m_c, other=0.0)
-            if INTERPRETED:
-                b_w = b_w.to(tl.float32)
-            filters = filters + (tl.trans(b_w),)  # noqa: RUF005
-        p_c = p_x[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
-        for j in tl.static_range(K + PHASES - 1):
-            m = m_x
-            if CHECK:
-                b_at = b_start + j * tap_step
-                m = m & (b_at >= 0) & (b_at < length)
-            b_x = tl.load(p_c + j * tap_stride, mask=m[:, None] & m_c, other=0.0)  # (BLOCK_M, BLOCK_R)
-            if INTERPRETED:
-                b_x = b_x.to(tl.float32)
-            sums: tl.tuple = ()
-            for i in tl.static_range(PHASES):
-                if j >= i and j - i < K:
-                    sums = sums + (tl.dot(b_x, filters[j - i], accs[i], input_precision=PRECISION),)  # noqa: RUF005
-                else:
-                    sums = sums + (accs[i],)  # noqa: RUF005
-            accs = sums
-    return accs
-
-
-@triton.jit
-def convolve(
-    p_x: tl.tensor,
-    b_start: tl.tensor,
-    m_x: tl.tensor,
-    p_w: tl.tensor,
-    m_o: tl.tensor,
-    length: tl.tensor,
-    tap_step: tl.tensor,
-    tap_stride: tl.tensor,
-    stride_c: tl.tensor,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    PHASES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    CHECK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-) -> tl.tensor:
-    """Return the sums of ``PHASES`` phases as a tuple."""
-    if PHASES == 1:
-        acc = convolve_one(
-            p_x, b_start, m_x, p_w, m_o, length, tap_step, tap_stride, stride_c,
-            C, K, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        accs = (acc,)
-    else:
-        accs = convolve_several(
-            p_x, b_start, m_x, p_w, m_o, length, tap_step, tap_stride, stride_c,
-            C, K, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
-        )  # fmt: skip
-    return accs
-
-
-@triton.jit(do_not_specialize=SIZES)
-def forward_windows_kernel(
-    x: tl.tensor,  # (N, C, L), strides as given
-    w: tl.tensor,  # (O, PITCH), of which K * C are used
-    bias: tl.tensor,  # (O,)
-    out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
-    argmax: tl.tensor,  # (N, Q, O)
-    rows: tl.int64,  # N * Q
-    windows: tl.int32,  # Q
-    length: tl.int32,  # L
-    positions: tl.int32,  # the convolution's
-    stride_n: tl.int64,
-    stride_l: tl.int64,
-    stride_c: tl.int64,
-    window_step: tl.int32,  # input positions from window to window
-    window_start: tl.int32,  # the first window's first input position, not positive
-    phase_step: tl.int32,  # input positions from phase to phase
-    tap_step: tl.int32,  # input positions from tap to tap
-    pool_stride: tl.int32,
-    pool_padding: tl.int32,
-    pool_dilation: tl.int32,
+    pool_stride: tl.tensor,
+    pool_padding: tl.tensor,
+    pool_dilation: tl.tensor,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     P: tl.constexpr,
-    PITCH: tl.constexpr,
+    PACKED: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,  # neighbouring channels are neighbours in memory
-    UNIT_L: tl.constexpr,  # neighbouring positions are
-    CHECK: tl.constexpr,  # positions may lie outside the input, or phases outside the window
+    CHECK: tl.constexpr,
     OUT_LAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
     PHASES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
-    """Pool ``BLOCK_M`` windows, of whichever samples, for ``BLOCK_O`` outputs."""
-    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    i_row = (tl.program_id(0) // TILES_O).to(tl.int64) * BLOCK_M
-    b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
-    m_o = b_o < O
+    """Pool one tile of windows."""
+    i_row = (tl.full((), 0, tl.int64) + i_tile) * BLOCK_M
     # One division in 64 bits for the tile, the others in 32.
     b_q = (i_row % windows).to(tl.int32) + tl.arange(0, BLOCK_M)
     b_n = i_row // windows + (b_q // windows).to(tl.int64)
     b_q = b_q % windows
     m_q = i_row + tl.arange(0, BLOCK_M) < rows
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
     p_x = x + b_n * (stride_n * ALIGN)
     b_start = window_start + b_q * window_step
     b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
-    p_w = w + b_o.to(tl.int64) * PITCH
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
-    if HAS_BIAS:
-        b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     for p0 in range(0, P, PHASES):
         b_at = b_start + p0 * phase_step
         accs = convolve(
-            p_x + b_at.to(tl.int64) * stride_l, b_at, m_q, p_w, m_o, length, tap_step, tap_step * stride_l, stride_c,
-            C, K, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+            p_x + b_at.to(tl.int64) * stride_l, b_at, m_q, p_w, m_o, resident,
+            length, tap_step, tap_step * stride_l, stride_c,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]
@@ -273,9 +140,81 @@ def forward_windows_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
+def forward_windows_kernel(
+    x: tl.tensor,  # (N, C, L), strides as given
+    w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
+    bias: tl.tensor,  # (O,)
+    out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
+    argmax: tl.tensor,  # (N, Q, O)
+    rows: tl.int64,  # N * Q
+    windows: tl.int32,  # Q
+    length: tl.int32,  # L
+    positions: tl.int32,  # the convolution's
+    stride_n: tl.int64,
+    stride_l: tl.int64,
+    stride_c: tl.int64,
+    window_step: tl.int32,  # input positions from window to window
+    window_start: tl.int32,  # the first window's first input position, not positive
+    phase_step: tl.int32,  # input positions from phase to phase
+    tap_step: tl.int32,  # input positions from tap to tap
+    pool_stride: tl.int32,
+    pool_padding: tl.int32,
+    pool_dilation: tl.int32,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    P: tl.constexpr,
+    PITCH: tl.constexpr,  # of packed weights, else 0
+    ALIGN: tl.constexpr,
+    UNIT_C: tl.constexpr,  # neighbouring channels are neighbours in memory
+    UNIT_L: tl.constexpr,  # neighbouring positions are
+    CHECK: tl.constexpr,  # positions may lie outside the input, or phases outside the window
+    OUT_LAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_ARGMAX: tl.constexpr,
+    PHASES: tl.constexpr,
+    RESIDENT: tl.constexpr,  # a program keeps the weights and goes from tile to tile
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Pool tiles of ``BLOCK_M`` windows, of whichever samples, for ``BLOCK_O`` outputs."""
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
+    m_o = b_o < O
+    stride_l = 1 if UNIT_L else stride_l * ALIGN
+    stride_c = 1 if UNIT_C else stride_c
+    p_w = w + b_o.to(tl.int64) * (PITCH if PITCH else C * K)
+    resident: tl.tuple = ()
+    i_first = tl.program_id(0) // TILES_O
+    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
+    if RESIDENT:
+        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, INTERPRETED)
+        i_end = ((rows + BLOCK_M - 1) // BLOCK_M).to(tl.int32)
+        for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
+            pool_tile(
+                i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
+                stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
+                pool_stride, pool_padding, pool_dilation,
+                C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+                BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, INTERPRETED,
+            )  # fmt: skip
+    else:
+        pool_tile(
+            i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
+            stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
+            pool_stride, pool_padding, pool_dilation,
+            C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+            BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, INTERPRETED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
 def forward_global_kernel(
     x: tl.tensor,  # (N, C, L), strides as given
-    w: tl.tensor,  # (O, PITCH), of which K * C are used
+    w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
     bias: tl.tensor,  # (O,)
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
@@ -297,6 +236,7 @@ def forward_global_kernel(
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
     PHASES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -310,7 +250,10 @@ def forward_global_kernel(
     m_o = b_o < O
     stride_l = 1 if UNIT_L else stride_l * ALIGN
     stride_c = 1 if UNIT_C else stride_c
-    p_w = w + b_o.to(tl.int64) * PITCH
+    p_w = w + b_o.to(tl.int64) * (PITCH if PITCH else C * K)
+    resident: tl.tuple = ()
+    if RESIDENT:
+        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, INTERPRETED)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     if HAS_BIAS:
@@ -319,9 +262,9 @@ def forward_global_kernel(
         b_t = t0 + tl.arange(0, BLOCK_M) * PHASES
         b_at = window_start + b_t * phase_step
         accs = convolve(
-            x + i_n * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l, b_at, b_t < positions, p_w, m_o, length,
-            tap_step, tap_step * stride_l, stride_c,
-            C, K, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, PRECISION, INTERPRETED,
+            x + i_n * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l, b_at, b_t < positions, p_w, m_o, resident,
+            length, tap_step, tap_step * stride_l, stride_c,
+            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, PRECISION, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]

@@ -1,0 +1,166 @@
+"""A tile's convolution on the device, at one phase of its pooling windows or at several that share their input.
+
+Naming and arguments are as in :mod:`.conv_pool_kernels`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["convolve", "load_filters"]
+
+
+@triton.jit
+def convolve_one(
+    p_x: tl.tensor,  # (BLOCK_M,) where each row's sample would have tap 0, channel 0
+    b_start: tl.tensor,  # (BLOCK_M,) the position of that number in its sample
+    m_x: tl.tensor,  # (BLOCK_M,)
+    p_w: tl.tensor,  # (BLOCK_O,) each output's weights
+    m_o: tl.tensor,  # (BLOCK_O,)
+    length: tl.tensor,
+    tap_step: tl.tensor,
+    tap_stride: tl.tensor,  # elements from tap to tap
+    stride_c: tl.tensor,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    CHECK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
+    R: tl.constexpr = K * C
+    acc = tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32)
+    for r0 in range(0, R, BLOCK_R):
+        b_r = r0 + tl.arange(0, BLOCK_R)
+        b_k = b_r // C
+        m = m_x[:, None] & (b_r < R)[None, :]
+        if CHECK:
+            b_at = b_start[:, None] + (b_k * tap_step)[None, :]
+            m = m & (b_at >= 0) & (b_at < length)
+        b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64) * stride_c
+        b_x = tl.load(p_x[:, None] + b_offset[None, :], mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
+        b_weight = b_r if PACKED else b_r % C * K + b_k
+        b_w = tl.load(p_w[:, None] + b_weight[None, :], mask=m_o[:, None] & (b_r < R)[None, :], other=0.0)
+        if INTERPRETED:
+            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
+        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def load_filters(
+    p_w: tl.tensor,  # (BLOCK_O,) each output's weights
+    m_o: tl.tensor,  # (BLOCK_O,)
+    b_c: tl.tensor,  # (BLOCK_R,) channels
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PACKED: tl.constexpr,  # as (O, PITCH), else (O, C, K)
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the weights of every tap, a tuple of ``(BLOCK_R, BLOCK_O)``."""
+    filters: tl.tuple = ()
+    for k in tl.static_range(K):
+        b_offset = k * C + b_c if PACKED else b_c * K + k
+        b_w = tl.load(p_w[:, None] + b_offset[None, :], mask=m_o[:, None] & (b_c < C)[None, :], other=0.0)
+        if INTERPRETED:
+            b_w = b_w.to(tl.float32)
+        filters = filters + (tl.trans(b_w),)  # noqa: RUF005
+    return filters
+
+
+@triton.jit
+def convolve_several(
+    p_x: tl.tensor,  # the arguments are those of convolve_one, at phase 0
+    b_start: tl.tensor,
+    m_x: tl.tensor,
+    p_w: tl.tensor,
+    m_o: tl.tensor,
+    resident: tl.tuple,  # what load_filters returns, if RESIDENT
+    length: tl.tensor,
+    tap_step: tl.tensor,
+    tap_stride: tl.tensor,
+    stride_c: tl.tensor,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PACKED: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PHASES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    CHECK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the sums of ``PHASES`` neighbouring phases, a tuple of ``(BLOCK_M, BLOCK_O)``, one tap step apart.
+
+    Weights are never extended by zeros to phases that do not see a position: zero times infinity would be NaN there.
+    """
+    accs: tl.tuple = ()
+    for _ in tl.static_range(PHASES):
+        accs = accs + (tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32),)  # noqa: RUF005
+    for c0 in range(0, C, BLOCK_R):
+        b_c = c0 + tl.arange(0, BLOCK_R)
+        m_c = (b_c < C)[None, :]
+        filters = resident if RESIDENT else load_filters(p_w, m_o, b_c, C, K, PACKED, INTERPRETED)
+        p_c = p_x[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+        for j in tl.static_range(K + PHASES - 1):
+            m = m_x
+            if CHECK:
+                b_at = b_start + j * tap_step
+                m = m & (b_at >= 0) & (b_at < length)
+            b_x = tl.load(p_c + j * tap_stride, mask=m[:, None] & m_c, other=0.0)  # (BLOCK_M, BLOCK_R)
+            if INTERPRETED:
+                b_x = b_x.to(tl.float32)
+            sums: tl.tuple = ()
+            for i in tl.static_range(PHASES):
+                if j >= i and j - i < K:
+                    sums = sums + (tl.dot(b_x, filters[j - i], accs[i], input_precision=PRECISION),)  # noqa: RUF005
+                else:
+                    sums = sums + (accs[i],)  # noqa: RUF005
+            accs = sums
+    return accs
+
+
+@triton.jit
+def convolve(
+    p_x: tl.tensor,
+    b_start: tl.tensor,
+    m_x: tl.tensor,
+    p_w: tl.tensor,
+    m_o: tl.tensor,
+    resident: tl.tuple,
+    length: tl.tensor,
+    tap_step: tl.tensor,
+    tap_stride: tl.tensor,
+    stride_c: tl.tensor,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PACKED: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PHASES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    CHECK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the sums of ``PHASES`` phases as a tuple."""
+    if PHASES == 1:
+        acc = convolve_one(
+            p_x, b_start, m_x, p_w, m_o, length, tap_step, tap_stride, stride_c,
+            C, K, PACKED, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        accs = (acc,)
+    else:
+        accs = convolve_several(
+            p_x, b_start, m_x, p_w, m_o, resident, length, tap_step, tap_stride, stride_c,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    return accs
