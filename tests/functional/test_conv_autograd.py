@@ -216,11 +216,11 @@ def test_the_graph_keeps_nothing_alive_behind_it():
     gc.disable()
     try:
         copy = x * 1
-        alive = weakref.ref(copy)
         result = ours(copy, w, b, POOLS[0])
+        alive = [weakref.ref(one) for one in (copy, result, result.grad_fn)]
         torch.autograd.grad(result.sum(), (x, w, b))
         del copy, result
-        assert alive() is None
+        assert [one() for one in alive] == [None] * 3
     finally:
         gc.enable()
 
