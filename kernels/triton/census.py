@@ -25,7 +25,19 @@ import torch
 from ..geometry import Convolution, Pool
 from . import conv_pool, conv_pool_backward
 
-__all__ = ["KINDS", "LAYERS", "TARGETS", "Figures", "Launch", "faults", "figures", "launches", "main"]
+__all__ = [
+    "KINDS",
+    "LAYERS",
+    "TARGETS",
+    "Figures",
+    "Launch",
+    "choices",
+    "faults",
+    "figures",
+    "launches",
+    "main",
+    "table",
+]
 
 
 class Layer(NamedTuple):
@@ -111,6 +123,24 @@ class Figures(NamedTuple):
     matrix: str
 
 
+HEADER = '''\
+"""The tiles of layers that were looked at, as ``python -m seqconv.kernels.triton.census --table`` writes them.
+
+A key is a kernel's name and a :class:`.configurations.Layer`, a value the fields of its configuration. Beside it stand
+registers a thread, shared bytes a block and the matrix instructions, as compiled; no stack is used. No times: none of
+these tiles has been tried on a GPU. An entry that is deleted is chosen anew by the rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["TABLE"]
+
+TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
+'''
+
+
 class _Recorder:
     def __init__(self, kernel: Any, into: list[Launch]) -> None:
         self.kernel, self.into = kernel, into
@@ -170,6 +200,52 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         for module in (conv_pool, conv_pool_backward):
             stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
+
+
+def choices(layer: Layer, kind: str, target: str) -> dict[str, tuple[Any, Any]]:
+    """Return what a layer's configurations depend on and what they are, by the kernel that they are of."""
+    chosen: dict[str, tuple[Any, Any]] = {}
+
+    def noting(kernel: str, choose: Any) -> Any:
+        def note(described: Any) -> Any:
+            chosen[kernel] = described, choose(described)
+            return chosen[kernel][1]
+
+        return note
+
+    with ExitStack() as stack:
+        for module, kernel in (
+            (conv_pool, "forward"),
+            (conv_pool_backward, "weight_gradient"),
+            (conv_pool_backward, "input_gradient"),
+        ):
+            name = f"{kernel}_configuration"
+            stack.enter_context(mock.patch.object(module, name, noting(kernel, getattr(module, name))))
+        launches(layer, kind, target)
+    return chosen
+
+
+def table(targets: Sequence[str] = CHECKED) -> str:
+    """Return the text of ``table.py``: the tiles that are in use, with the figures that they give now."""
+    lines: list[str] = []
+    seen = set()
+    for name, layer in LAYERS.items():
+        lines.append(f"    # {name}")
+        for kind in KINDS:
+            for target in targets:
+                chosen = choices(layer, kind, target)
+                for launch in launches(layer, kind, target):
+                    kernel = "forward" if launch.name.startswith("forward") else launch.name.removesuffix("_kernel")
+                    if kernel not in chosen or (kernel, chosen[kernel]) in seen:
+                        continue
+                    described, tile = chosen[kernel]
+                    seen.add((kernel, chosen[kernel]))
+                    taken = figures(launch, target)
+                    key = ", ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in (kernel, *described))
+                    lines.append(
+                        f"    ({key}): {tuple(tile)},  # {taken.registers} regs, {taken.shared} B, {taken.matrix}"
+                    )
+    return HEADER + "\n".join(lines) + "\n}\n"
 
 
 def figures(launch: Launch, target: str) -> Figures:
@@ -234,7 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="*", default=list(LAYERS), choices=list(LAYERS), metavar="NAME")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--targets", nargs="*", default=list(CHECKED), choices=list(TARGETS))
+    parser.add_argument("--table", action="store_true", help="print the text of table.py instead")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(), end="")
+        return 0
     wrong = 0
     print(f"{'layer':18}{'kind':6}{'target':8}{'kernel':26}{'registers':>10}{'stack':>7}{'shared':>8}  multiplies by")
     for name in options.layers:

@@ -1,4 +1,8 @@
-"""How large the kernels' tiles are, and how many warps share one: by dtype, channels and windows, never by N or L."""
+"""How large the kernels' tiles are, and how many warps share one: by dtype, channels and windows, never by N or L.
+
+Layers in :mod:`.table` have the tile that stands there; others, and all where it is empty, what the rules here say.
+The rules keep sums in registers and two blocks on a multiprocessor, as the census counts them; no tile has been timed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import collections
 import functools
 import itertools
 from typing import NamedTuple
+
+from .table import TABLE
 
 __all__ = [
     "Forward",
@@ -71,6 +77,12 @@ class Layer(NamedTuple):
 @functools.cache
 def forward_configuration(layer: Layer) -> Forward:
     """Return the tile of the forward pass."""
+    tile = TABLE.get(("forward", *layer))
+    return forward_rule(layer) if tile is None else Forward(*tile)
+
+
+def forward_rule(layer: Layer) -> Forward:
+    """Return the tile of the forward pass for a layer that is not in the table."""
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     narrow = min(max(power_of_two(layer.channels), 16), 64)
     flat = min(max(power_of_two(layer.channels * layer.size), 16), 64)
@@ -99,6 +111,12 @@ def forward_configuration(layer: Layer) -> Forward:
 @functools.cache
 def input_gradient_configuration(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient."""
+    tile = TABLE.get(("input_gradient", *layer))
+    return input_gradient_rule(layer) if tile is None else InputGradient(*tile)
+
+
+def input_gradient_rule(layer: Layer) -> InputGradient:
+    """Return the tile of the input's gradient for a layer that is not in the table."""
     block_c = min(max(power_of_two(layer.channels), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     return InputGradient(64, block_c, block_o, 4 if layer.channels_last else 8, 2)
@@ -107,6 +125,12 @@ def input_gradient_configuration(layer: Layer) -> InputGradient:
 @functools.cache
 def weight_gradient_configuration(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient."""
+    tile = TABLE.get(("weight_gradient", *layer))
+    return weight_gradient_rule(layer) if tile is None else WeightGradient(*tile)
+
+
+def weight_gradient_rule(layer: Layer) -> WeightGradient:
+    """Return the tile of the weights' gradient for a layer that is not in the table."""
     block_r = min(max(power_of_two(layer.channels * layer.size), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)

@@ -1,6 +1,8 @@
 """Every kernel compiles without a GPU: it spills nothing, fits into shared memory, and uses the tensor cores."""
 
 import os
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from seqconv.kernels.triton import census
+from seqconv.kernels.triton import census, configurations
+from seqconv.kernels.triton.table import TABLE
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
 
@@ -93,6 +96,39 @@ def test_weights_that_fit_stay_with_a_program():
         (launch, *_) = census.launches(census.LAYERS["jena1"], "16", "sm_90", samples=samples, windows=80)
         assert launch.arguments["RESIDENT"]
         assert launch.grid == (4 * 132,)
+
+
+def test_the_table_holds_every_layer_and_is_used(monkeypatch):
+    """A tile in the table is what a launch gets; without it the rules choose."""
+    keys = {
+        (kernel, *layer)
+        for one in census.LAYERS.values()
+        for kind in census.KINDS
+        for target in census.CHECKED
+        for kernel, (layer, _) in census.choices(one, kind, target).items()
+    }
+    assert keys == set(TABLE)
+    (layer, tile) = census.choices(census.LAYERS["jena1"], "16", "sm_90")["forward"]
+    monkeypatch.setitem(TABLE, ("forward", *layer), (16, 16, 16, 1, 2, 1))
+    configurations.forward_configuration.cache_clear()
+    try:
+        (launch, *_) = census.launches(census.LAYERS["jena1"], "16", "sm_90")
+        assert (launch.arguments["BLOCK_M"], launch.options["num_warps"]) == (16, 2)
+        monkeypatch.delitem(TABLE, ("forward", *layer))
+        configurations.forward_configuration.cache_clear()
+        assert configurations.forward_configuration(layer) == configurations.forward_rule(layer) == tile
+    finally:
+        configurations.forward_configuration.cache_clear()
+
+
+def test_the_tables_figures_are_what_the_compiler_gives(monkeypatch):
+    """Of some layers; ``--table`` writes the file anew after a change of kernels or compiler."""
+    if metadata.version("triton") != "3.7.1":
+        pytest.skip("the figures are those of Triton 3.7.1")
+    monkeypatch.setattr(census, "LAYERS", {"imdb1": census.LAYERS["imdb1"]})
+    monkeypatch.setattr(census, "KINDS", {"16": torch.bfloat16})
+    written = Path(configurations.__file__).with_name("table.py").read_text(encoding="utf-8").splitlines()
+    assert set(census.table().splitlines()) <= set(written)
 
 
 def test_prints_a_table(capsys):
