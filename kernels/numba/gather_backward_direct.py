@@ -23,6 +23,7 @@ from .compilation import compiled, intrinsic
 from .conv_pool import DTYPES, lane_count, padded_outputs
 from .gathered import Index, Layer, row_of
 from .simd import (
+    add,
     byte_pointer,
     bytes_of,
     call,
@@ -30,11 +31,13 @@ from .simd import (
     fused,
     lanes,
     llvm_vector,
+    load_first,
     load_number,
     read,
     read_first,
     size_of,
     splat,
+    store_first,
     store_number,
     suffix,
     vector_of,
@@ -47,6 +50,9 @@ __all__ = ["backward_direct"]
 # Vectors of a row that are served at once, and winners: sums of a single vector would wait for each other.
 WIDE = 8
 TURNS = 4
+
+# Winners' taps that a position may have on average and still be added to the table's gradient one by one.
+MANY = 2
 
 
 def backward_direct(
@@ -138,6 +144,11 @@ def add_part(
     # Behind the rows of the input, as many of zeros: those of the winners that fill a last turn.
     sources = np.full(rows + reach + 1, empty.ctypes.data, np.int64)
     targets = np.full(rows + reach + 1, nowhere.ctypes.data, np.int64)
+    # Where many winners read a position their gradients are summed there before they go to the table's row: a row that
+    # occurs often would else be a sum of thousands, and round worse than torch's.
+    summed = dtable != 0 and layer.windows * layer.outputs * layer.size > MANY * rows
+    line = (high - low) * size
+    sums = np.zeros(rows * line if summed else 1, np.uint8)
     winners = np.empty(layer.windows + TURNS, np.int64)
     factors = np.zeros((layer.windows + TURNS) * size, np.uint8)
     for n in range(begin, end):
@@ -149,7 +160,7 @@ def add_part(
                 row = row_of(index, n, position)
                 sources[i] = table + row * row_stride + low * size
                 if row != skipped:
-                    targets[i] = dtable + (row * channels + low) * size
+                    targets[i] = sums.ctypes.data + i * line if summed else dtable + (row * channels + low) * size
         for o in range(layer.outputs):
             count = 0
             code_at = argmax + (n * layer.windows * width + o) * bytes_of(code)
@@ -181,9 +192,24 @@ def add_part(
                 if dtable:
                     places_of = targets.ctypes.data + k * layer.dilation * 8
                     scatter_run(filters + weights, places_of, listed, high - low, zero)
+        for i in range(rows if summed else 0):
+            position = i - layer.left
+            if 0 <= position < layer.length and row_of(index, n, position) != skipped:
+                place = dtable + (row_of(index, n, position) * channels + low) * size
+                add_row(place, sums.ctypes.data + i * line, high - low, zero)
+        sums[:] = 0
     empty[0] = nowhere[0]  # Numba frees an array after the last use of its name, whoever still has its address
     sources[0] = targets[0]
-    winners[0] = factors[0]
+    winners[0] = factors[0] + sums[0]
+
+
+@njit
+def add_row(target: int, source: int, count: int, zero: Any) -> None:
+    """Add ``count`` numbers to others."""
+    width, size = lanes(zero), bytes_of(zero)
+    for c in range(0, count, width):
+        rest, place = min(width, count - c), target + c * size
+        store_first(add(load_first(place, rest, zero), load_first(source + c * size, rest, zero)), place, rest)
 
 
 @njit

@@ -25,19 +25,17 @@ from torch import Tensor
 from .compilation import compiled, intrinsic
 from .conv_pool import DTYPES, padded_outputs
 from .fold import copy_row
+from .gather_backward_spread import clear, spread_parts
 from .gathered import Index, Layer, aligned
-from .occurrences import sort_positions
-from .products import TAPS, multiply, odd_lines
+from .products import TAPS, TILE, multiply, odd_lines
 from .simd import (
     REGISTERS,
     byte_pointer,
     bytes_of,
     lanes,
     llvm_vector,
-    load_number,
     read,
     size_of,
-    store_number,
     vector_of,
     write,
 )
@@ -45,8 +43,8 @@ from .threads import run, share, thread_count
 
 __all__ = ["backward_folded"]
 
-# Rows of the table whose gradients are multiplied at a time: as many as one sum of a product may run over.
-ROWS = TAPS
+# Rows of the table whose gradients are multiplied at a time: whole tiles, and no more than one sum may run over.
+ROWS = TAPS // TILE * TILE
 
 # Vectors that are summed at once over a row's occurrences.
 WIDE = 14 if REGISTERS.number == 32 else 7
@@ -119,66 +117,6 @@ def backward_folded(
     run(multiply_all, parts, threads)
     dweight = None if dw is None else dw.sum(0)[..., : layer.outputs].permute(2, 0, 1).contiguous()
     return dtable, dweight, bias
-
-
-@compiled
-def spread_parts(
-    layer: Layer,
-    index: Index,
-    places: Any,
-    width: int,
-    sort: bool,
-    given: Any,
-    zero: Any,
-    code: Any,
-    begin: int,
-    end: int,
-    threads: int,
-    launch: int,
-) -> None:
-    """Do the parts ``begin`` to ``end``; see :func:`spread_part`."""
-    share(begin, end, threads, launch, spread_part, (layer, index, places, width, sort, given, zero, code))
-
-
-@njit
-def spread_part(
-    part: int, layer: Layer, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
-) -> None:
-    """Sort the occurrences of rows as part 0, then write one sample's ``dy`` and its sum, the bias' gradient."""
-    size = bytes_of(zero)
-    reach = (layer.size - 1) * layer.dilation
-    end = (layer.positions - 1) * layer.stride + reach
-    row, sample = width * size, (end + reach + 1) * width * size
-    if part == 0:
-        if sort:
-            counts, rows, begins, order, found = given
-            steps = (sample, row)
-            found[0] = sort_positions(index, layer.samples, end - layer.left, steps, counts, rows, begins, order)
-        return
-    gradient, argmax, dy, db = places
-    n = part - 1
-    dy += n * sample
-    for i in range(0, sample, size):
-        store_number(zero, dy + i, zero)
-    db += n * width * size if db else 0
-    for o in range(width if db else 0):
-        store_number(zero, db + o * size, zero)
-    codes = argmax + n * layer.windows * width * bytes_of(code)
-    source = gradient + n * layer.sample_stride
-    step = layer.pool_dilation * layer.stride * row
-    for q in range(layer.windows):
-        start = dy + (end - (q * layer.pool_stride - layer.pool_padding) * layer.stride) * row
-        for o in range(layer.outputs):
-            won = load_number(codes + o * bytes_of(code), code)
-            if won < 0:
-                continue
-            place = start - won * step + o * size
-            factor = load_number(source + o * layer.channel_stride, zero)
-            store_number(load_number(place, zero) + factor, place, zero)
-            if db:
-                store_number(load_number(db + o * size, zero) + factor, db + o * size, zero)
-        codes += width * bytes_of(code)
-        source += layer.window_stride
 
 
 @compiled
@@ -262,13 +200,6 @@ def multiply_part(
         stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]
         clear(dtable + following * channels * size, (stop - following) * channels, zero)
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
-
-
-@njit
-def clear(target: int, count: int, zero: Any) -> None:
-    """Write ``count`` zeros."""
-    for i in range(count):
-        store_number(zero, target + i * bytes_of(zero), zero)
 
 
 @njit

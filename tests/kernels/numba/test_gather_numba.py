@@ -1,12 +1,15 @@
 """The compiled conv stack on gathered rows against the reference in float64: both plans, every argument and trap."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import fold, gather, gather_backward, threads
+from seqconv.kernels.numba import fold, gather, gather_backward, gather_plans, threads
 from seqconv.kernels.reference import gather as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -172,3 +175,251 @@ def test_equals_the_reference_on_exact_sums(
         for gradient, other in zip(case.backward(upstream, argmax, w, backward_plan), gradients, strict=True):
             assert gradient.dtype == dtype
             assert torch.equal(gradient.double(), other)
+
+
+def tokens_case(shape, table, convolution=PLAIN, pool=None, *, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return Case(torch.randint(table.size(0), shape, generator=generator), table, convolution, pool, **options)
+
+
+LAYERS = [
+    ((4, 500), 60, 128, 32, 7, PLAIN, Pool(5, 5)),
+    ((3, 90), 40, 300, 24, 5, Convolution(1, (2, 2)), Pool(2, 2)),
+    ((2, 1200), 90, 3, 5, 31, Convolution(1, (15, 15)), Pool(300, 7, 150)),
+    ((2, 400), 50, 64, 100, 3, PLAIN, None),
+    ((3, 94), 1000, 32, 32, 7, Convolution(2, (0, 0), 2), Pool(3, 2)),
+]
+
+
+@pytest.mark.parametrize(("shape", "rows", "channels", "outputs", "size", "convolution", "pool"), LAYERS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_is_as_precise_as_torch(shape, rows, channels, outputs, size, convolution, pool, plan):
+    """Against float64, at most twice the error of torch's float32, in the largest and on average."""
+    generator = torch.Generator().manual_seed(7)
+    case = tokens_case(shape, torch.randn(rows, channels, generator=generator), convolution, pool)
+    w = torch.randn(outputs, channels, size, generator=generator) / (channels * size) ** 0.5
+    b = torch.randn(outputs, generator=generator)
+    value = case.expected(w, b)
+    errors = [(out.double() - value).abs() for out in (case.forward(w, b, plan)[0], case.reference(case.table, w, b))]
+    assert errors[0].mean() <= 2 * errors[1].mean()
+    assert errors[0].max() <= 2 * errors[1].max()
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize("rows", [30, 3000])
+def test_gradients_are_as_precise_as_torch(plan, rows):
+    """On inputs whose maxima are clear, so that float32 and float64 choose the same positions."""
+    generator = torch.Generator().manual_seed(11)
+    case = tokens_case((16, 200), torch.randn(rows, 24, generator=generator), PLAIN, Pool(4, 4))
+    w = torch.randn(32, 24, 5, generator=generator) / 11
+    b = torch.randn(32, generator=generator)
+    out, argmax = case.forward(w, b, plan)
+    upstream = torch.randn(out.shape, generator=generator)
+    gathered = case.table.double()[case.index].transpose(1, 2)
+    active = torch.nn.functional.conv1d(gathered, w.double(), b.double()).relu()[..., :196].unflatten(2, (-1, 4))
+    highest = active.topk(2, 3).values
+    clear = (highest[..., 0] - highest[..., 1] > 1e-4) & (highest[..., 0] > 1e-4)
+    upstream = upstream * clear
+    assert clear.float().mean() > 0.7
+    _, exact = case.expected(w, b, upstream)
+    tensors = [one.detach().requires_grad_() for one in (case.table, w, b)]
+    theirs = torch.autograd.grad(case.reference(*tensors), tensors, upstream)
+    for mine, their, value in zip(case.backward(upstream, argmax, w, plan), theirs, exact, strict=True):
+        assert (mine.double() - value).abs().mean() <= 2 * (their.double() - value).abs().mean()
+
+
+@pytest.mark.parametrize(
+    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("globally", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan, overlaps):
+    """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
+    table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
+    size = len(values) - overlaps
+    case = Case(torch.arange(len(values)).reshape(1, -1), table, PLAIN, None if globally else Pool(size, 1))
+    w, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    out, argmax = case.forward(w, b, plan)
+    upstream = torch.full_like(out, 3)
+    value, (dtable, _, db) = case.expected(w, b, upstream)
+    np.testing.assert_array_equal(out.double(), value)
+    for backward_plan in ("folded", "direct"):
+        got = case.backward(upstream, argmax, w, backward_plan)
+        np.testing.assert_array_equal(got[0].double(), dtable)
+        np.testing.assert_array_equal(got[2].double(), db)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_nan_reaches_only_the_windows_that_see_it(plan):
+    table = torch.ones(64, 20)
+    table[30, 7] = NAN
+    case = Case(torch.arange(64).reshape(1, -1), table, PLAIN, Pool(2, 2))
+    out, _ = case.forward(torch.ones(40, 20, 3), None, plan)
+    assert out.isnan().any(1).squeeze(0).nonzero().flatten().tolist() == [14, 15]
+    assert out[..., 14:16].isnan().all()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_memory_around_the_tensors_is_not_read_into_results_nor_written(shared, plan, padding):
+    """NaN surround the table and the weights, and rows that no token names are NaN."""
+    room = torch.full((90, 25), NAN)
+    table = room[10:77, 3:20]
+    used = torch.arange(0, 67, 2)
+    table[used] = torch.randn(len(used), 17)
+    before = room.clone()
+    w_room = torch.full((20, 19, 7), NAN)
+    w = w_room[1:18, 1:18, 2:5].copy_(torch.randn(17, 17, 3))
+    index = used[torch.randint(len(used), (3, 50))]
+    case = Case(index, table, Convolution(1, (padding, padding)), Pool(3, 2))
+    if plan == "ready":  # that folds every row
+        table[1::2] = 0
+        before = room.clone()
+    out, argmax = case.forward(w, None, plan)
+    assert torch.allclose(out.double(), case.expected(w, torch.zeros(17)), atol=1e-4)
+    for backward_plan in ("folded", "direct"):
+        gradients = case.backward(torch.ones_like(out), argmax, w, backward_plan)
+        assert all(one.isfinite().all() for one in gradients)
+        assert not gradients[0][1::2].any()
+    np.testing.assert_array_equal(room, before)
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False,) * 3])
+def test_computes_only_the_gradients_asked_for(wanted, plan, shared):
+    case = tokens_case((2, 20), torch.randn(9, 3), PLAIN, Pool(2, 2))
+    w, b = torch.randn(4, 3, 2), torch.randn(4)
+    out, argmax = case.forward(w, b)
+    upstream = torch.randn(out.shape)
+    every = case.backward(upstream, argmax, w, plan)
+    for gradient, other, want in zip(case.backward(upstream, argmax, w, plan, wanted), every, wanted, strict=True):
+        assert (gradient is not None) == want
+        if want:
+            torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
+    assert case.forward(w, b, want_argmax=False)[1] is None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_windows_of_padding_alone_are_minus_infinity(plan):
+    """As torch has it: such a window sees no activation at all. It has no gradient."""
+    case = Case(torch.zeros(2, 2, dtype=torch.int32), torch.ones(1, 1), PLAIN, Pool(2, 1, 1, 3))
+    out, argmax = case.forward(torch.ones(1, 1, 1), None, plan)
+    np.testing.assert_array_equal(out, torch.full((2, 1, 1), -INF))
+    np.testing.assert_array_equal(out.double(), case.expected(torch.ones(1, 1, 1), torch.zeros(1)))
+    for backward_plan in ("folded", "direct"):
+        gradients = case.backward(torch.ones_like(out), argmax, torch.ones(1, 1, 1), backward_plan)
+        assert not any(one.any() for one in gradients)
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize(
+    ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
+)
+def test_argmax_is_as_narrow_as_the_window_allows(pool, dtype, plan):
+    """The last position of the window wins: its number is the largest that must fit."""
+    case = Case(torch.arange(300).reshape(1, -1), torch.arange(1.0, 301).reshape(-1, 1), PLAIN, pool)
+    w = torch.ones(1, 1, 1)
+    out, argmax = case.forward(w, None, plan)
+    assert argmax.dtype == dtype
+    assert argmax[0, 0, 0] == (299 if pool is None else pool.size - 1)
+    dtable, _, _ = case.backward(torch.ones_like(out), argmax, w, plan)
+    assert dtable.flatten().nonzero().flatten().tolist() == (
+        [299] if pool is None else [pool.size - 1, 255 if pool.size == 128 else 257]
+    )
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize("pool", [None, Pool(3, 2, 1, 2, True)])
+@pytest.mark.parametrize("is_window", [False, True])
+def test_gradcheck(pool, plan, is_window, shared):
+    """Against differences of the forward pass itself, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(40, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    index = torch.tensor([0, 3, 3]) if is_window else torch.randint(40, (3, 17), generator=generator)
+    options = {"length": 17, "step": 2} if is_window else {}
+    case = Case(index, table, Convolution(2, (1, 2), 2), pool, **options)
+
+    class Layer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, table, w, b):
+            case.table = table
+            out, argmax = case.forward(w, b, plan)
+            ctx.save_for_backward(table, w, argmax)
+            return out
+
+        @staticmethod
+        def backward(ctx, gradient):
+            case.table, w, argmax = ctx.saved_tensors
+            return case.backward(gradient, argmax, w, plan)
+
+    w = torch.randn(4, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    b = torch.randn(4, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(Layer.apply, (table, w, b))
+
+
+def step(seed=0, samples=9, pool=None, plan="folded"):
+    """Return a forward pass' result and all gradients on fixed random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    case = tokens_case((samples, 150), torch.randn(300, 20, generator=generator), PLAIN, pool, seed=seed)
+    w = torch.randn(40, 20, 5, generator=generator)
+    out, argmax = case.forward(w, None, plan)
+    return out, *case.backward(torch.randn(out.shape, generator=generator), argmax, w, plan)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 9])
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+def test_reruns_give_the_same_bits(shared, samples, plan):
+    first = step(samples=samples, pool=Pool(3, 3), plan=plan)
+    for _ in range(20):
+        assert all(map(torch.equal, first, step(samples=samples, pool=Pool(3, 3), plan=plan)))
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize("pool", [Pool(3, 3), None])
+def test_many_python_threads_at_once(shared, pool, plan):
+    """Many steps, so that memory a kernel had freed too early would be another's by then."""
+    alone = [step(seed, pool=pool, plan=plan) for seed in range(4)]
+    with ThreadPoolExecutor(8) as executor:
+        together = list(executor.map(lambda seed: step(seed, pool=pool, plan=plan), [0, 1, 2, 3] * 50))
+    for i, results in enumerate(together):
+        assert all(map(torch.equal, alone[i % 4], results))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rows", "channels", "outputs", "size"), [(1, 1, 1, 1), (300, 129, 33, 3), (0, 4, 4, 2), (5, 0, 3, 2)]
+)
+def test_folds_every_row_or_those_listed(shared, dtype, rows, channels, outputs, size):
+    generator = torch.Generator().manual_seed(3)
+    table = integers(generator, rows, channels, dtype=dtype)
+    w = integers(generator, outputs, channels, size, dtype=dtype)
+    value = torch.einsum("vc,ock->vko", table, w)
+    listed = torch.arange(0, rows, 3)
+    for folded, other in ((fold.fold(table, w), value), (fold.fold(table, w, listed), value[listed])):
+        assert folded.shape == fold.folded_shape(len(other), w)
+        assert torch.equal(folded[..., :outputs], other)
+        assert not folded[..., outputs:].any()
+
+
+def test_plans_follow_the_counts():
+    """A vocabulary that recurs is folded, rows that occur once are not; few winners are multiplied one by one."""
+    imdb = {"channels": 128, "outputs": 32, "size": 7}
+    assert gather_plans.forward_plan(128, 494, 10_000, **imdb).name == "folded"
+    assert gather_plans.forward_plan(1, 494, 500, **imdb).name == "direct"
+    assert gather_plans.forward_plan(1, 494, 500, **imdb, ready=True).name == "folded"
+    both = {**imdb, "wanted": (True, True)}
+    assert gather_plans.backward_plan(128, 500, 98, 10_000, **both).name == "folded"
+    assert gather_plans.backward_plan(128, 500, 1, 10_000, **both).name == "direct"
+    plan = gather_plans.backward_plan(128, 500, 1, 10_000, **both)
+    assert set(plan.operations) == set(gather_plans.PLANS)
+    assert plan.operations["direct"] < plan.operations["folded"]
+    assert "10000 rows" in plan.reason
+
+
+def test_a_table_without_channels_leaves_the_bias():
+    case = Case(torch.zeros(2, 5, dtype=torch.int64), torch.empty(3, 0), PLAIN, Pool(2, 2))
+    out, argmax = case.forward(torch.empty(2, 0, 1), torch.tensor([1.0, -1.0]))
+    assert torch.equal(out, torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 2))
+    assert torch.equal(case.backward(torch.ones_like(out), argmax, torch.empty(2, 0, 1))[1], torch.empty(2, 0, 1))

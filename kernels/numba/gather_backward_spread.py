@@ -1,0 +1,179 @@
+"""The gradient of a convolution from that of its pooled maxima: rows backwards in time, zeros around every sample.
+
+The first step of :mod:`~seqconv.kernels.numba.gather_backward_folded`, which also sorts where the table's rows occur:
+one thread does, while others write gradients.
+"""
+# ruff: noqa: ARG001  (an intrinsic's parameters are types)
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+
+from .compilation import compiled, intrinsic
+from .fold import copy_row
+from .gathered import Index, Layer, aligned, window_range
+from .occurrences import sort_positions
+from .simd import (
+    broadcast,
+    byte_pointer,
+    bytes_of,
+    element_of,
+    lanes,
+    llvm_number,
+    llvm_vector,
+    load_number,
+    read,
+    size_of,
+    splat,
+    store,
+    store_first,
+    store_number,
+    vector_of,
+    write,
+)
+from .threads import share
+from .transposition import transpose
+
+__all__ = ["clear", "spread_parts"]
+
+# Windows of so many positions write all of them, a vector of channels at a time; larger ones their winners, one by one.
+FEW = 32
+
+
+@compiled
+def spread_parts(
+    layer: Layer,
+    index: Index,
+    places: Any,
+    width: int,
+    sort: bool,
+    given: Any,
+    zero: Any,
+    code: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
+) -> None:
+    """Do the parts ``begin`` to ``end``; see :func:`spread_part`."""
+    share(begin, end, threads, launch, spread_part, (layer, index, places, width, sort, given, zero, code))
+
+
+@njit
+def spread_part(
+    part: int, layer: Layer, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
+) -> None:
+    """Sort the occurrences of rows as part 0, then write one sample's ``dy`` and its sum, the bias' gradient."""
+    size = bytes_of(zero)
+    reach = (layer.size - 1) * layer.dilation
+    end = (layer.positions - 1) * layer.stride + reach
+    row, sample = width * size, (end + reach + 1) * width * size
+    if part == 0:
+        if sort:
+            counts, rows, begins, order, found = given
+            steps = (sample, row)
+            found[0] = sort_positions(index, layer.samples, end - layer.left, steps, counts, rows, begins, order)
+        return
+    gradient, argmax, dy, db = places
+    n = part - 1
+    dy += n * sample
+    clear(dy, sample // size, zero)
+    scratch = np.empty(width * size + layer.windows * row + 128, np.uint8)
+    sums = aligned(scratch.ctypes.data)
+    if db:
+        sums = db + n * row
+    clear(sums, width, zero)
+    source, source_step = gradient + n * layer.sample_stride, layer.window_stride
+    if layer.channel_stride != size or layer.outputs != width:
+        rows_of = aligned(scratch.ctypes.data) + row
+        clear(rows_of, layer.windows * width, zero)
+        if layer.window_stride == size:
+            transpose(source, layer.channel_stride, rows_of, row, layer.outputs, layer.windows, zero)
+        else:
+            for q in range(layer.windows):
+                place = source + q * layer.window_stride
+                copy_row(rows_of + q * row, place, layer.channel_stride, layer.outputs, zero)
+        source, source_step = rows_of, row
+    step = layer.pool_dilation * layer.stride * row
+    code_size = bytes_of(code)
+    for q in range(layer.windows):
+        codes = argmax + (n * layer.windows + q) * width * code_size
+        values = source + q * source_step
+        start, skipped, ending = window_range(layer, q)
+        place = dy + (end - start * layer.stride) * row
+        if ending - skipped <= FEW:
+            for o in range(0, width, lanes(zero)):
+                at = o * size
+                add_winners(
+                    place - skipped * step + at, step, sums + at, values + at, codes + o * code_size, skipped, ending,
+                    zero, code,
+                )  # fmt: skip
+            continue
+        for o in range(layer.outputs):
+            won = load_number(codes + o * code_size, code)
+            if won >= 0:
+                goal, factor = place - won * step + o * size, load_number(values + o * size, zero)
+                store_number(load_number(goal, zero) + factor, goal, zero)
+                store_number(load_number(sums + o * size, zero) + factor, sums + o * size, zero)
+    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+
+
+@intrinsic
+def add_winners(
+    _typing: Any,
+    target: Any,
+    step: Any,
+    sums: Any,
+    values: Any,
+    codes: Any,
+    first: Any,
+    last: Any,
+    like: Any,
+    code: Any,
+) -> Any:
+    """Add a vector of ``values`` to the rows that won, and to ``sums``; ``codes`` tell which of ``first`` to ``last``.
+
+    The row of ``first``, of at least one, is at ``target``, each next one ``step`` bytes before it.
+    """
+    kind, narrow = llvm_vector(vector_of(like)), llvm_number(element_of(code))
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        size, number = size_of(kind.element), ir.IntType(64)
+        target, sums, values, codes = (byte_pointer(builder, arguments[i]) for i in (0, 2, 3, 4))
+        step, first, last = builder.neg(arguments[1]), arguments[5], arguments[6]
+        content, zeros = read(builder, values, kind, size), ir.Constant(kind, [0.0] * kind.count)
+        winners = read(builder, codes, ir.VectorType(narrow, kind.count), size_of(narrow))
+        before, loop, done = (builder.block, builder.append_basic_block("winners"), builder.append_basic_block("done"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        p, place = builder.phi(number), builder.phi(target.type)
+        p.add_incoming(first, before)
+        place.add_incoming(target, before)
+        won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, narrow), kind.count))
+        total = builder.fadd(read(builder, place, kind, size), builder.select(won, content, zeros))
+        write(builder, total, place, size)
+        following = builder.add(p, ir.Constant(number, 1))
+        p.add_incoming(following, loop)
+        place.add_incoming(builder.gep(place, [step]), loop)
+        builder.cbranch(builder.icmp_signed("<", following, last), loop, done)
+        builder.position_at_end(done)
+        nobody = ir.Constant(winners.type, [0] * kind.count)
+        alive = builder.select(builder.icmp_signed(">=", winners, nobody), content, zeros)
+        write(builder, builder.fadd(read(builder, sums, kind, size), alive), sums, size)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 7, like, code), generate
+
+
+@njit
+def clear(target: int, count: int, zero: Any) -> None:
+    """Write ``count`` zeros."""
+    zeros, width = broadcast(zero, zero), lanes(zero)
+    for i in range(0, count - width + 1, width):
+        store(zeros, target + i * bytes_of(zero))
+    if count % width:
+        store_first(zeros, target + count // width * width * bytes_of(zero), count % width)
