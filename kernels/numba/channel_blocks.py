@@ -10,10 +10,10 @@ from typing import Any
 
 from numba import njit
 
-from .simd import broadcast, bytes_of, lanes, load, load_first, store, store_first
+from .simd import add, broadcast, bytes_of, horizontal_sum, lanes, load, load_first, multiply_add, store, store_first
 from .transposition import transpose
 
-__all__ = ["clear", "load_rows", "store_rows"]
+__all__ = ["all_finite", "clear", "load_rows", "store_rows"]
 
 
 @njit
@@ -22,6 +22,22 @@ def clear(target: int, size: int, zero: Any) -> None:
     step = lanes(zero) * bytes_of(zero)
     for at in range(0, size, step):
         store(broadcast(zero, zero), target + at)
+
+
+@njit
+def all_finite(source: int, size: int, zero: Any) -> bool:
+    """Tell whether ``size`` bytes of numbers hold no infinity and no NaN: 0 times one of these is no 0."""
+    step = lanes(zero) * bytes_of(zero)
+    nothing = broadcast(zero, zero)
+    one = other = nothing
+    full = size // (2 * step) * 2 * step
+    for at in range(0, full, 2 * step):
+        one = multiply_add(load(source + at, zero), nothing, one)
+        other = multiply_add(load(source + at + step, zero), nothing, other)
+    for at in range(full, size, step):
+        rest = min(step, size - at) // bytes_of(zero)
+        one = multiply_add(load_first(source + at, rest, zero), nothing, one)
+    return horizontal_sum(add(one, other)) == zero
 
 
 @njit

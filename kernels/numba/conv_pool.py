@@ -3,7 +3,7 @@
 A chunk of positions is convolved into a scratch that stays in the first-level cache, a register tile of positions x
 output channels at a time, and pooled from there: the activation never reaches memory. Inputs are read in place through
 their strides; only rows beside a convolution's padding are copied. Letters are those of the reference, whose results
-these are but for rounding. Not served (see :func:`refuse`): more than one group, dtypes other than float32 and float64.
+these are but for rounding. Not served (see :mod:`.limits`): more than one group, dtypes other than float32 and float64.
 
 ``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
 the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
@@ -25,11 +25,10 @@ from __future__ import annotations
 
 import functools
 from array import array
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
@@ -39,7 +38,7 @@ from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_fl
 from .conv_pool_plan import make_plan
 from .simd import REGISTERS
 
-__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
+__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward"]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
@@ -49,29 +48,8 @@ CODES: list[tuple[torch.dtype, Any]] = [
     (torch.int16, np.int16(0)),
     (torch.int32, np.int32(0)),
 ]
+CPU = torch.device("cpu")  # memory is made there, whatever device is the default
 LIMITS = [(np.iinfo(code).max, kind) for kind, code in CODES]
-
-
-class Layer(NamedTuple):
-    """What the backward kernels need to know. Strides are in bytes, a position's is that of the convolution."""
-
-    samples: int
-    positions: int
-    outputs: int
-    outer: int
-    inner: int
-    sample_stride: int
-    position_stride: int
-    outer_stride: int
-    inner_stride: int
-    pool_size: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    windows: int
-    out_sample_stride: int
-    out_channel_stride: int
-    out_window_stride: int
 
 
 def conv1d_relu_max_pool1d_forward(
@@ -91,21 +69,6 @@ def conv1d_relu_global_max_pool1d_forward(
     """Return the reference's ``conv1d_relu_global_max_pool1d``, ``(N, O)``, and, if wanted, ``argmax``."""
     positions = convolution.output_length(input.size(2), weight.size(2))
     return _forward(input, weight, bias, convolution, None, positions - 1, want_argmax)
-
-
-def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_pool: Pool) -> str | None:  # noqa: ARG001
-    """Return why the kernels cannot serve a call, or ``None``."""
-    if input.device.type != "cpu":
-        return f"it serves tensors on the CPU, got one on {input.device}"
-    if input.dtype not in DTYPES:
-        return f"it serves float32 and float64, got {input.dtype}"
-    if convolution.groups != 1:
-        return f"it serves one group, got {convolution.groups}"
-    if not weight.numel():
-        return f"it serves at least one channel, got a weight of shape {tuple(weight.shape)}"
-    if input.size(2) + sum(convolution.padding) > np.iinfo(np.int32).max:
-        return f"it serves fewer than 2**31 positions, got {input.size(2)}"
-    return None
 
 
 def argmax_format(
@@ -139,16 +102,16 @@ def _forward(
         input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
         is_channels_last(input), limits,
     )  # fmt: skip
-    out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype)
-    argmax = torch.empty(plan.argmax_shape, dtype=kind) if want_argmax else None
+    out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
+    argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
     if not out.numel():
         return out, argmax
     kernel = KERNELS[dtype]
     packed = partial = None
     if plan.packed_bytes:
-        packed = torch.empty(plan.packed_bytes, dtype=torch.uint8)
+        packed = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=CPU)
     if plan.partial_bytes:
-        partial = torch.empty(plan.partial_bytes, dtype=torch.uint8)
+        partial = torch.empty(plan.partial_bytes, dtype=torch.uint8, device=CPU)
     numbers = array("q", (
         input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
@@ -172,41 +135,3 @@ def lane_count(like: Any) -> int:
 def padded_outputs(outputs: int, like: Any) -> int:
     """Return the output channels rounded up to whole vectors."""
     return -(-outputs // lane_count(like)) * lane_count(like)
-
-
-def pad(input: Tensor, convolution: Convolution) -> Tensor:
-    """Return the input with the convolution's zeros around it, in its memory format; itself where there are none."""
-    if convolution.padding == (0, 0):
-        return input
-    if is_channels_last(input):
-        return F.pad(input.transpose(1, 2), (0, 0, *convolution.padding)).transpose(1, 2)
-    return F.pad(input, convolution.padding)
-
-
-def channels_apart(input: Tensor, convolution: Convolution) -> bool:
-    """Tell whether a channel's next number lies farther off than a kernel position's: taps are visited accordingly."""
-    return input.stride(1) > input.stride(2) * convolution.dilation
-
-
-def describe(
-    input: Tensor, weight: Tensor, convolution: Convolution, pool: Pool | None, positions: int, out: Tensor
-) -> Layer:
-    """Return the call's numbers; ``input`` is padded already, ``pool`` is ``None`` for the global maximum.
-
-    Taps are visited as they lie in memory, channel after channel or kernel position after kernel position, and as one
-    run where they are neighbours throughout.
-    """
-    samples, channels, _ = input.shape
-    outputs, _, size = weight.shape
-    itemsize = input.element_size()
-    sample_stride, channel_stride, row_stride = (stride * itemsize for stride in input.stride())
-    taps = ((size, row_stride * convolution.dilation), (channels, channel_stride))
-    (outer, outer_stride), (inner, inner_stride) = taps[::-1] if channels_apart(input, convolution) else taps
-    if outer_stride == inner * inner_stride:
-        outer, inner = 1, outer * inner
-    size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
-    windows = out.size(2)
-    return Layer(
-        samples, positions, outputs, outer, inner, sample_stride, row_stride * convolution.stride, outer_stride,
-        inner_stride, size, stride, padding, dilation, windows, *(s * itemsize for s in out.stride()),
-    )  # fmt: skip

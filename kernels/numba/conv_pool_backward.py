@@ -15,13 +15,16 @@ where 3.1 is the most that the core does from its first cache; copies of rows ad
 Threads share the samples, or the channels where there are fewer samples than threads. Each sums weight gradients of its
 own, which are then added in a fixed order: the same bits on every run with the same number of threads.
 
-Where torch's dense gradients multiply infinite inputs or weights by the zeros of the positions that lost, and so get
-NaN, these do not: an infinity reaches the gradients through winners alone.
+torch's dense gradients multiply inputs and weights by the zeros of the positions that lost, too, and so get NaN from an
+infinity or a NaN there. Such numbers are looked for on the way, and where there are any torch's own gradients are
+returned (:mod:`.dense_gradients`).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from array import array
+from functools import partial as partial_call
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,22 +32,17 @@ from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .channel_blocks import clear, load_rows, store_rows
+from .channel_blocks import all_finite, clear, load_rows, store_rows
 from .compilation import compiled
+from .conv_pool_backward_plan import Plan, make_plan
+from .dense_gradients import dense_gradients
 from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, store, store_number
-from .sparse_products import MOST_VECTORS, add_products
+from .sparse_products import add_products
 from .threads import run, share, thread_count
 from .transposition import transpose
 from .winners import list_winners
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
-
-# Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
-# next: most of a first cache.
-GROUP = 24 * 1024
-
-# A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
-SEGMENT = 128 * 1024
 
 # A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
 # other's.
@@ -62,41 +60,6 @@ LIKE: dict[torch.dtype, Any] = {
 }
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-class Plan(NamedTuple):
-    """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
-
-    ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
-    output channel's weights. ``direct`` tells that the input's, or its gradient's, own memory has such rows already.
-    """
-
-    samples: int
-    channels: int
-    length: int
-    left: int
-    padded: int
-    outputs: int
-    size: int
-    stride: int
-    dilation: int
-    windows: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    pool_span: int
-    codes: int
-    row: int
-    width: int
-    run: int
-    group: int
-    segment: int
-    shares: int
-    by_samples: bool
-    direct: tuple[bool, bool]
-    x_strides: tuple[int, int, int]
-    dx_strides: tuple[int, int, int]
-    gradient_strides: tuple[int, int, int]
 
 
 def conv1d_relu_max_pool1d_backward(
@@ -145,93 +108,36 @@ def _backward(
     if input.stride(1) != 1 and input.stride(2) != 1:
         input = input.contiguous()
     filters = weight.detach().contiguous()
-    samples, channels, length = input.shape
+    (samples, channels, length), (outputs, _, size) = input.shape, filters.shape
     dx = None
     if wanted[0]:
-        dx = input.new_empty(samples, channels, length)
-        if not input.is_contiguous():
-            dx = input.new_empty(samples, length, channels).transpose(1, 2)
+        contiguous = input.is_contiguous()
+        dx = input.new_empty((samples, channels, length) if contiguous else (samples, length, channels))
+        dx = dx if contiguous else dx.transpose(1, 2)
     like = LIKE[input.dtype]
-    plan = _plan(gradient, argmax, input, filters, dx, convolution, pool, like)
-    partial = input.new_empty(plan.shares if plan.by_samples else 1, plan.outputs, plan.run) if wanted[1] else None
-    sums = (
-        input.new_empty(plan.shares if plan.by_samples else 1, plan.outputs, REGISTERS.width // like.itemsize)
-        if wanted[2]
-        else None
-    )
+    vector = REGISTERS.width // like.itemsize
+    plan = make_plan(
+        input.shape, filters.shape, input.stride(), None if dx is None else dx.stride(), gradient.shape,
+        gradient.stride(), argmax.size(2), convolution, pool, like.itemsize,
+        thread_count(max(samples, -(-channels // vector)), gradient.numel() * channels * size),
+    )  # fmt: skip
+    partials = plan.shares if plan.by_samples else 1
+    partial = input.new_empty(partials, outputs, plan.run) if wanted[1] else None
+    sums = input.new_empty(partials, outputs, vector) if wanted[2] else None
     dw = input.new_empty(filters.shape) if wanted[1] else None
-    db = input.new_empty(plan.outputs) if wanted[2] else None
-    places = tuple(
-        0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)
+    db = input.new_empty(outputs) if wanted[2] else None
+    non_finite = array("q", (0,))
+    places = (
+        *(0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)),
+        non_finite.buffer_info()[0],
     )
-    code = LIKE[argmax.dtype]
-
-    def call(begin: int, end: int, threads: int, launch: int) -> None:
-        backward_windows(plan, places, like, code, begin, end, threads, launch)
-
-    run(call, plan.shares, plan.shares)
+    run(partial_call(backward_windows, plan, places, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
+    if non_finite[0]:
+        return dense_gradients(gradient, argmax, input, weight, convolution, pool, wanted)
     if dw is not None or db is not None:
         goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
         add_shares(plan, places[5], places[6], *goals, like)
     return dx, dw, db
-
-
-def _plan(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    dx: Tensor | None,
-    convolution: Convolution,
-    pool: Pool | None,
-    like: Any,
-) -> Plan:
-    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
-    itemsize, lanes = like.itemsize, REGISTERS.width // like.itemsize
-    left, right = convolution.padding
-    dilation = convolution.dilation
-    windows = gradient.size(2)
-    pool_size, pool_stride, pool_padding, pool_dilation = (
-        (convolution.output_length(length, size), 1, 0, 1) if pool is None else pool[:4]
-    )
-    pool_span = pool_dilation * (pool_size - 1)
-    vectors = -(-channels // lanes)
-    threads = thread_count(max(samples, vectors), gradient.numel() * channels * size)
-    by_samples = samples >= threads
-    if 2 * channels < lanes:  # whole vectors for so few would be mostly empty
-        row = width = channels
-        # A run may be read and written up to the end of its last vector.
-        run = -(-((size - 1) * channels + lanes) // lanes) * lanes
-    else:
-        most = min(8, max(1, MOST_VECTORS // (size if dilation == 1 else 2)))
-        most = min(most, vectors if by_samples else -(-vectors // threads))
-        row = -(-vectors // -(-vectors // most)) * lanes
-        width = vectors * lanes
-        run = size * width
-    blocks = -(-width // row)
-    strides = tuple(
-        (0, 0, 0) if one is None else tuple(stride * itemsize for stride in one.stride())
-        for one in (input, dx, gradient)
-    )
-    direct = tuple(
-        blocks == 1 and width == channels and channels % lanes == 0 and left == right == 0
-        and one[1] == itemsize and one[2] == row * itemsize and not (i == 0 and dx is not None)
-        for i, one in enumerate(strides)
-    )  # fmt: skip
-    # One channel has no stride to speak of.
-    strides = tuple(
-        (one[0], itemsize if channels == 1 else one[1], one[2]) if i < 2 else one for i, one in enumerate(strides)
-    )
-    window_bytes = pool_stride * convolution.stride * row * itemsize
-    group = max(1, GROUP // (window_bytes * lanes * (1 + (dx is not None)))) * lanes
-    segment = SEGMENT // max(window_bytes // row * width, outputs * (itemsize + 4)) // group * group
-    whole = -(-windows // lanes) * lanes
-    return Plan(
-        samples, channels, length, left, left + length + right, outputs, size, convolution.stride, dilation, windows,
-        pool_stride, pool_padding, pool_dilation, pool_span, argmax.size(2), row, width, run,
-        min(group, whole), min(max(segment, group), whole), threads if by_samples else min(threads, blocks), by_samples,
-        direct[:2], *strides,
-    )  # fmt: skip
 
 
 @compiled
@@ -264,9 +170,10 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
 
     ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
     weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``; 0 is not
-    wanted. ``zero`` and ``code`` are zeros of their types.
+    wanted. The last address is that of an int64 that becomes 1 where a number that is read is infinite or a NaN.
+    ``zero`` and ``code`` are zeros of their types.
     """
-    x, weight, gradient, argmax, dx, dw, db = places
+    x, weight, gradient, argmax, dx, dw, db, non_finite = places
     width, size = lanes(zero), bytes_of(zero)
     blocks = (plan.width + plan.row - 1) // plan.row
     begin, end, first, last = 0, plan.samples, 0, blocks
@@ -300,6 +207,8 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     sums = db if db else turned + tile // line * line
     if dx:
         pack(plan, packed, weight, first * plan.row, min(last * plan.row, plan.width), zero)
+        if not all_finite(packed, plan.outputs * run, zero):
+            store_number(1, non_finite, 0)
     if dw:
         for o in range(plan.outputs):
             at = first * plan.row * plan.size * size
@@ -351,9 +260,12 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             for block in range(first, last):
                 at = block * plan.row * plan.size * size
                 shift = (block - first) * block_bytes
+                step = min(plan.row, plan.width - block * plan.row) * size
+                if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
+                    store_number(1, non_finite, 0)
                 add_block(
                     plan, dw + at if dw else 0, packed + at, x_rows + shift, dx_rows + shift if dx else 0, listed,
-                    factors, bounds, capacity, windows, min(plan.row, plan.width - block * plan.row) * size, zero,
+                    factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
             if dx and not plan.direct[1]:
                 copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)

@@ -154,7 +154,6 @@ def test_parameters_and_buffers_are_plain_tensors():
         assert same(ours(x, w, None, None).detach(), composition(X, W, None, None))
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels make their memory on the default device")
 def test_a_default_device_is_not_that_of_the_kernels_memory():
     """In a process of its own: kernels that write to memory that is not there would end this one."""
     program = """

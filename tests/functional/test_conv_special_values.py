@@ -11,22 +11,12 @@ from tests.conv_cases import LAYOUTS, POOLS, assert_same, composition, ours, sam
 NAN, INF = float("nan"), float("inf")
 NON_FINITE = [NAN, INF, -INF]
 FINITE = [-0.0, 0.0, 1e-45, 3.4e38, -3.4e38]
-DENSE = "torch multiplies what is not finite by the zeros of positions that lost; the sparse backward does not"
 pytestmark = pytest.mark.usefixtures("floor")
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(11)
-
-
-@pytest.fixture
-def dense(request, floor):
-    """Expect the compiled kernels to differ from torch where its backward pass visits positions that lost."""
-    case = request.node.callspec.params
-    wins_somewhere = POOLS[:1] + POOLS[2:5] if "input" in request.node.name else POOLS[:1]
-    if floor == "auto" and not (case["value"] is NAN and case["pool"] in wins_somewhere):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=DENSE))
 
 
 def positive(gradient):
@@ -82,13 +72,13 @@ def test_gradients_of_finite_numbers(value, layout, pool):
 
 @everywhere
 @pytest.mark.parametrize("value", NON_FINITE, ids=str)
-def test_gradients_where_the_input_is_not_finite(value, layout, pool, dense):
+def test_gradients_where_the_input_is_not_finite(value, layout, pool):
     assert_same(functions(layout, pool, padding=1), [planted(value, 2, 4, 13), whole(6, 4, 3)], positive)
 
 
 @everywhere
 @pytest.mark.parametrize("value", NON_FINITE, ids=str)
-def test_gradients_where_a_weight_is_not_finite(value, layout, pool, dense):
+def test_gradients_where_a_weight_is_not_finite(value, layout, pool):
     assert_same(functions(layout, pool), [whole(2, 4, 13), planted(value, 6, 4, 3)], positive)
 
 

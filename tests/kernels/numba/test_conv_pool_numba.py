@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_backward, threads
+from seqconv.kernels.numba import conv_pool, conv_pool_backward, limits, threads
 from seqconv.kernels.reference import conv_pool as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -385,12 +385,13 @@ def test_serves_smaller_cpus(name, features, width, tmp_path):
 
 
 def test_refuses_with_a_reason():
-    x, w = torch.randn(2, 4, 9), torch.randn(4, 2, 3)
-    assert "group" in conv_pool.refuse(x, w, None, Convolution(groups=2), Pool(2, 2))
-    assert "bfloat16" in conv_pool.refuse(x.bfloat16(), w.bfloat16(), None, PLAIN)
-    assert "meta" in conv_pool.refuse(x.to("meta"), w.to("meta"), None, PLAIN)
-    assert "channel" in conv_pool.refuse(torch.randn(2, 0, 9), torch.randn(4, 0, 3), None, PLAIN)
-    assert conv_pool.refuse(x, torch.randn(4, 4, 3), None, PLAIN, Pool(2, 2)) is None
+    x = torch.randn(2, 4, 9)
+    assert "group" in limits.refuse_conv_pool(x, Convolution(groups=2))
+    assert "bfloat16" in limits.refuse_conv_pool(x.bfloat16(), PLAIN)
+    assert "meta" in limits.refuse_conv_pool(x.to("meta"), PLAIN)
+    assert limits.refuse_conv_pool(x, PLAIN) is None
+    assert "positions" in limits.refuse_length(2**31 - 2, Convolution(padding=(1, 1)))
+    assert limits.refuse_length(2**31 - 2, Convolution(padding=(0, 1))) is None
 
 
 def test_windows_of_padding_alone_are_minus_infinity():
