@@ -13,10 +13,15 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is such a process")
 @pytest.mark.parametrize("module", ["test_conv_pool_triton.py"])
 def test_passes_in_the_interpreter(module):
-    command = [sys.executable, "-m", "pytest", str(HERE / module), "-n", "0", "-q", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", str(HERE / module), "-q", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
     finished = subprocess.run(
-        [*command, "-m", "not gpu and not large", "--no-cov"],
-        env=environment, cwd=HERE.parents[2], capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+        [*command, "-m", "not gpu and not large"],
+        env={**environment, "TRITON_INTERPRET": "1"},
+        cwd=HERE.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert finished.returncode == 0, finished.stdout[-20000:] + finished.stderr[-2000:]
