@@ -107,12 +107,12 @@ def backward_folded(
     filters[:, : layer.outputs, :channels] = weight.detach().permute(2, 0, 1)
     sources = (table.data_ptr(), table.stride(0) * itemsize, table.stride(1) * itemsize, channels, rows)
     targets = (0 if one is None else one.data_ptr() for one in (dtable, dw))
-    places = (dy.data_ptr(), filters.data_ptr(), *targets)
+    operands = (dy.data_ptr(), filters.data_ptr(), *targets)
     skipped = -1 if padding_idx is None else padding_idx
 
     def multiply_all(begin: int, stop: int, threads: int, launch: int) -> None:
         given = (used, begins, order, bounds)
-        multiply_parts(layer, sources, places, width, per_line, skipped, given, like, begin, stop, threads, launch)
+        multiply_parts(layer, sources, operands, width, per_line, skipped, given, like, begin, stop, threads, launch)
 
     run(multiply_all, parts, threads)
     dweight = None if dw is None else dw.sum(0)[..., : layer.outputs].permute(2, 0, 1).contiguous()

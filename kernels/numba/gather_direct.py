@@ -1,8 +1,8 @@
 """The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
 
-Neighbouring rows, those of windows without step and padding, are read in place. Others are copied, a chunk of positions
-at a time, to a scratch that stays in the second cache, and meanwhile the next chunk's are prefetched: a tile would wait
-for each of them. The activation is pooled from a scratch, too.
+Rows that are equally far apart, those of windows without padding, are read in place. Others are copied, a chunk of
+positions at a time, to a scratch that stays in the second cache. Meanwhile the next chunk's are prefetched: a tile
+would wait for each of them. The activation is pooled from a scratch, too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from numba import njit
 from .compilation import compiled
 from .fold import copy_row
 from .gathered import CHUNK, Index, Layer, aligned, row_of
-from .pooling import finish_rows, merge_rows, pool_rows
+from .maxima import finish_whole, pool_whole
+from .pooling import pool_rows
 from .products import multiply
-from .simd import bytes_of, lanes, store_number
+from .simd import bytes_of, lanes, load, store, store_number
 from .threads import share
-from .windows import move_row
+from .windows import move_row, prefetch
 
 __all__ = ["forward_direct"]
 
@@ -80,10 +81,10 @@ def direct_block(
             ahead = max(ahead, 0) * layer.stride - layer.left
             if last > first:
                 chunk = (n, first, last - first, following // chunks, ahead)
-                convolve(layer, index, table, chunk, weights, rows, sums, zero)
+                convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             place = out + n * layer.sample_stride + from_window * layer.window_stride
             codes = argmax + (n * layer.windows + from_window) * padded // size * bytes_of(code) if argmax else 0
-            pool_rows(layer, sums, padded, first, (from_window, to_window), bias, (place, codes), zero, code)
+            pool_rows(layer, sums, padded, first, (from_window, to_window), (place, codes), zero, code)
             continue
         for i in range(padded // size):
             store_number(zero, maxima + i * size, zero)
@@ -91,16 +92,20 @@ def direct_block(
         for p in range(0, layer.positions, most):
             count = min(most, layer.positions - p)
             chunk = (n, p, count, n, (p + count) * layer.stride - layer.left)
-            convolve(layer, index, table, chunk, weights, rows, sums, zero)
-            merge_rows(sums, padded, p, count, bias, maxima, winners, zero)
-        codes = argmax + n * padded // size * bytes_of(code) if argmax else 0
-        finish_rows(maxima, winners, layer.outputs, out + n * layer.sample_stride, codes, zero, code)
+            convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
+            for o in range(0, padded // size, width):
+                pool_whole(sums + o * size, padded, p, count, maxima + o * size, winners + o * 4, zero)
+        for o in range(0, layer.outputs, width):
+            outputs, narrow = min(width, layer.outputs - o), bytes_of(code)
+            codes = argmax + (n * padded // size + o) * narrow if argmax else 0
+            place = out + n * layer.sample_stride + o * size
+            finish_whole(maxima + o * size, winners + o * 4, 1, 0, place, outputs, codes, narrow, zero)
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
 @njit
-def convolve(layer: Layer, index: Index, table: Any, chunk: Any, weights: int, rows: int, sums: int, zero: Any) -> None:
-    """Fill ``sums`` with the convolution at some positions of a sample; ``rows`` is room for their rows.
+def convolve(layer: Layer, index: Index, table: Any, chunk: Any, filters: Any, rows: int, sums: int, zero: Any) -> None:
+    """Fill ``sums`` with the convolution and bias at some positions of a sample; ``rows`` is room for their rows.
 
     ``chunk`` are the sample, the first position and their number, then the sample and the input's position of which
     rows are prefetched.
@@ -112,8 +117,14 @@ def convolve(layer: Layer, index: Index, table: Any, chunk: Any, weights: int, r
     reach = (layer.size - 1) * layer.dilation
     begin = first * layer.stride - layer.left
     inside = not layer.left and (layer.positions - 1) * layer.stride + reach < layer.length
-    if not index.position_stride and index.step == 1 and inside:
-        source = address + (row_of(index, n, 0) + begin) * row_stride
+    if not index.position_stride and inside:
+        first_row = address + row_of(index, next_n, max(ahead, 0)) * row_stride
+        source = address + row_of(index, n, begin) * row_stride
+        row_stride *= index.step
+        if row_stride > 64:  # the CPU itself foresees nearer ones
+            for i in range(min((count - 1) * layer.stride + reach + 1, layer.length - max(ahead, 0))):
+                prefetch(first_row + i * row_stride)
+                prefetch(first_row + i * row_stride + (channels - 1) * channel_stride)
     else:
         source = rows
         for i in range((count - 1) * layer.stride + reach + 1):
@@ -132,5 +143,9 @@ def convolve(layer: Layer, index: Index, table: Any, chunk: Any, weights: int, r
     taps = (layer.size, layer.dilation * row_stride, channels, channel_stride)
     if layer.dilation * row_stride == channels * channel_stride:  # all taps of a position are neighbours
         taps = (1, 0, layer.size * channels, channel_stride)
+    weights, bias = filters
     goal = vectors * width * size
-    multiply(sums, goal, source, layer.stride * row_stride, count, taps, weights, goal, vectors, True, zero)
+    for i in range(count):
+        for o in range(0, goal, width * size):
+            store(load(bias + o, zero), sums + i * goal + o)
+    multiply(sums, goal, source, layer.stride * row_stride, count, taps, weights, goal, vectors, False, zero)

@@ -118,7 +118,7 @@ def folded_block(
             windows = 1
             if overlap or skipped >= ending:
                 windows = to_window - q if overlap else 1
-                pool_rows(layer, sums, padded, first, (q, q + windows), empty, (place, codes), zero, code)
+                pool_rows(layer, sums, padded, first, (q, q + windows), (place, codes), zero, code)
             else:
                 if ending - skipped == layer.pool_size:
                     windows = min(full + 1, to_window) - q
