@@ -1,5 +1,9 @@
 """The compiled conv stack on gathered rows against the reference in float64: both plans, every argument and trap."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -423,3 +427,48 @@ def test_a_table_without_channels_leaves_the_bias():
     out, argmax = case.forward(torch.empty(2, 0, 1), torch.tensor([1.0, -1.0]))
     assert torch.equal(out, torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 2))
     assert torch.equal(case.backward(torch.ones_like(out), argmax, torch.empty(2, 0, 1))[1], torch.empty(2, 0, 1))
+
+
+SHORT_STEP = """
+import json, torch
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.numba import gather, gather_backward, simd, threads
+threads.WORTH_A_THREAD = 1
+torch.set_num_threads(2)
+def step(plan):
+    generator = torch.Generator().manual_seed(3)
+    table, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((150, 9), (37, 9, 4)))
+    tokens = torch.randint(150, (5, 77), generator=generator)
+    layer = Convolution(), Pool(3, 3)
+    forward = gather.embedding_conv1d_relu_max_pool1d_forward
+    out, argmax = forward(tokens, table, w, None, *layer, want_argmax=True, plan=plan)
+    backward = gather_backward.embedding_conv1d_relu_max_pool1d_backward
+    gradients = backward(out, argmax, tokens, table, w, *layer, wanted=(True, True, True), plan=plan)
+    results = (out, *gradients)
+    return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in results]
+print(json.dumps([simd.REGISTERS.width, step("folded"), step("direct")]))
+"""
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not a CPU with AVX2")
+@pytest.mark.parametrize(
+    ("name", "features", "width"), [("haswell", "+avx,+avx2,+fma,+sse2,+sse4.1", 32), ("x86-64", "+sse2", 16)]
+)
+def test_serves_smaller_cpus(name, features, width, tmp_path):
+    """The same results where Numba is told of fewer features than this CPU has."""
+    generator = torch.Generator().manual_seed(3)
+    table, w = (integers(generator, *shape) for shape in ((150, 9), (37, 9, 4)))
+    case = Case(torch.randint(150, (5, 77), generator=generator), table, PLAIN, Pool(3, 3))
+    out = case.expected(w, torch.zeros(37))
+    _, gradients = case.expected(w, torch.zeros(37), out)
+    value = [float((one * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *gradients)]
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    finished = subprocess.run(
+        [sys.executable, "-c", SHORT_STEP],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1]) == [width, value, value]
