@@ -73,6 +73,11 @@ class Layer(NamedTuple):
     padded: bool
     architecture: str
 
+    @property
+    def rounds(self) -> bool:
+        """Whether kernels round float32 to TF32 themselves: NVIDIA's tensor cores would cut it."""
+        return self.kind == "tf32" and self.architecture.startswith("sm_")
+
 
 @functools.cache
 def forward_configuration(layer: Layer) -> Forward:

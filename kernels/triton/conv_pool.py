@@ -67,7 +67,8 @@ def conv1d_relu_max_pool1d_forward(
     kind = precision(input.dtype)
     layout = layout_of(input)
     padded = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
-    tile = forward_configuration(describe(input, weight, layout, sharing, padded))
+    layer = describe(input, weight, layout, sharing, padded)
+    tile = forward_configuration(layer)
     left = convolution.padding[0]
     rows = samples * windows
     kernels = _kernels()
@@ -90,7 +91,7 @@ def conv1d_relu_max_pool1d_forward(
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+            PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -109,7 +110,8 @@ def conv1d_relu_global_max_pool1d_forward(
     sharing = 0 if convolution.stride == convolution.dilation else -1
     kind = precision(input.dtype)
     layout = layout_of(input)
-    tile = forward_configuration(describe(input, weight, layout, sharing, convolution.padding != (0, 0)))
+    layer = describe(input, weight, layout, sharing, convolution.padding != (0, 0))
+    tile = forward_configuration(layer)
     kernels = _kernels()
     with on_device(input):
         filters, pitch = packed(weight)
@@ -122,7 +124,7 @@ def conv1d_relu_global_max_pool1d_forward(
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=keeps_weights(tile, channels),
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+            PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax

@@ -100,7 +100,7 @@ def _backward(
                 ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
                 CHECK=convolution.padding != (0, 0), WANT_W=wanted[1], WANT_B=wanted[2],
                 BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
-                PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+                PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         packed = launch_over_weights(weight, wanted[0], partials, splits, dw, db)
@@ -112,7 +112,7 @@ def _backward(
                 C=channels, O=outputs, K=size, PITCH=packed.size(1), OVERLAP=overlap,
                 ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=channels_last,
                 BLOCK_M=step.block_m, BLOCK_C=step.block_c, BLOCK_O=step.block_o,
-                PRECISION=kind, INTERPRETED=kernels.INTERPRETED,
+                PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
                 num_warps=step.num_warps, num_stages=step.num_stages,
             )  # fmt: skip
     return as_input, dw, db

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .conv_pool_kernels import INTERPRETED
+from .convolution_kernels import rounded
 
 __all__ = ["INTERPRETED", "input_gradient_kernel", "weight_gradient_kernel"]
 
@@ -114,6 +115,7 @@ def input_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Compute the gradient of ``BLOCK_M`` input positions, of whichever samples, and ``BLOCK_C`` channels."""
@@ -144,6 +146,7 @@ def input_gradient_kernel(
         b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)  # (BLOCK_O, BLOCK_C)
         if INTERPRETED:
             b_dy, b_w = b_dy.to(tl.float32), b_w.to(tl.float32)
+        b_dy, b_w = rounded(b_dy, ROUND), rounded(b_w, ROUND)
         acc = tl.dot(b_dy, b_w, acc, input_precision=PRECISION)
     m = m_i[:, None] & m_c[None, :]
     if OUT_LAST:
@@ -193,6 +196,7 @@ def weight_gradient_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Sum one split's gradient of ``BLOCK_R`` weights, ``r = (k, c)``, of ``BLOCK_O`` outputs, and of their bias."""
@@ -235,6 +239,7 @@ def weight_gradient_kernel(
             b_dy = b_dy.to(x.dtype.element_ty)
             if INTERPRETED:
                 b_dy, b_x = b_dy.to(tl.float32), b_x.to(tl.float32)
+            b_dy, b_x = rounded(b_dy, ROUND), rounded(b_x, ROUND)
             acc = tl.dot(tl.trans(b_x), b_dy, acc, input_precision=PRECISION)
     p_split = partials + i_split * (O * R + O)
     if WANT_W:

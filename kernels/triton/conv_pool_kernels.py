@@ -89,6 +89,7 @@ def pool_tile(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Pool one tile of windows."""
@@ -108,7 +109,7 @@ def pool_tile(
         accs = convolve(
             p_x + b_at.to(tl.int64) * stride_l, b_at, m_q, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]
@@ -178,6 +179,7 @@ def forward_windows_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Pool tiles of ``BLOCK_M`` windows, of whichever samples, for ``BLOCK_O`` outputs."""
@@ -191,7 +193,7 @@ def forward_windows_kernel(
     i_first = tl.program_id(0) // TILES_O
     b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
     if RESIDENT:
-        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, INTERPRETED)
+        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, ROUND, INTERPRETED)
         i_end = ((rows + BLOCK_M - 1) // BLOCK_M).to(tl.int32)
         for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
             pool_tile(
@@ -199,7 +201,7 @@ def forward_windows_kernel(
                 stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
                 pool_stride, pool_padding, pool_dilation,
                 C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
-                BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, INTERPRETED,
+                BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
             )  # fmt: skip
     else:
         pool_tile(
@@ -207,7 +209,7 @@ def forward_windows_kernel(
             stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
             pool_stride, pool_padding, pool_dilation,
             C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
-            BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, INTERPRETED,
+            BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
 
 
@@ -241,6 +243,7 @@ def forward_global_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Find one sample's greatest activations of ``BLOCK_O`` outputs, ``BLOCK_M`` windows of ``PHASES`` at a time."""
@@ -253,7 +256,7 @@ def forward_global_kernel(
     p_w = w + b_o.to(tl.int64) * (PITCH if PITCH else C * K)
     resident: tl.tuple = ()
     if RESIDENT:
-        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, INTERPRETED)
+        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, ROUND, INTERPRETED)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     if HAS_BIAS:
@@ -264,7 +267,7 @@ def forward_global_kernel(
         accs = convolve(
             x + i_n * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l, b_at, b_t < positions, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, PRECISION, INTERPRETED,
+            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]

@@ -8,7 +8,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["convolve", "load_filters"]
+__all__ = ["convolve", "load_filters", "rounded"]
+
+
+@triton.jit
+def rounded(b: tl.tensor, ROUND: tl.constexpr) -> tl.tensor:
+    """Return float32 numbers rounded to TF32 if ``ROUND``: the tensor cores cut what they are given.
+
+    Cutting has twice the error of rounding, all of it towards zero, and can make an infinity of a NaN.
+    """
+    if ROUND:
+        b = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b], tl.float32, is_pure=True, pack=1)
+    return b
 
 
 @triton.jit
@@ -30,6 +41,7 @@ def convolve_one(
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
@@ -48,6 +60,7 @@ def convolve_one(
         b_w = tl.load(p_w[:, None] + b_weight[None, :], mask=m_o[:, None] & (b_r < R)[None, :], other=0.0)
         if INTERPRETED:
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
+        b_x, b_w = rounded(b_x, ROUND), rounded(b_w, ROUND)
         acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
     return acc
 
@@ -60,6 +73,7 @@ def load_filters(
     C: tl.constexpr,
     K: tl.constexpr,
     PACKED: tl.constexpr,  # as (O, PITCH), else (O, C, K)
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Return the weights of every tap, a tuple of ``(BLOCK_R, BLOCK_O)``."""
@@ -69,6 +83,7 @@ def load_filters(
         b_w = tl.load(p_w[:, None] + b_offset[None, :], mask=m_o[:, None] & (b_c < C)[None, :], other=0.0)
         if INTERPRETED:
             b_w = b_w.to(tl.float32)
+        b_w = rounded(b_w, ROUND)
         filters = filters + (tl.trans(b_w),)  # noqa: RUF005
     return filters
 
@@ -95,6 +110,7 @@ def convolve_several(
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Return the sums of ``PHASES`` neighbouring phases, a tuple of ``(BLOCK_M, BLOCK_O)``, one tap step apart.
@@ -107,7 +123,7 @@ def convolve_several(
     for c0 in range(0, C, BLOCK_R):
         b_c = c0 + tl.arange(0, BLOCK_R)
         m_c = (b_c < C)[None, :]
-        filters = resident if RESIDENT else load_filters(p_w, m_o, b_c, C, K, PACKED, INTERPRETED)
+        filters = resident if RESIDENT else load_filters(p_w, m_o, b_c, C, K, PACKED, ROUND, INTERPRETED)
         p_c = p_x[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
         for j in tl.static_range(K + PHASES - 1):
             m = m_x
@@ -117,6 +133,7 @@ def convolve_several(
             b_x = tl.load(p_c + j * tap_stride, mask=m[:, None] & m_c, other=0.0)  # (BLOCK_M, BLOCK_R)
             if INTERPRETED:
                 b_x = b_x.to(tl.float32)
+            b_x = rounded(b_x, ROUND)
             sums: tl.tuple = ()
             for i in tl.static_range(PHASES):
                 if j >= i and j - i < K:
@@ -149,18 +166,19 @@ def convolve(
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Return the sums of ``PHASES`` phases as a tuple."""
     if PHASES == 1:
         acc = convolve_one(
             p_x, b_start, m_x, p_w, m_o, length, tap_step, tap_stride, stride_c,
-            C, K, PACKED, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+            C, K, PACKED, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         accs = (acc,)
     else:
         accs = convolve_several(
             p_x, b_start, m_x, p_w, m_o, resident, length, tap_step, tap_stride, stride_c,
-            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, INTERPRETED,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
     return accs

@@ -19,12 +19,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 128, 32, 7, 5, True, False, "sm_90"): (128, 32, 16, 5, 8, 2),  # 128 regs, 104448 B, wgmma
     ("weight_gradient", "16", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 126 regs, 43008 B, wgmma
     ("input_gradient", "16", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_80"): (64, 32, 16, 5, 4, 2),  # 224 regs, 59392 B, mma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 214 regs, 26112 B, mma
-    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 194 regs, 34816 B, mma
-    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_90"): (64, 32, 16, 5, 4, 2),  # 162 regs, 118784 B, wgmma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 124 regs, 42496 B, wgmma
-    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 136 regs, 45056 B, wgmma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_80"): (64, 32, 16, 5, 4, 2),  # 214 regs, 59392 B, mma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 238 regs, 25600 B, mma
+    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 182 regs, 34816 B, mma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_90"): (64, 32, 16, 5, 4, 2),  # 166 regs, 73728 B, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 246 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 165 regs, 51200 B, wgmma
     ("forward", "ieee", 128, 32, 7, 5, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
     ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 90 regs, 17920 B, fma
     ("input_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
@@ -38,12 +38,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 158 regs, 79872 B, wgmma
     ("weight_gradient", "16", 32, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 140 regs, 40960 B, wgmma
     ("input_gradient", "16", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 86 regs, 12288 B, wgmma
-    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 16, 2, 4, 2),  # 190 regs, 47104 B, mma
-    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 236 regs, 27136 B, mma
-    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 120 regs, 24576 B, mma
-    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 138 regs, 94208 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 128 regs, 43520 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 100 regs, 24576 B, wgmma
+    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 16, 2, 4, 2),  # 186 regs, 47104 B, mma
+    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 236 regs, 26624 B, mma
+    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 127 regs, 24576 B, mma
+    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 152 regs, 61440 B, wgmma
+    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 240 regs, 26624 B, wgmma
+    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 113 regs, 28672 B, wgmma
     ("forward", "ieee", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
     ("weight_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 109 regs, 18944 B, fma
     ("input_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 24576 B, fma
@@ -57,12 +57,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 14, 32, 5, 3, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 105 regs, 70656 B, wgmma
     ("weight_gradient", "16", 14, 32, 5, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 254 regs, 43008 B, wgmma
     ("input_gradient", "16", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 56 regs, 10240 B, wgmma
-    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 160 regs, 83968 B, mma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 214 regs, 26112 B, mma
-    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 62 regs, 20480 B, mma
-    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 96 regs, 75776 B, wgmma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 168 regs, 42496 B, wgmma
-    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 64 regs, 16384 B, wgmma
+    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 162 regs, 83968 B, mma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, mma
+    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 80 regs, 20480 B, mma
+    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 104 regs, 47104 B, wgmma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 72 regs, 22528 B, wgmma
     ("forward", "ieee", 14, 32, 5, 3, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 254 regs, 24576 B, fma
     ("weight_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 96 regs, 17920 B, fma
     ("input_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 64 regs, 20480 B, fma
@@ -76,12 +76,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 32, 32, 5, 3, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 106 regs, 62464 B, wgmma
     ("weight_gradient", "16", 32, 32, 5, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 128 regs, 43008 B, wgmma
     ("input_gradient", "16", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 64 regs, 12288 B, wgmma
-    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 150 regs, 67584 B, mma
-    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 222 regs, 26112 B, mma
+    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 142 regs, 67584 B, mma
+    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 226 regs, 25600 B, mma
     ("input_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 22528 B, mma
-    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 96 regs, 77824 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 122 regs, 42496 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 78 regs, 20480 B, wgmma
+    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 108 regs, 49152 B, wgmma
+    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 218 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 80 regs, 26624 B, wgmma
     ("forward", "ieee", 32, 32, 5, 3, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
     ("weight_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 92 regs, 17920 B, fma
     ("input_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 72 regs, 22528 B, fma
@@ -92,7 +92,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 156 regs, 34816 B, mma
     ("forward", "16", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 134 regs, 59392 B, wgmma
     ("forward", "tf32", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 234 regs, 69632 B, mma
-    ("forward", "tf32", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 128 regs, 69632 B, wgmma
+    ("forward", "tf32", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 133 regs, 45056 B, wgmma
     ("forward", "ieee", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
     ("forward", "ieee", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
     # imdb1, contiguous
@@ -103,11 +103,11 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("weight_gradient", "16", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 216 regs, 22528 B, wgmma
     ("input_gradient", "16", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 146 regs, 22528 B, wgmma
     ("forward", "tf32", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 97 regs, 24576 B, mma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 26624 B, mma
-    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 168 regs, 34816 B, mma
-    ("forward", "tf32", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 126 regs, 36864 B, wgmma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 156 regs, 43008 B, wgmma
-    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 158 regs, 47104 B, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 25600 B, mma
+    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 170 regs, 34816 B, mma
+    ("forward", "tf32", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 116 regs, 28672 B, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 188 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 158 regs, 51200 B, wgmma
     ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 128 regs, 24576 B, fma
     ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 80 regs, 18432 B, fma
     ("input_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (64, 64, 32, 8, 2),  # 101 regs, 26624 B, fma
@@ -121,12 +121,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 64, 1, 8, 3),  # 220 regs, 12288 B, wgmma
     ("weight_gradient", "16", 14, 32, 5, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 240 regs, 22528 B, wgmma
     ("input_gradient", "16", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77 regs, 8192 B, wgmma
-    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 122 regs, 24576 B, mma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 26624 B, mma
-    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 76 regs, 20480 B, mma
-    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 178 regs, 36864 B, wgmma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 162 regs, 43008 B, wgmma
-    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 78 regs, 18432 B, wgmma
+    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 119 regs, 24576 B, mma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 25600 B, mma
+    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 20480 B, mma
+    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 123 regs, 28672 B, wgmma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 160 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 72 regs, 22528 B, wgmma
     ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 216 regs, 24576 B, fma
     ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 79 regs, 18432 B, fma
     ("input_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 79 regs, 20480 B, fma
@@ -140,12 +140,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 58 regs, 4096 B, wgmma
     ("weight_gradient", "16", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 112 regs, 6144 B, mma
     ("input_gradient", "16", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77 regs, 7168 B, wgmma
-    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 62 regs, 10240 B, mma
-    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 71 regs, 12288 B, mma
+    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 76 regs, 10240 B, mma
+    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 74 regs, 11264 B, mma
     ("input_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 20480 B, mma
-    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 62 regs, 14336 B, wgmma
-    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 72 regs, 12288 B, mma
-    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 78 regs, 18432 B, wgmma
+    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 80 regs, 10240 B, wgmma
+    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 74 regs, 11264 B, mma
+    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 73 regs, 22528 B, wgmma
     ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 101 regs, 10240 B, fma
     ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 72 regs, 12288 B, fma
     ("input_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 64 regs, 20480 B, fma
@@ -160,11 +160,11 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("weight_gradient", "16", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 64, 4, 2),  # 108 regs, 22528 B, mma
     ("input_gradient", "16", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 56 regs, 10240 B, wgmma
     ("forward", "tf32", 4, 64, 3, 2, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 166 regs, 12288 B, mma
-    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (32, 16, 64, 4, 2),  # 80 regs, 21504 B, mma
-    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 64 regs, 20480 B, mma
-    ("forward", "tf32", 4, 64, 3, 2, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 141 regs, 16384 B, wgmma
-    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (32, 16, 64, 4, 2),  # 80 regs, 21504 B, mma
-    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 62 regs, 16384 B, wgmma
+    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (32, 16, 64, 4, 2),  # 128 regs, 20480 B, mma
+    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 72 regs, 20480 B, mma
+    ("forward", "tf32", 4, 64, 3, 2, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 144 regs, 16384 B, wgmma
+    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (32, 16, 64, 4, 2),  # 125 regs, 20480 B, mma
+    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 70 regs, 22528 B, wgmma
     ("forward", "ieee", 4, 64, 3, 2, True, False, "sm_80"): (64, 64, 16, 1, 8, 3),  # 128 regs, 16384 B, fma
     ("weight_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_80"): (32, 16, 64, 4, 2),  # 72 regs, 21504 B, fma
     ("input_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 57 regs, 20480 B, fma
@@ -178,12 +178,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 64, 128, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 124 regs, 90112 B, wgmma
     ("weight_gradient", "16", 64, 128, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
     ("input_gradient", "16", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 80 regs, 16384 B, wgmma
-    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 194 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 35840 B, mma
-    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, mma
-    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 134 regs, 90112 B, wgmma
-    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 166 regs, 52224 B, wgmma
-    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 88 regs, 28672 B, wgmma
+    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
+    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, mma
+    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 128 regs, 26624 B, mma
+    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
+    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, wgmma
+    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 101 regs, 34816 B, wgmma
     ("forward", "ieee", 64, 128, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
     ("weight_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
     ("input_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
@@ -197,12 +197,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 256, 256, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122 regs, 90112 B, wgmma
     ("weight_gradient", "16", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
     ("input_gradient", "16", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 172 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 35840 B, mma
-    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 176 regs, 34816 B, mma
-    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 130 regs, 90112 B, wgmma
-    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 164 regs, 52224 B, wgmma
-    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 126 regs, 45056 B, wgmma
+    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
+    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, mma
+    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 166 regs, 34816 B, mma
+    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
+    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
+    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 158 regs, 51200 B, wgmma
     ("forward", "ieee", 256, 256, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
     ("weight_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
     ("input_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
@@ -216,12 +216,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 512, 512, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122 regs, 90112 B, wgmma
     ("weight_gradient", "16", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
     ("input_gradient", "16", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 172 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 35840 B, mma
-    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 176 regs, 34816 B, mma
-    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 130 regs, 90112 B, wgmma
-    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 164 regs, 52224 B, wgmma
-    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 126 regs, 45056 B, wgmma
+    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
+    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, mma
+    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 166 regs, 34816 B, mma
+    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
+    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
+    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 158 regs, 51200 B, wgmma
     ("forward", "ieee", 512, 512, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
     ("weight_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
     ("input_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
@@ -235,12 +235,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 64, 1, 4, 3),  # 187 regs, 49152 B, wgmma
     ("weight_gradient", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 128, 64, 4, 2),  # 179 regs, 53248 B, wgmma
     ("input_gradient", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 80 regs, 16384 B, wgmma
-    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 221 regs, 32768 B, mma
-    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 35840 B, mma
-    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, mma
-    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 178 regs, 49152 B, wgmma
-    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 168 regs, 52224 B, wgmma
-    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 88 regs, 28672 B, wgmma
+    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 234 regs, 32768 B, mma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, mma
+    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 128 regs, 26624 B, mma
+    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 208 regs, 40960 B, wgmma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
+    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 101 regs, 34816 B, wgmma
     ("forward", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254 regs, 16384 B, fma
     ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
     ("input_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
@@ -255,11 +255,11 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("weight_gradient", "16", 32, 32, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 128 regs, 43008 B, wgmma
     ("input_gradient", "16", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 64 regs, 12288 B, wgmma
     ("forward", "tf32", 32, 32, 3, 16, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 247 regs, 47104 B, mma
-    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 216 regs, 26112 B, mma
+    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 222 regs, 25600 B, mma
     ("input_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 22528 B, mma
-    ("forward", "tf32", 32, 32, 3, 16, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 156 regs, 94208 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 122 regs, 42496 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 95 regs, 20480 B, wgmma
+    ("forward", "tf32", 32, 32, 3, 16, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 166 regs, 53248 B, wgmma
+    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, wgmma
+    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 80 regs, 26624 B, wgmma
     ("forward", "ieee", 32, 32, 3, 16, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
     ("weight_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 92 regs, 17920 B, fma
     ("input_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 72 regs, 22528 B, fma
@@ -273,12 +273,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 64, 1, 4, 3),  # 96 regs, 26624 B, wgmma
     ("weight_gradient", "16", 8, 16, 31, 1, True, False, "sm_90"): (64, 128, 16, 4, 2),  # 80 regs, 37888 B, wgmma
     ("input_gradient", "16", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 40 regs, 6144 B, wgmma
-    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 128 regs, 20480 B, mma
-    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_80"): (32, 128, 16, 4, 2),  # 168 regs, 21248 B, mma
+    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 154 regs, 20480 B, mma
+    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_80"): (32, 128, 16, 4, 2),  # 168 regs, 20992 B, mma
     ("input_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_80"): (64, 16, 16, 4, 2),  # 56 regs, 6144 B, mma
-    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 106 regs, 30720 B, wgmma
-    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (32, 128, 16, 4, 2),  # 80 regs, 37632 B, wgmma
-    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 56 regs, 9216 B, wgmma
+    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 124 regs, 22528 B, wgmma
+    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (32, 128, 16, 4, 2),  # 216 regs, 20992 B, wgmma
+    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 53 regs, 11264 B, wgmma
     ("forward", "ieee", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 128 regs, 20480 B, fma
     ("weight_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_80"): (32, 64, 16, 4, 2),  # 72 regs, 13056 B, fma
     ("input_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_80"): (64, 16, 16, 4, 2),  # 56 regs, 10240 B, fma
@@ -292,12 +292,12 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "16", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 64, 1, 4, 3),  # 167 regs, 49152 B, wgmma
     ("weight_gradient", "16", 64, 64, 5, 1, True, True, "sm_90"): (64, 128, 64, 4, 2),  # 220 regs, 24576 B, wgmma
     ("input_gradient", "16", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 89 regs, 8192 B, wgmma
-    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 214 regs, 32768 B, mma
-    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 203 regs, 32768 B, mma
-    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 127 regs, 16384 B, mma
-    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 168 regs, 49152 B, wgmma
-    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 196 regs, 24576 B, wgmma
-    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 123 regs, 16384 B, wgmma
+    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 228 regs, 32768 B, mma
+    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 224 regs, 32768 B, mma
+    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 127 regs, 8192 B, mma
+    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 207 regs, 40960 B, wgmma
+    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 216 regs, 16384 B, wgmma
+    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 121 regs, 16384 B, wgmma
     ("forward", "ieee", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254 regs, 16384 B, fma
     ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 122 regs, 16384 B, fma
     ("input_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 110 regs, 16384 B, fma

@@ -90,6 +90,15 @@ def test_launches_are_few(name):
     assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
 
 
+@pytest.mark.parametrize(("kind", "target", "rounds"), [
+    ("tf32", "sm_80", True), ("tf32", "sm_90", True), ("tf32", "gfx942", False),
+    ("ieee", "sm_90", False), ("16", "sm_90", False),
+])  # fmt: skip
+def test_float32_is_rounded_to_tf32_and_not_cut(kind, target, rounds):
+    for launch in census.launches(census.LAYERS["imdb1"], kind, target):
+        assert launch.arguments.get("ROUND", rounds) == rounds
+
+
 def test_weights_that_fit_stay_with_a_program():
     """Such programs are as many as the device runs at once, and go from tile to tile."""
     for samples in (2**10, 2**17):
