@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -46,9 +47,9 @@ def warmup(
 def _parts(dtypes: Iterable[torch.dtype], gradients: bool) -> Iterable[tuple[str, Callable[[], None]]]:
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
-        yield f"max pool, {name}", lambda dtype=dtype: _step(dtype, 12, 2, gradients)
+        yield f"max pool, {name}", partial(_step, dtype, 12, 2, gradients)
         for lengths, length in LENGTHS.items():
-            yield f"global max pool, {name}, {lengths}", lambda dtype=dtype, n=length: _step(dtype, n, None, gradients)
+            yield f"global max pool, {name}, {lengths}", partial(_step, dtype, length, None, gradients)
     yield "windows", _gather
 
 

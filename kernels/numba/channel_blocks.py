@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from .compilation import inner
 from .simd import add, broadcast, bytes_of, horizontal_sum, lanes, load, load_first, multiply_add, store, store_first
 from .transposition import transpose
 
 __all__ = ["all_finite", "clear", "load_rows", "store_rows"]
 
 
-@njit
+@inner
 def clear(target: int, size: int, zero: Any) -> None:
     """Write zeros to ``size`` bytes, rounded up to whole vectors."""
     step = lanes(zero) * bytes_of(zero)
@@ -24,7 +23,7 @@ def clear(target: int, size: int, zero: Any) -> None:
         store(broadcast(zero, zero), target + at)
 
 
-@njit
+@inner
 def all_finite(source: int, size: int, zero: Any) -> bool:
     """Tell whether ``size`` bytes of numbers hold no infinity and no NaN: 0 times one of these is no 0."""
     step = lanes(zero) * bytes_of(zero)
@@ -37,10 +36,11 @@ def all_finite(source: int, size: int, zero: Any) -> bool:
     for at in range(full, size, step):
         rest = min(step, size - at) // bytes_of(zero)
         one = multiply_add(load_first(source + at, rest, zero), nothing, one)
-    return horizontal_sum(add(one, other)) == zero
+    finite: bool = horizontal_sum(add(one, other)) == zero
+    return finite
 
 
-@njit
+@inner
 def load_rows(
     target: int, row: int, source: int, channel_stride: int, position_stride: int, channels: int, count: int, zero: Any
 ) -> None:
@@ -69,7 +69,7 @@ def load_rows(
         source, target = source + position_stride, target + row
 
 
-@njit
+@inner
 def store_rows(
     source: int, row: int, target: int, channel_stride: int, position_stride: int, channels: int, count: int, zero: Any
 ) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from numba import extending, njit
 
-__all__ = ["compiled", "intrinsic"]
+__all__ = ["compiled", "inner", "intrinsic"]
 
+inner: Any = njit  # for functions that only compiled ones call; what they become has a type that says less than theirs
 intrinsic: Any = extending.intrinsic  # drops the typing context from the signature, which its type does not say
 
 

@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .channel_blocks import all_finite, clear, load_rows, store_rows
-from .compilation import compiled
+from .compilation import compiled, inner
 from .conv_pool_backward_plan import Plan, make_plan
 from .dense_gradients import dense_gradients
 from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, store, store_number
@@ -148,7 +147,7 @@ def backward_windows(
     share(begin, end, threads, launch, backward_share, (plan, places, zero, code))
 
 
-@njit
+@inner
 def last_row(plan: Plan, windows: int) -> int:
     """Return the row behind all that the first ``windows`` windows see, behind the last one if these are all."""
     if windows == plan.windows:
@@ -157,14 +156,14 @@ def last_row(plan: Plan, windows: int) -> int:
     return min(max(position * plan.stride + (plan.size - 1) * plan.dilation + 1, 0), plan.padded)
 
 
-@njit
+@inner
 def first_row(plan: Plan, window: int) -> int:
     """Return the first row that the windows from ``window`` on see, or the first that none before them sees."""
     row = (window * plan.pool_stride - plan.pool_padding) * plan.stride
     return max(min(row, last_row(plan, window)), 0) if window else 0
 
 
-@njit
+@inner
 def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> None:
     """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
 
@@ -272,7 +271,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
-@njit
+@inner
 def copy_blocks(
     plan: Plan,
     target: int,
@@ -315,7 +314,7 @@ def copy_blocks(
             )
 
 
-@njit
+@inner
 def copy_back(
     plan: Plan,
     source: int,
@@ -348,7 +347,7 @@ def copy_back(
             )
 
 
-@njit
+@inner
 def add_block(
     plan: Plan,
     dw: int,
@@ -380,7 +379,7 @@ def add_block(
                 )  # fmt: skip
 
 
-@njit
+@inner
 def pack(plan: Plan, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
     """Copy the weights of the channels ``first`` to ``last`` block by block, a kernel position's channels in a row."""
     size = bytes_of(zero)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 
-from .compilation import compiled, intrinsic
+from .compilation import compiled, inner, intrinsic
 from .conv_pool_plan import Task
 from .maxima import finish_whole, pool_whole, pool_windows
 from .packing import copy_rows, pack_bias, pack_panel
@@ -23,10 +23,10 @@ __all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
 # What a call of the kernel is for: it packs the weights itself where nobody has.
 COMPUTE, PACK, FINISH = 0, 1, 2
 
-# At most so many taps are summed in registers before their sum is added to the others, in blocks of equal size: a single
-# sum over imdb1's 896 taps has three times the rounding error of torch's. Against float64, the largest error of 4 x 32
-# x 60 results was 0.6 to 1.6 times torch's (median of 40 draws each, kernels of 70 to 896 taps); with blocks of up to
-# 128 it was 1.0 to 2.4 times, 1 % faster. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
+# At most so many taps are summed in registers before their sum is added to the others, in blocks of equal size: a
+# single sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60
+# results against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128
+# it was 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
 TAPS = 96
 
 LINE = 64
@@ -60,13 +60,13 @@ def prefetch(_typing: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@njit(inline="always")
+@inner(inline="always")
 def aligned(address: int) -> int:
     """Return the next address at which a vector begins a cache line."""
     return (address + LINE - 1) // LINE * LINE
 
 
-@njit
+@inner
 def pack_all(task: Any, begin: int, end: int, packed: int, zero: Any) -> None:
     """Pack the panels ``begin`` to ``end``, and with the first of them the biases."""
     width, size = lanes(zero), bytes_of(zero)
@@ -84,14 +84,14 @@ def pack_all(task: Any, begin: int, end: int, packed: int, zero: Any) -> None:
         )
 
 
-@njit
+@inner
 def pack_block(panel: int, table: int, zero: Any) -> None:
     """Pack one panel."""
     task = load_task(table)
     pack_all(task, panel, panel + 1, task.packed, zero)
 
 
-@njit
+@inner
 def list_rows(task: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
     """Write the addresses of ``count`` positions of each sample; those that see padding are copied to ``place``.
 
@@ -120,7 +120,7 @@ def list_rows(task: Any, table: int, samples: Any, first: int, count: int, place
     return seen * size if copied else 0
 
 
-@njit
+@inner
 def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
     """Write where every tap lies behind its position, in the input or, if ``apart``, in a copy."""
     size = bytes_of(zero)
@@ -136,7 +136,7 @@ def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
             at += 8
 
 
-@njit
+@inner
 def convolve_narrowly(
     task: Any,
     n: int,
@@ -158,7 +158,8 @@ def convolve_narrowly(
     """
     width, size = lanes(zero), bytes_of(zero)
     begin, seen = first - task.padding, count - 1 + task.reach
-    source, apart = task.x + n * task.sample_stride + begin * task.row_stride, task.channel_stride
+    source: int = task.x + n * task.sample_stride + begin * task.row_stride
+    apart: int = task.channel_stride
     if not task.in_place or count < width or begin < 0 or begin + seen > task.length:
         copy_rows(
             task.x + n * task.sample_stride, task.channel_stride, task.row_stride, task.channels, begin, task.length,
@@ -190,14 +191,14 @@ def convolve_narrowly(
     return apart
 
 
-@njit
+@inner
 def block_of(taps: int) -> int:
     """Return how many of ``taps`` are summed at a time."""
     blocks = (taps + TAPS - 1) // TAPS
     return (taps + blocks - 1) // blocks
 
 
-@njit
+@inner
 def convolve(
     table: int,
     count: int,
@@ -231,7 +232,7 @@ def convolve(
             convolve_rows(table, count, offsets + tap * 8, some, panel, bias, width, rows, more, zero, 1)
 
 
-@njit
+@inner
 def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
     """Prefetch the lines of runs of ``run`` lines, ``apart`` bytes from one run to the next."""
     if line >= last:
@@ -244,7 +245,7 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
             base, column = base + apart, 0
 
 
-@njit
+@inner
 def needed_next(task: Any, part: int, seen: int) -> Any:
     """Return where the input rows of a part begin, how many lines they are, and of which runs; see :func:`convolve`."""
     piece, rest = part % task.pieces, part // task.pieces
@@ -260,7 +261,7 @@ def needed_next(task: Any, part: int, seen: int) -> Any:
     return place, min(runs * run, FARTHEST), run, apart
 
 
-@njit
+@inner
 def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     """Compute one of a task's blocks of parts."""
     task = load_task(table)
@@ -370,7 +371,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
-@njit
+@inner
 def write_windows(
     task: Any, rows: int, first: int, window: Any, n: int, o: int, vectors: int, pooled: int, zero: Any
 ) -> None:
@@ -396,7 +397,7 @@ def write_windows(
         transpose(pooled, hop, target, task.out_channel_stride, window[1] - window[0], columns, zero)
 
 
-@njit
+@inner
 def finish(task: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
     """Write one sample's and vector's maxima of all pieces."""
     size = bytes_of(zero)
@@ -406,7 +407,7 @@ def finish(task: Any, n: int, o: int, padded: int, maxima: int, winners: int, ze
     finish_whole(maxima, winners, task.pieces, padded, target, outputs, argmax, task.code, zero)
 
 
-@njit(inline="always")
+@inner(inline="always")
 def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch: int, zero: Any) -> None:
     """Pack the panels, or compute the blocks, ``begin`` to ``end``; or bring a global maximum's pieces together."""
     task = load_task(table)

@@ -22,7 +22,8 @@ def table(task: Task, outcomes: Sequence[Outcome], style: str = "simple") -> str
 
     rows = [_row(task, outcome) for outcome in outcomes]
     aligned = ("left", "left", *["right"] * (len(rows[0]) - 2))
-    return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
+    text: str = tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
+    return text
 
 
 def as_json(task: Task, outcomes: Sequence[Outcome]) -> dict[str, Any]:
