@@ -45,6 +45,9 @@ BLOCKS = 8
 # Rows are gathered for folding where at most this part of a table is used: a copy costs less than it saves.
 WORTH_LISTING = 0.9
 
+# Rows in use are not counted in tables of more than so many times the rows that could be: all are looked at.
+WORTH_COUNTING = 8
+
 
 def embedding_conv1d_relu_max_pool1d_forward(
     tokens: Tensor,
@@ -213,7 +216,7 @@ def _choose(layer: Layer, index: Index, table: Tensor, counts: tuple[int, ...]) 
     least = 1 if layer.length else 0
     # Rows are counted only where their number decides.
     names = {forward_plan(samples, positions, rows, *sizes).name for rows in (least, most)}
-    if names == {"direct"}:
+    if names == {"direct"} or ("direct" in names and table.size(0) > WORTH_COUNTING * most):
         return "direct", None, None
     rows, places = _used(layer, index, table)
     used = table.size(0) if rows is None else rows.size(0)

@@ -77,7 +77,8 @@ def backward_folded(
     dy = table.new_empty(layer.samples, end + reach + 1, width)
     db = table.new_empty(layer.samples, width) if wanted[2] else None
     most = min(rows, layer.samples * layer.length)
-    counts, used, begins = np.zeros(rows, np.int32), np.empty(most, np.int64), np.empty(most + 1, np.int64)
+    counts = np.zeros(rows, np.int32 if layer.samples * layer.length < 2**31 else np.int64)
+    used, begins = np.empty(most, np.int64), np.empty(most + 1, np.int64)
     order, found = np.empty(layer.samples * layer.length, np.int64), np.zeros(1, np.int64)
     places = (gradient.data_ptr(), argmax.data_ptr(), dy.data_ptr(), 0 if db is None else db.data_ptr())
     code = argmax.new_zeros(()).numpy()[()]
@@ -93,6 +94,9 @@ def backward_folded(
     if not needed:
         return None, None, bias
     count = int(found[0])
+    if not count:  # every position that the convolution reads is padding
+        dtable = table.new_zeros(table.shape) if wanted[0] else None
+        return dtable, (weight.new_zeros(weight.shape) if wanted[1] else None), bias
     columns = layer.size * width
     threads = thread_count(max(count, 1), 2 * count * channels * columns)
     parts = threads * PARTS if threads > 1 else 1
@@ -100,7 +104,7 @@ def backward_folded(
     cost = np.arange(count + 1) * (sum(wanted[:2]) * channels) + 2 * begins[: count + 1]
     bounds = np.searchsorted(cost, np.arange(1, parts) * (cost[-1] / parts))
     bounds = np.concatenate(([0], bounds, [count])).astype(np.int64)
-    dtable = table.new_empty(rows, channels) if wanted[0] else None
+    dtable = table.new_empty(table.shape) if wanted[0] else None
     dw = table.new_zeros(parts, channels, layer.size, width) if wanted[1] else None
     per_line = odd_lines(channels * itemsize) // itemsize
     filters = weight.new_zeros(layer.size, width, per_line)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
@@ -161,6 +161,10 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     upstream_layout=st.sampled_from(["contiguous", "channels-last", "expanded"]),
     seed=st.integers(0, 2**16),
 )
+@example(  # the convolution reads nothing but its padding
+    ((1, 1, 1, 1), 1, 1, Convolution(2, (3, 0)), None), "int64", "contiguous", torch.float32, True, False, 1, "folded",
+    "contiguous", 0,
+)  # fmt: skip
 def test_equals_the_reference_on_exact_sums(
     shared, call, index, table_layout, dtype, has_bias, is_window, step, plan, upstream_layout, seed
 ):
@@ -242,8 +246,9 @@ def test_gradients_are_as_precise_as_torch(plan, rows):
 def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan, overlaps):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
-    size = len(values) - overlaps
-    case = Case(torch.arange(len(values)).reshape(1, -1), table, PLAIN, None if globally else Pool(size, 1))
+    size = len(values) - overlaps  # windows that overlap are pooled from a scratch
+    pool = None if globally else Pool(size, 1 if overlaps else size)
+    case = Case(torch.arange(len(values)).reshape(1, -1), table, PLAIN, pool)
     w, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
     out, argmax = case.forward(w, b, plan)
     upstream = torch.full_like(out, 3)
