@@ -147,8 +147,8 @@ def make_plan(
     by_channel = channel_stride > row_stride * dilation
     order = ((size, row_stride * dilation), (channels, channel_stride))
     (outer, outer_stride), (inner, inner_stride) = order[::-1] if by_channel else order
-    # Taps that are neighbours throughout are one run, also in a padded copy but where that is channel by channel.
-    if outer_stride == inner * inner_stride and not (by_channel and any(padding)):
+    # Taps that are neighbours throughout are one run, if they are in a padded copy, too.
+    if outer_stride == inner * inner_stride and not (any(padding) and (by_channel or dilation > 1)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
     narrow = stride == 1 and taps >= NARROW_TAPS and 2 * outputs <= lanes <= positions

@@ -115,6 +115,8 @@ def calls(draw):
 @example(((2, 4, 1), 1, 1, PLAIN, Pool(1, 1)), "contiguous", torch.float64, False, 0)
 @example(((2, 1, 2), 1, 2, Convolution(1, (0, 1)), Pool(3, 5, 1, 2, True)), "channels-last", torch.float32, True, 0)
 @example(((3, 301, 60), 5, 3, PLAIN, Pool(2, 2)), "channels-last", torch.float32, True, 1)  # several groups of windows
+@example(((2, 2, 1), 3, 2, Convolution(1, (1, 1), 2), None), "channels-last", torch.float32, False, 0)  # strides all 1
+@example(((2, 1, 2), 3, 2, Convolution(1, (2, 2), 2), Pool(1, 1)), "contiguous", torch.float32, False, 0)
 def test_equals_the_reference_on_exact_sums(shared, call, layout, dtype, has_bias, seed):
     """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
