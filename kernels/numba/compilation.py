@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         kept = njit(function, cache=True, **options)
+        _stamp(kept, function)
     except RuntimeError:  # neither beside the function's file nor in the user's cache folder
         return njit(function, **options)
 
@@ -31,3 +33,16 @@ def compiled(function: Callable[..., Any]) -> Any:
             return kept(*arguments)
 
     return call
+
+
+def _stamp(kept: Any, function: Callable[..., Any]) -> None:
+    """Have what is on disk count as old once any file beside the function's has changed, not its own alone.
+
+    Kernels are made of functions from other files, whose changes Numba does not see.
+    """
+    file = getattr(getattr(kept, "_cache", None), "_cache_file", None)
+    if file is None or not hasattr(file, "_source_stamp"):  # another Numba: then as it has it
+        return
+    with os.scandir(os.path.dirname(function.__code__.co_filename)) as entries:
+        files = sorted((one.name, one.stat()) for one in entries if one.name.endswith(".py"))
+    file._source_stamp = tuple((name, found.st_mtime, found.st_size) for name, found in files)

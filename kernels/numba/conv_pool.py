@@ -58,7 +58,8 @@ def conv1d_relu_max_pool1d_forward(
     """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
 
     ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format. A window without a position, which ``ceil_mode`` can leave, is minus infinity.
+    input's memory format. A window without a position, which ``ceil_mode`` or padding under a
+    dilation can leave, is minus infinity.
     """
     return _forward(input, weight, bias, convolution, pool, pool.size - 1, want_argmax)
 

@@ -74,7 +74,8 @@ def conv1d_relu_max_pool1d_backward(
     """Return the gradients of ``input``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
 
     ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. The
-    input's gradient is channels-last, unless a contiguous one is what the input was.
+    input's gradient is contiguous where the input is, or neither its channels nor its positions are neighbours; else
+    channels-last.
     """
     return _backward(gradient, argmax, input, weight, convolution, pool, wanted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import forks  # noqa: F401  (a fork must be noticed before the first call, which loads the rest)
 from ..geometry import Convolution
 
 __all__ = ["refuse_conv_pool", "refuse_length"]

@@ -3,7 +3,7 @@
 A vector has the lanes of one register of the CPU that Numba compiles for, and is a local variable like any other.
 Addresses are integers, of any alignment. An argument ``like`` is any number: its type alone counts and is the vector's
 element. Counts that shape the generated code are literals: then one intrinsic of this module, which Numba's disk cache
-can name, serves them all. That cache looks at a kernel's own file alone: after a change here, touch the kernels' files.
+can name, serves them all.
 
 An intrinsic's parameters are types; the values come to the function that it returns, which writes the code.
 """

@@ -13,7 +13,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ..forks import is_child
 from .compilation import intrinsic
 
 __all__ = ["run", "share", "thread_count"]
@@ -48,8 +49,10 @@ def run(kernel: Callable[[int, int, int, int], None], parts: int, threads: int) 
         kernel(0, parts, threads, launch)
         return
     shares = [(parts * i // threads, parts * (i + 1) // threads) for i in range(threads)]
-    others = [_helpers().submit(kernel, *share, 1, 0) for share in shares[1:]]
+    others: list[Future[None]] = []
     try:
+        for share in shares[1:]:
+            others.append(_helpers().submit(kernel, *share, 1, 0))
         kernel(*shares[0], 1, 0)
     finally:
         # Their memory must not be freed while they are at it, whatever happened here.
@@ -123,7 +126,12 @@ def _participant(context: Any, module: Any, call: Any, kernel: Any) -> Any:
 
 
 def _find_launch() -> int:
-    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch runs on; 0 where there is none."""
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch runs on; 0 where there is none.
+
+    torch may have worked in the process that this one was forked from, even if no kernel has.
+    """
+    if is_child():
+        return 0
     try:
         found = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # a library's handle finds what it depends on, too
     except (AttributeError, OSError, TypeError):

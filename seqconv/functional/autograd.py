@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
 __all__ = ["fused"]
@@ -51,7 +52,8 @@ class _Fused(torch.autograd.Function):
         input, weight, argmax = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:5]
         with torch.no_grad():
-            gradients = passes(*ctx.kernel).backward(*gradient, argmax, input, weight, *ctx.geometry, wanted=wanted)
+            given = in_plain_memory(*gradient)
+            gradients = passes(*ctx.kernel).backward(given, argmax, input, weight, *ctx.geometry, wanted=wanted)
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = _Underivable.apply(ctx.kernel, *gradient, input, weight, *gradients)
         return None, None, *gradients, None

@@ -300,12 +300,23 @@ def _geometry(
 ) -> Checked:
     arguments.operands(source_name, source, weight, bias)
     shapes = (source_name, source.shape, channels, length, weight.shape, None if bias is None else bias.shape)
+    options = (*convolution, *(pool or ()))
     if not torch.compiler.is_compiling():
+        # Types count: 1.0 is no 1, which a look-up does not see inside a tuple.
+        groups = options[3]  # the one option that torch takes as a plain integer alone
+        options = tuple(
+            one[0] if type(one) is tuple and one is not groups and _is_single(one) else one for one in options
+        )
         try:
-            return _remembered(*shapes, *convolution, *(pool or ()))
+            if tuple not in map(type, options):
+                return _remembered(*shapes, *options)
         except TypeError:  # a list, which cannot be looked up; or something wrong, which is found again
             pass
-    return _check(*shapes, *convolution, *(pool or ()))
+    return _check(*shapes, *options)
+
+
+def _is_single(option: tuple[Any, ...]) -> bool:
+    return len(option) == 1 and type(option[0]) is int
 
 
 def _check(
@@ -329,7 +340,7 @@ def _check(
     return "_max_pool1d", (checked, arguments.pool(checked.output_length(length, weight[2]), *pool))
 
 
-# A model comes with the same few shapes again and again. Types count: 1.0 is no 1.
+# A model comes with the same few shapes again and again.
 _remembered = lru_cache(maxsize=1024, typed=True)(_check)
 
 

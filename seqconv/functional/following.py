@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-__all__ = ["unfollowed"]
+__all__ = ["in_plain_memory", "unfollowed"]
 
 # Asked at every call: looked up once.
 _is_compiling = torch.compiler.is_compiling
@@ -42,6 +42,17 @@ def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
         kind = type(tensor)
         if kind is not Tensor and kind is not Parameter:
             return f"it serves plain tensors, got {kind.__name__}"
-        if tensor.layout is not _strided or tensor.is_neg():
-            return f"it serves plain memory, got {tensor.layout}{', negated' if tensor.is_neg() else ''}"
+        if tensor.layout is not _strided or tensor.is_neg() or tensor._is_zerotensor():
+            return f"it serves plain memory, got {_describe(tensor)}"
     return None
+
+
+def in_plain_memory(tensor: Tensor) -> Tensor:
+    """Return a strided tensor whose memory holds its numbers: torch has some that are negated, or 0, without memory."""
+    return tensor.new_zeros(tensor.shape) if tensor._is_zerotensor() else tensor.resolve_neg()
+
+
+def _describe(tensor: Tensor) -> str:
+    if tensor.layout is not _strided:
+        return str(tensor.layout)
+    return "a negated view" if tensor.is_neg() else "zeros without memory"

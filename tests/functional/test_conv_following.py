@@ -1,6 +1,7 @@
 """What must see torch's own operations gets them: the choice falls back and tells why; a backend asked for refuses."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqconv import BackendError
-from seqconv.functional import conv
+from seqconv.functional import conv, conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
 from tests.conv_cases import composition, ours, same, whole
 
 POOL = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
@@ -100,8 +101,8 @@ SITUATIONS = {
     "autocast": (autocast, "autocast chooses among torch's own operations"),
     "an input of a subclass": (lambda f: f(X.as_subclass(Marked), W), "it serves plain tensors, got Marked"),
     "a weight of a subclass": (lambda f: f(X, W.as_subclass(Marked)), "it serves plain tensors, got Marked"),
-    "a negated input": (lambda f: f(negated(X), W), "it serves plain memory, got torch.strided, negated"),
-    "a negated weight": (lambda f: f(X, negated(W)), "it serves plain memory, got torch.strided, negated"),
+    "a negated input": (lambda f: f(negated(X), W), "it serves plain memory, got a negated view"),
+    "a negated weight": (lambda f: f(X, negated(W)), "it serves plain memory, got a negated view"),
 }
 
 
@@ -168,4 +169,43 @@ for device in ("cpu", "meta"):
 assert all(torch.equal(one, other) for one, other in zip(*outcomes))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("operation", [conv1d_relu_max_pool1d, conv1d_relu_global_max_pool1d])
+def test_upstream_gradients_that_are_negated_or_have_no_memory(operation):
+    """What a complex head sends back: memory holds the numbers with the other sign, or there is none."""
+    x, w = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 13), (6, 4, 3)))
+    options = {"pool_size": 2} if operation is conv1d_relu_max_pool1d else {}
+    y = operation(x, w, backend="numba", **options)
+    plain = torch.randn(y.shape)
+    negated = torch.complex(plain, -plain).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(negated, plain)
+    expected = torch.autograd.grad(y, (x, w), plain, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(y, (x, w), negated, retain_graph=True), expected, strict=True):
+        assert torch.equal(one, other)
+    zeros = torch._efficientzerotensor(y.shape)
+    assert not any(one.any() for one in torch.autograd.grad(y, (x, w), zeros))
+    assert operation(torch._efficientzerotensor(x.shape), w, **options).shape == y.shape
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_of_a_process_that_used_torch_alone():
+    """torch's threads are the parent's: a kernel that waited for them would wait for ever."""
+    program = """
+import os, torch, seqconv
+torch.set_num_threads(2)
+(torch.randn(4_000_000) * 2).sin().sum()
+pid = os.fork()
+if not pid:
+    torch.set_num_threads(1)
+    x, w = torch.ones(64, 32, 200), torch.ones(32, 32, 7)
+    torch.set_num_threads(2)
+    y = seqconv.functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")
+    torch.set_num_threads(1)  # torch's own operations would wait
+    os._exit(0 if float(y.max()) == 32 * 7 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
