@@ -14,6 +14,8 @@ of a single sample keeps one thread busy; a first layer of few channels gains li
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,15 @@ from .fold import fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
 from .gather_plans import forward_plan
-from .gathered import Index, Layer, describe, of_tokens, of_windows
+from .gathered import Index, Layer, argmaxes_format, describe, of_tokens, of_windows, split_argmaxes
 from .occurrences import list_rows
 from .threads import run, thread_count
 
 __all__ = [
+    "argmaxes_format",
     "embedding_conv1d_relu_global_max_pool1d_forward",
     "embedding_conv1d_relu_max_pool1d_forward",
+    "embedding_conv1ds_relu_global_max_pool1d_forward",
     "fold",
     "folded_shape",
     "window_conv1d_relu_global_max_pool1d_forward",
@@ -47,6 +51,9 @@ WORTH_LISTING = 0.9
 
 # Rows in use are not counted in tables of more than so many times the rows that could be: all are looked at.
 WORTH_COUNTING = 8
+
+# The rows that a call uses and every such row's number among them; None for both: all of them.
+Used = tuple[Tensor | None, Any]
 
 
 def embedding_conv1d_relu_max_pool1d_forward(
@@ -87,6 +94,46 @@ def embedding_conv1d_relu_global_max_pool1d_forward(
     """Return ``(N, O)``, the maxima over all positions, as :func:`embedding_conv1d_relu_max_pool1d_forward` does."""
     index, samples = of_tokens(tokens), tokens.size(0)
     return _pooled(index, samples, table, weight, bias, convolution, None, want_argmax, folded, plan)
+
+
+def embedding_conv1ds_relu_global_max_pool1d_forward(
+    tokens: Tensor,
+    table: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    convolutions: Sequence[Convolution],
+    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
+    *,
+    want_argmax: bool,
+    folded: Sequence[Tensor] | None = None,
+    plan: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``(N, O_0 + O_1 + ..)``, several layers' maxima over all positions side by side, and, if wanted, argmax.
+
+    ``folded`` has for each weight what :func:`fold` made of it. ``argmax`` is as :func:`argmaxes_format` says; the rest
+    is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
+    """
+    index, samples = of_tokens(tokens), tokens.size(0)
+    outputs = [weight.size(0) for weight in weights]
+    kernels = [weight.size(2) for weight in weights]
+    out = table.new_empty(samples, sum(outputs))
+    code, argmax = CODES[0][1], None
+    argmaxes: Sequence[Tensor | None] = [None] * len(outputs)
+    if want_argmax:
+        positions = [one.output_length(index.length, size) for one, size in zip(convolutions, kernels, strict=True)]
+        shape, kind = argmaxes_format(samples, outputs, max(positions), table.dtype)
+        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind)
+        argmaxes = split_argmaxes(argmax, samples, outputs, table.dtype)
+    used = cache(partial(_used, index, samples, table))
+    begin = 0
+    for i, weight in enumerate(weights):
+        mine = out[:, begin : begin + outputs[i]].unsqueeze(2)
+        begin += outputs[i]
+        if mine.numel():
+            layer = describe(index, samples, weight, convolutions[i], None, mine)
+            ready = None if folded is None else folded[i]
+            _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], code, ready, plan, used)
+    return out, argmax
 
 
 def window_conv1d_relu_max_pool1d_forward(
@@ -151,7 +198,8 @@ def _pooled(
         shape, kind = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
         code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind)
     if out.numel():
-        _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan)
+        used = cache(partial(_used, index, samples, table))
+        _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
     return (out.squeeze(2) if pool is None else out), argmax
 
 
@@ -167,6 +215,7 @@ def _compute(
     code: Any,
     folded: Tensor | None,
     plan: str | None,
+    used: Callable[[], Used],
 ) -> None:
     like, channels, itemsize = DTYPES[table.dtype], table.size(1), table.element_size()
     width = padded_outputs(layer.outputs, like)
@@ -180,9 +229,9 @@ def _compute(
     if plan is None and not index.position_stride:
         plan = "direct"  # windows share few rows
     if plan is None and folded is None:
-        plan, rows, places = _choose(layer, index, table, counts)
+        plan, rows, places = _choose(layer, table, counts, used)
     elif folded is None and plan == "folded":
-        rows, places = _used(layer, index, table)
+        rows, places = used()
     results = (shift.data_ptr(), out.data_ptr(), 0 if argmax is None else argmax.data_ptr())
     chunks = -(-layer.windows // layer.chunk)
     parts = layer.samples * chunks
@@ -209,7 +258,9 @@ def _compute(
     run(add, blocks, threads)
 
 
-def _choose(layer: Layer, index: Index, table: Tensor, counts: tuple[int, ...]) -> tuple[str, Any, Any]:
+def _choose(
+    layer: Layer, table: Tensor, counts: tuple[int, ...], used: Callable[[], Used]
+) -> tuple[str, Tensor | None, Any]:
     """Return the plan and, if it is to fold, the rows to fold and their places."""
     samples, positions, *sizes = counts
     most = min(table.size(0), samples * layer.length)
@@ -218,18 +269,18 @@ def _choose(layer: Layer, index: Index, table: Tensor, counts: tuple[int, ...]) 
     names = {forward_plan(samples, positions, rows, *sizes).name for rows in (least, most)}
     if names == {"direct"} or ("direct" in names and table.size(0) > WORTH_COUNTING * most):
         return "direct", None, None
-    rows, places = _used(layer, index, table)
-    used = table.size(0) if rows is None else rows.size(0)
-    if forward_plan(samples, positions, used, *sizes).name == "direct":
+    rows, places = used()
+    number = table.size(0) if rows is None else rows.size(0)
+    if forward_plan(samples, positions, number, *sizes).name == "direct":
         return "direct", None, None
     return "folded", rows, places
 
 
-def _used(layer: Layer, index: Index, table: Tensor) -> tuple[Tensor | None, Any]:
+def _used(index: Index, samples: int, table: Tensor) -> Used:
     """Return the rows in use and every such row's number among them, ``None`` for both where nearly all are in use."""
     places = np.zeros(table.size(0), np.int32)
-    rows = torch.empty(min(table.size(0), layer.samples * layer.length), dtype=torch.int64)
-    used = list_rows(index, layer.samples, places, rows.numpy())
+    rows = torch.empty(min(table.size(0), samples * index.length), dtype=torch.int64)
+    used = list_rows(index, samples, places, rows.numpy())
     if used > WORTH_LISTING * table.size(0):
         return None, None
     return rows[:used], places

@@ -10,17 +10,20 @@ may not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .gather_backward_direct import backward_direct
 from .gather_backward_folded import backward_folded
 from .gather_plans import backward_plan
-from .gathered import Index, describe, of_tokens, of_windows
+from .gathered import Index, describe, of_tokens, of_windows, split_argmaxes
 
 __all__ = [
     "embedding_conv1d_relu_global_max_pool1d_backward",
     "embedding_conv1d_relu_max_pool1d_backward",
+    "embedding_conv1ds_relu_global_max_pool1d_backward",
     "window_conv1d_relu_global_max_pool1d_backward",
     "window_conv1d_relu_max_pool1d_backward",
 ]
@@ -65,6 +68,35 @@ def embedding_conv1d_relu_global_max_pool1d_backward(
     """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`embedding_conv1d_relu_max_pool1d_backward` does."""
     index, upstream = of_tokens(tokens), gradient.unsqueeze(2)
     return _backward(upstream, argmax, index, table, weight, convolution, None, padding_idx, wanted, plan)
+
+
+def embedding_conv1ds_relu_global_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    weights: Sequence[Tensor],
+    convolutions: Sequence[Convolution],
+    padding_idx: int | None = None,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> tuple[Tensor | None, list[Tensor] | None, list[Tensor] | None]:
+    """Return the gradients of ``table``, of all ``weights`` and of all biases, of those that are wanted.
+
+    ``gradient`` is ``(N, O_0 + O_1 + ..)``. The rest is as in :func:`embedding_conv1d_relu_max_pool1d_backward`.
+    """
+    index, outputs = of_tokens(tokens), [weight.size(0) for weight in weights]
+    argmaxes = split_argmaxes(argmax, tokens.size(0), outputs, table.dtype)
+    dtable: Tensor | None = None
+    dweights, dbiases = [], []
+    for i, upstream in enumerate(gradient.unsqueeze(2).split(outputs, 1)):
+        given = (upstream, argmaxes[i], index, table, weights[i], convolutions[i], None, padding_idx, wanted, plan)
+        one, dweight, dbias = _backward(*given, dtable)
+        dtable = one
+        dweights += [] if dweight is None else [dweight]
+        dbiases += [] if dbias is None else [dbias]
+    return dtable, dweights if wanted[1] else None, dbiases if wanted[2] else None
 
 
 def window_conv1d_relu_max_pool1d_backward(
@@ -118,10 +150,13 @@ def _backward(
     padding_idx: int | None,
     wanted: tuple[bool, bool, bool],
     plan: str | None,
+    others: Tensor | None = None,
 ) -> Gradients:
+    """Return the gradients; that of the table is added to ``others`` if there are, whose memory it may take."""
     if not gradient.numel() or not weight.numel():
+        dtable = table.new_zeros(table.shape) if wanted[0] and others is None else others
         return (
-            table.new_zeros(table.shape) if wanted[0] else None,
+            dtable,
             weight.new_zeros(weight.shape) if wanted[1] else None,
             gradient.sum((0, 2)) if wanted[2] else None,
         )
@@ -138,5 +173,9 @@ def _backward(
             layer.size,
             wanted=wanted[:2],
         ).name
-    compute = backward_folded if plan == "folded" else backward_direct
-    return compute(gradient, argmax, layer, index, table, weight, padding_idx, wanted)
+    if plan == "direct":
+        return backward_direct(gradient, argmax, layer, index, table, weight, padding_idx, wanted, others)
+    dtable, dweight, dbias = backward_folded(gradient, argmax, layer, index, table, weight, padding_idx, wanted)
+    if dtable is not None and others is not None:
+        dtable += others
+    return dtable, dweight, dbias

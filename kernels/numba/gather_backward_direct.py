@@ -64,10 +64,12 @@ def backward_direct(
     weight: Tensor,
     padding_idx: int | None,
     wanted: tuple[bool, bool, bool],
+    others: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
-    The table's is contiguous, with zeros for rows that no winner read and for row ``padding_idx``.
+    The table's is contiguous, with zeros for rows that no winner read and for row ``padding_idx``; it is added to
+    ``others``, in place, if there are.
     """
     like, itemsize, channels = DTYPES[table.dtype], table.element_size(), table.size(1)
     source = table if table.stride(1) == 1 or channels == 1 else table.contiguous()
@@ -76,7 +78,7 @@ def backward_direct(
     pieces = -(-channels // lane_count(like)) if by_channels else layer.samples
     parts = thread_count(max(1, pieces), gradient.numel() * channels * layer.size)
     partial = 1 if by_channels else parts
-    dtable = table.new_zeros(table.shape) if wanted[0] else None
+    dtable = (table.new_zeros(table.shape) if others is None else others) if wanted[0] else None
     dw = weight.new_zeros(partial, *filters.shape) if wanted[1] else None
     db = weight.new_zeros(partial, layer.outputs) if wanted[2] else None
     results = tuple(0 if one is None else one.data_ptr() for one in (dtable, dw, db))

@@ -6,16 +6,30 @@ The row that sample ``n`` has at position ``l`` is ``index[n, l] + l * step``: f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from .conv_pool import DTYPES, argmax_format, padded_outputs
 from .simd import load_number
 
-__all__ = ["Index", "Layer", "aligned", "describe", "of_tokens", "of_windows", "row_of", "window_range"]
+__all__ = [
+    "Index",
+    "Layer",
+    "aligned",
+    "argmaxes_format",
+    "describe",
+    "of_tokens",
+    "of_windows",
+    "row_of",
+    "split_argmaxes",
+    "window_range",
+]
 
 # A chunk of windows spans about so many positions.
 CHUNK = 128
@@ -83,6 +97,24 @@ def describe(
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
         *(stride * out.element_size() for stride in out.stride()),
     )  # fmt: skip
+
+
+def argmaxes_format(
+    samples: int, outputs: Sequence[int], positions: int, dtype: torch.dtype
+) -> tuple[tuple[int], torch.dtype]:
+    """Return the shape and dtype of the argmax of several global layers, of which none has more ``positions``.
+
+    One layer's follows the other's, each as :func:`~.conv_pool.argmax_format` has it.
+    """
+    _, kind = argmax_format(samples, 0, 1, positions - 1, dtype)
+    return (samples * sum(padded_outputs(one, DTYPES[dtype]) for one in outputs),), kind
+
+
+def split_argmaxes(argmax: Tensor, samples: int, outputs: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Return every layer's part of what :func:`argmaxes_format` describes."""
+    widths = [padded_outputs(one, DTYPES[dtype]) for one in outputs]
+    parts = argmax.split([samples * width for width in widths])
+    return [part.view(samples, 1, width) for part, width in zip(parts, widths, strict=True)]
 
 
 @njit(inline="always")

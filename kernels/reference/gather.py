@@ -7,6 +7,8 @@ gathered tensor is channels-last, and so is a pooled result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from .conv_pool import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
 
 __all__ = [
     "embed",
+    "embedding_conv1ds_relu_global_max_pool1d",
     "embedding_conv1d_relu_global_max_pool1d",
     "embedding_conv1d_relu_max_pool1d",
     "window_conv1d_relu_global_max_pool1d",
@@ -51,6 +54,24 @@ def embedding_conv1d_relu_global_max_pool1d(
 ) -> Tensor:
     """Return ``(N, O)``, the maximum over all positions; else as :func:`embedding_conv1d_relu_max_pool1d`."""
     return conv1d_relu_global_max_pool1d(embed(tokens, table, padding_idx), weight, bias, convolution)
+
+
+def embedding_conv1ds_relu_global_max_pool1d(
+    tokens: Tensor,
+    table: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    convolutions: Sequence[Convolution],
+    padding_idx: int | None,
+) -> Tensor:
+    """Return several layers' :func:`embedding_conv1d_relu_global_max_pool1d` on the same tokens, side by side.
+
+    One or more weights ``(O_i, C / groups, K_i)``, for each a bias or ``None`` and a convolution; the result is
+    ``(N, O_0 + O_1 + ..)``.
+    """
+    rows = embed(tokens, table, padding_idx)
+    layers = zip(weights, biases, convolutions, strict=True)
+    return torch.cat([conv1d_relu_global_max_pool1d(rows, *layer) for layer in layers], 1)
 
 
 def window_conv1d_relu_max_pool1d(

@@ -434,6 +434,50 @@ def test_a_table_without_channels_leaves_the_bias():
     assert torch.equal(case.backward(torch.ones_like(out), argmax, torch.empty(2, 0, 1))[1], torch.empty(2, 0, 1))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 20)), min_size=1, max_size=4),
+    shape=st.tuples(st.integers(0, 4), st.sampled_from([9, 150])),
+    padding=st.integers(0, 2),
+    rows=st.sampled_from([1, 30, 500]),
+    plan=st.sampled_from([None, *PLANS]),
+    wanted=st.sampled_from([(True, True, True), (True, False, False), (False, True, False), (False, False, True)]),
+    has_padding_idx=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows, plan, wanted, has_padding_idx, seed):
+    generator = torch.Generator().manual_seed(seed)
+    table = integers(generator, rows, 6)
+    tokens = torch.randint(rows, shape, generator=generator)
+    weights = [integers(generator, outputs, 6, size) for size, outputs in sizes]
+    biases = [integers(generator, outputs) for _, outputs in sizes]
+    convolutions = [Convolution(1, (padding, padding), 1 + i % 2) for i in range(len(sizes))]
+    padding_idx = 0 if has_padding_idx else None
+    folded = [fold.fold(table, w) for w in weights] if plan == "ready" else None
+    plan = None if plan == "ready" else plan
+    out, argmax = gather.embedding_conv1ds_relu_global_max_pool1d_forward(
+        tokens, table, weights, biases, convolutions, want_argmax=True, folded=folded, plan=plan
+    )
+    count = len(sizes)
+    leaves = [one.double().requires_grad_() for one in (table, *weights, *biases)]
+    value = reference.embedding_conv1ds_relu_global_max_pool1d(
+        tokens, leaves[0], leaves[1 : 1 + count], leaves[1 + count :], convolutions, padding_idx
+    )
+    assert torch.equal(out.double(), value)
+    upstream = integers(generator, *out.shape)
+    expected = torch.autograd.grad(value, leaves, upstream.double())
+    expected = (expected[0], expected[1 : 1 + count], expected[1 + count :])
+    for backward_plan in ("folded", "direct", None):
+        gradients = gather_backward.embedding_conv1ds_relu_global_max_pool1d_backward(
+            upstream, argmax, tokens, table, weights, convolutions, padding_idx, wanted=wanted, plan=backward_plan
+        )
+        for gradient, other, want in zip(gradients, expected, wanted, strict=True):
+            assert (gradient is not None) == want
+            if want:
+                pairs = zip(gradient, other, strict=True) if isinstance(gradient, list) else [(gradient, other)]
+                assert all(torch.equal(one.double(), two) for one, two in pairs)
+
+
 SHORT_STEP = """
 import json, torch
 from seqconv.kernels.geometry import Convolution, Pool
