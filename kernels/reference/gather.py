@@ -18,9 +18,9 @@ from .conv_pool import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
 
 __all__ = [
     "embed",
-    "embedding_conv1ds_relu_global_max_pool1d",
     "embedding_conv1d_relu_global_max_pool1d",
     "embedding_conv1d_relu_max_pool1d",
+    "embedding_conv1ds_relu_global_max_pool1d",
     "window_conv1d_relu_global_max_pool1d",
     "window_conv1d_relu_max_pool1d",
     "windows",
