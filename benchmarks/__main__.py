@@ -17,9 +17,9 @@ from benchmarks import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = 0.5  # processes that ran in the last minute, on average
-SUITES = ("windows", "conv_pool", "layers", "models", "peak", "dispatch", "memory")
+SUITES = ("windows", "conv_pool", "gather", "layers", "models", "peak", "dispatch", "memory")
 GPU_SUITES = ("conv_pool", "layers")
-ON_REQUEST = ("sweep",)  # several minutes each
+ON_REQUEST = ("gather_shapes", "sweep")  # several minutes each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,14 @@
 """The operations that can be benchmarked: their inputs, their plain definitions, and who provides them."""
 
-from benchmarks.operations import conv_pool, layers, models, sweep, windows
+from benchmarks.operations import conv_pool, gather, layers, models, sweep, windows
 from benchmarks.registry import add
 
-for kind in (*conv_pool.operations(), layers.Layers(), models.Models(), sweep.Sweep(), windows.Windows()):
+for kind in (
+    *conv_pool.operations(),
+    *gather.operations(),
+    layers.Layers(),
+    models.Models(),
+    sweep.Sweep(),
+    windows.Windows(),
+):
     add(kind)
