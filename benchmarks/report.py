@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from benchmarks import report_quantities
 from benchmarks import report_sweep as sweep
 from benchmarks.results import loses, read
+from benchmarks.tables import tabulate
 from seqconv.environment import one_line
 from seqconv.files import atomic_write, write_text
 

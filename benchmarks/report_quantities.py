@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
+from benchmarks.tables import tabulate
 
 __all__ = ["TITLES", "sections"]
 

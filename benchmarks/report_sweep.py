@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from benchmarks.results import loses
+from benchmarks.tables import tabulate
 
 __all__ = ["plot", "sections"]
 

@@ -18,14 +18,14 @@ def describe() -> dict[str, Any]:
     """Return the machine, versions, threads and commit as a dictionary that JSON can hold.
 
     Keys: ``machine`` (``cpu``, ``cores``, ``memory_gib``, ``simd``, ``gpus``, ``system``), ``versions`` (package to
-    version, ``None`` where it is not installed), ``threads`` (``torch``, ``numba``) and ``commit``.
+    version, ``None`` where it is not installed), ``threads`` (``torch``, and ``numba``, ``None`` without it) and
+    ``commit``.
     """
-    import numba
     import torch
 
     # Numba's first look at its threads starts them, which gives torch as many where both share OpenMP.
     torch_threads = torch.get_num_threads()
-    numba_threads = numba.get_num_threads()
+    numba_threads = threads_of_numba()
     torch.set_num_threads(torch_threads)
 
     return {
@@ -51,6 +51,15 @@ def one_line(environment: dict[str, Any]) -> str:
     return (
         f"{hardware}; {software}; {environment['threads']['torch']} threads; commit {environment['commit'] or 'none'}"
     )
+
+
+def threads_of_numba() -> int | None:
+    """Return the number of Numba's threads, or ``None`` where it is not installed: GPUs need none."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return int(numba.get_num_threads())
 
 
 def version(package: str) -> str | None:
@@ -81,8 +90,11 @@ def memory_gib() -> float | None:
 
 
 def simd_features() -> list[str]:
-    """Return those of the CPU's vector extensions that matter to the kernels, by LLVM's names."""
-    from llvmlite import binding
+    """Return those of the CPU's vector extensions that matter to the kernels, by LLVM's names; none without LLVM."""
+    try:
+        from llvmlite import binding
+    except ImportError:
+        return []
 
     wanted = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "neon", "sve")
     features = binding.get_host_cpu_features()

@@ -67,3 +67,11 @@ def test_another_checkout_around_the_package_is_not_its_commit(tmp_path):
     program = f"import runpy; print(runpy.run_path({str(copy)!r})['commit']())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+def test_numba_need_not_be_there(monkeypatch):
+    for name in ("numba", "llvmlite", "llvmlite.binding"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = environment.describe()
+    assert found["threads"]["numba"] is None
+    assert found["machine"]["simd"] == []

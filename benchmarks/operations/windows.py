@@ -6,6 +6,7 @@ before.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.registry import Case, Operation, Provider
-from seqconv.kernels.numba import windows as numba_windows
 from seqconv.kernels.reference import windows as reference_windows
 
 __all__ = ["ROWS", "Windows"]
@@ -43,7 +43,7 @@ class Windows(Operation):
         self.register(Provider("fancy indexing per sample, np.stack", index_each, baseline=True))
         self.register(Provider("DataLoader over indexed samples", load_indexed, baseline=True))
         self.register(Provider("DataLoader over sliced samples", load_slices, baseline=True))
-        self.register(Provider("seqconv numba", kernel(numba_windows.gather_windows), ours=True))
+        self.register(Provider("seqconv numba", make_numba, unavailable=no_numba, ours=True))
         self.register(Provider("seqconv reference", kernel(reference_windows.gather_windows)))
         self.register(Provider("NumPy slices into a reused buffer", slice_each))
         self.register(Provider("torch index_select, whole batch", index_select))
@@ -227,3 +227,15 @@ def kernel(gather_windows: Callable[..., None]) -> Callable[[Case], Callable[[Ar
         return bind
 
     return make
+
+
+def make_numba(case: Case) -> Callable[[Array], Fill]:
+    """Return Numba's kernel at work, as :func:`kernel` does; Numba is imported no sooner."""
+    from seqconv.kernels.numba.windows import gather_windows
+
+    return kernel(gather_windows)(case)
+
+
+def no_numba(_case: Case) -> str | None:
+    """Return that Numba is missing, or ``None``."""
+    return "the package numba is not installed" if importlib.util.find_spec("numba") is None else None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 __all__ = ["Progress"]
 
 
@@ -18,6 +16,8 @@ class Progress:
         self.enabled = enabled and sys.stderr is not None  # None where the process was started with stderr closed
         self.bar: Any = None
         if self.enabled and sys.stderr.isatty():
+            from tqdm import tqdm  # here, as models can be trained without a terminal, and without tqdm
+
             # The training loop decides when to redraw, so tqdm need not look at the clock.
             self.bar = tqdm(total=steps, initial=step, desc=self.label, unit="step", mininterval=0, dynamic_ncols=True)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 
 import pytest
 
-from benchmarks import report, results
+from benchmarks import report, results, tables
 from benchmarks.operations.conv_pool import layer_case
 
 
@@ -109,3 +110,13 @@ def test_a_run_without_figures_still_reports(tmp_path, run):
     empty = {**run, "measurements": []}
     assert report.write_report(tmp_path / "run.json", empty) == [tmp_path / "run.md"]
     assert "is for GPUs" in report.terminal(empty)
+
+
+@pytest.mark.parametrize(("style", "expected"), [
+    ("simple", ["case    time", "------  -----", "a       12 ms", "longer  3"]),
+    ("github", ["| case   | time  |", "| ------ | ----- |", "| a      | 12 ms |", "| longer | 3     |"]),
+])  # fmt: skip
+def test_tables_need_no_package(style, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    rows, headers = [("a", "12 ms"), ("longer", 3)], ("case", "time")
+    assert tables.tabulate(rows, headers, tablefmt=style, disable_numparse=True).splitlines() == expected
