@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 
 from benchmarks.precision import precision
-from benchmarks.registry import Candidate, Case, Step, operation
+from benchmarks.registry import Candidate, Case, Step, drawn, operation
 
 __all__ = ["Wrong", "check"]
 
@@ -66,7 +66,7 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
     """Return the oracle of a case, or of the ``peer`` that has a definition of its own."""
     kind = operation(case.operation)
     define = (kind.providers[peer].definition if peer else None) or kind.definition
-    inputs = kind.inputs(case, values)
+    inputs = drawn(case, values)
 
     def compute(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return results(kind.step(case, define(case), inputs, dtype), kind.compared(values))
@@ -77,15 +77,14 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
     tolerance = {}
     for name, tensor in oracle.items():
         largest = tensor.abs().max().item() if tensor.numel() else 0.0
-        rounding = 0.0 if kind.exact else torch.finfo(case.torch_dtype).eps * largest
-        tolerance[name] = 2 * largest_error(own[name], tensor) + rounding
+        tolerance[name] = 2 * largest_error(own[name], tensor) + kind.rounding(case) * largest
     return Expected(oracle, tolerance)
 
 
 def outcome(case: Case, function: object, values: str) -> dict[str, torch.Tensor]:
     """Return what a provider's function gives for inputs of one kind."""
     kind, dtype = operation(case.operation), case.torch_dtype
-    inputs = {name: rounded(tensor, dtype) for name, tensor in kind.inputs(case, values).items()}
+    inputs = {name: rounded(tensor, dtype) for name, tensor in drawn(case, values).items()}
     return results(kind.step(case, function, inputs, dtype), kind.compared(values))
 
 

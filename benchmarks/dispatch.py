@@ -26,19 +26,21 @@ CALLS = 200  # in a block
 Call = Callable[[], Any]
 
 
-def calls(backend: str, mode: str) -> dict[str, Call]:
+def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     """Return what is timed in a mode: the functional ``call``, its ``kernel`` alone and ``torch eager``.
 
+    On a GPU a call returns when its kernels are launched: what is timed is the host's part.
     With gradients the kernel alone keeps what its backward pass needs, and takes that too where it belongs to the mode.
     """
     training = mode != "no grad"
     torch.manual_seed(0)
     n, c, length, o, k, p = (SHAPE[letter] for letter in "NCLOKP")
     tensors = [torch.randn(n, c, length), torch.randn(o, c, k), torch.randn(o)]
+    tensors = [tensor.to(device) for tensor in tensors]
     leaves = [tensor.clone().requires_grad_(training) for tensor in tensors]
     geometry = Convolution(), Pool(p, p)
     served = backends.explain_call(OPERATION, backend, (*leaves, *geometry)).backend
-    gradient = torch.ones(n, o, (length - k + 1) // p)
+    gradient = torch.ones(n, o, (length - k + 1) // p, device=device)
 
     def differentiated(compute: Call) -> Call:
         if mode != MODES[2]:
@@ -71,6 +73,8 @@ def microseconds(sides: Mapping[str, Call], mode: str, rounds: int) -> dict[str,
     with torch.set_grad_enabled(mode != "no grad"), collector_off():
         for timed in [False] + [True] * rounds:
             for name, call in sides.items():
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()  # else a queue that is full would hold the next side up
                 start = time.perf_counter()
                 for _ in range(CALLS):
                     call()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.operations.steps import TensorStep, grid_values, place
 from benchmarks.operations.torch_peers import no_device, torch_providers
-from benchmarks.registry import Case, Operation, Provider, operation
+from benchmarks.registry import Case, Operation, Provider, drawn, operation
 from benchmarks.timing import Side, fastest, stopwatch_for
 from seqconv import backends
 from seqconv.functional.conv import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
@@ -102,7 +102,7 @@ def better_layout(case: Case) -> str:
 @cache
 def _better_layout(case: Case) -> str:
     kind = operation(case.operation)
-    inputs, compose, stopwatch = kind.inputs(case, "random"), kind.definition(case), stopwatch_for(case.device)
+    inputs, compose, stopwatch = drawn(case, "random"), kind.definition(case), stopwatch_for(case.device)
     steps = {one: kind.step(replace(case, layout=one), compose, inputs, case.torch_dtype) for one in LAYOUTS}
     return fastest({one: Side(step, stopwatch) for one, step in steps.items()})
 
@@ -113,11 +113,6 @@ def conv_positions(case: Case) -> int:
     padding = given.get("padding", 0)
     convolution = Convolution(given.get("stride", 1), (padding, padding), given.get("dilation", 1))
     return convolution.output_length(case.shape["L"], case.shape["K"])
-
-
-def for_cpus(case: Case) -> str | None:
-    """Return why torch's layout is not tried out on a GPU, or ``None`` on a CPU."""
-    return None if case.device == "cpu" else no_device(case) or "is for CPUs: on a GPU layouts are cases of their own"
 
 
 class ConvPool(Operation):
@@ -132,7 +127,7 @@ class ConvPool(Operation):
         for provider in torch_providers(compose):
             self.register(provider)
         self.register(
-            Provider(BETTER, lambda _case: compose, unavailable=for_cpus, baseline=True, layout=better_layout)
+            Provider(BETTER, lambda _case: compose, unavailable=no_device, baseline=True, layout=better_layout)
         )
         for backend in backends.names(name):
             self.register(seqconv_provider(backend, bind))

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.registry import Case, Provider
 
-__all__ = ["no_device", "torch_providers"]
+__all__ = ["COMPILE_MODES", "cannot_compile", "no_device", "torch_providers"]
 
 Function = Callable[..., Any]
 COMPILE_MODES = {
@@ -46,13 +46,18 @@ def compiled(name: str, mode: str, function: Function) -> Provider:
             return reason
         if name in GPU_ONLY and case.device == "cpu":
             return "is for GPUs"
-        if case.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-            return "torch.compile needs a C++ compiler"
-        if case.device != "cpu" and importlib.util.find_spec("triton") is None:
-            return "torch.compile needs Triton on a GPU"
-        return None
+        return cannot_compile(case)
 
     return Provider(name, make, unavailable=unavailable, slow=name in GPU_ONLY)
+
+
+def cannot_compile(case: Case) -> str | None:
+    """Return what torch.compile lacks for the case's device, or ``None``."""
+    if case.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        return "torch.compile needs a C++ compiler"
+    if case.device != "cpu" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs Triton on a GPU"
+    return None
 
 
 def own_code(function: Function) -> Function:
