@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_quantities
+from benchmarks import report_gpu, report_quantities
 from benchmarks import report_sweep as sweep
 from benchmarks.results import loses, read
 from benchmarks.tables import tabulate
@@ -76,17 +76,36 @@ def sections(results: Mapping[str, Any], style: str) -> list[str]:
         key = (one["provider"], one["reason"])
         reasons[key] = reasons.get(key, 0) + 1
     left_out = [(provider, cases, reason) for (provider, reason), cases in reasons.items()]
+    failed = [(one["provider"], one["case"], one["reason"]) for one in results["failed"]]
+    headers = HEADERS + ("x roofline",) * any(one.get("roofline") for one in others)
     return [
         f"{one_line(results['environment'])}; load {results['load']}; {results['created']}; `{results['command']}`",
-        f"GPU tests: {results['tests']['summary']}" if results["tests"] else "",
-        tabulate([row(one) for one in others], HEADERS, tablefmt=style, disable_numparse=True) if others else "",
+        *tests(results["tests"]),
+        *report_gpu.sections(results, style),
+        "Failed:" if failed else "",
+        tabulate(failed, ("provider", "case", "why"), tablefmt=style) if failed else "",
+        table(others, headers, style),
         verdict,
-        tabulate([row(one) for one in lost], HEADERS, tablefmt=style, disable_numparse=True) if lost else "",
+        table(lost, headers, style),
         *(sweep.sections(swept, style) if swept else ()),
         *report_quantities.sections(results["quantities"], style),
         "Left out:" if left_out else "",
         tabulate(left_out, ("provider", "tests", "why"), tablefmt=style) if left_out else "",
     ]
+
+
+def tests(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines on the GPU tests, and on the sanitizer's if it was asked."""
+    if not found:
+        return []
+    lines = [f"GPU tests: {found['summary']}"]
+    return lines + ([f"compute-sanitizer: {found['sanitizer']['summary']}"] if found.get("sanitizer") else [])
+
+
+def table(measurements: Sequence[Mapping[str, Any]], headers: Sequence[str], style: str) -> str:
+    """Return measurements as a table, with so many of a row's columns as there are headers."""
+    rows = [row(one)[: len(headers)] for one in measurements]
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True) if rows else ""
 
 
 def apart(results: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -107,6 +126,7 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{ratio['q1']:.3g}-{ratio['q3']:.3g}",
         "itself: noise" if one["provider"] == one["baseline"] else than(one),
         f"{cold['empty_caches']:.2f} s, cached {cold['warm_caches']:.2f} s" if cold else "",
+        f"{one['roofline']:.3g}" if one.get("roofline") else "",
     )
 
 

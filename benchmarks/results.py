@@ -9,6 +9,10 @@ measurement has ``case``, ``provider``, ``ours``, ``baseline``, ``seconds`` and 
 ``baseline_samples``, ``calls_per_block``, ``errors`` (largest error and tolerance by tensor) and ``cold`` (seconds of
 the first call in a fresh process by state of the caches, or ``None``); since the sweep also ``suite`` and
 ``baseline_layout``, in which memory layout the baseline got its inputs.
+
+A GPU run adds ``failed`` (as ``skipped``: who raised, or was wrong, and what was said), ``gpu`` (``card``, ``driver``,
+``clocks`` before and after, ``limits``: bytes a second of a copy, operations a second of matrix products) and, to a
+fused layer's measurements, ``roofline`` (times its floor on that card; see :mod:`.roofline`).
 """
 
 from __future__ import annotations
@@ -45,6 +49,8 @@ def collect(
     exit_code: int,
     tests: Mapping[str, Any] | None = None,
     quantities: Iterable[Mapping[str, Any]] = (),
+    failed: Iterable[Mapping[str, str]] = (),
+    gpu: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a run's results: its figures as :func:`measurement` takes them, who was left out, and the environment."""
     return {
@@ -58,6 +64,8 @@ def collect(
         "measurements": [measurement(figure) for figure in figures],
         "skipped": list(skipped),
         "quantities": [{**one, "value": asdict(quartiles(one["samples"]))} for one in quantities],
+        "failed": list(failed),
+        "gpu": gpu,
     }
 
 
@@ -92,7 +100,7 @@ def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the results of a file; ``ValueError`` if it holds something else.
 
-    Files from before there were ``quantities`` have none.
+    Files from before there were ``quantities``, ``failed`` and ``gpu`` have none.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -100,7 +108,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a results file: {error}") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{path} is not a results file of schema {SCHEMA}")
-    results.setdefault("quantities", [])
+    for key, nothing in (("quantities", []), ("failed", []), ("gpu", None)):
+        results.setdefault(key, nothing)
     missing = [key for key in KEYS if key not in results]
     missing += [key for one in results.get("measurements", ()) for key in MEASUREMENT_KEYS if key not in one]
     if missing:

@@ -1,0 +1,187 @@
+"""What ``make gpu`` times, in which order: what was promised first, what takes long to get ready last.
+
+A stage takes at most its share of the benchmarks' time, and never what later stages have reserved; a stage that is
+done sooner leaves the rest to those behind it. On a CPU the plan is a rehearsal: every job, on tiny batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from benchmarks import dispatch
+from benchmarks.operations.conv_pool import BETTER, LAYERS, layer_case
+from benchmarks.operations.layers import rival_case
+from benchmarks.operations.rivals import GRAPH, RNNS, step_case
+from benchmarks.operations.sweep import sweep_cases
+from benchmarks.registry import Case
+
+__all__ = ["Job", "Stage", "ours", "stages"]
+
+AUTO, EAGER, COMPILED = "seqconv auto", "torch eager", "torch.compile"
+SLOW = ("torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs")
+FIGURES = ("imdb1", "jena1")  # the layers that figures were promised of,
+FAST = ("bfloat16", "tf32")  # in these precisions,
+LARGE, SMALL = 4096, 128  # at the larger of these batch sizes
+PASSES = ("forward", "forward_backward")
+SWEPT = 200
+REHEARSED = 2  # samples of a batch on a CPU, and shapes of the sweep
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work for :mod:`.gpu_worker`.
+
+    ``kind``: ``"comparison"`` of two providers on a case, ``"limits"`` of the card, ``"overhead"`` of a call in a mode
+    of :mod:`.dispatch`, which is the ``provider`` then. ``seconds`` go to a comparison's rounds; ``patience`` is how
+    long the parent waits for an answer.
+    """
+
+    kind: str
+    suite: str
+    case: Case | None = None
+    provider: str = ""
+    against: str = ""
+    seconds: float = 0.4
+    patience: float = 60.0
+
+    def __str__(self) -> str:
+        if self.case is None:
+            return f"{self.suite} {self.provider}".strip()
+        return f"{self.case}: {self.provider}, against {self.against}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what :meth:`from_dict` needs."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Job:
+        """Return the job that :meth:`as_dict` described."""
+        return cls(**{**values, "case": values["case"] and Case.from_dict(values["case"])})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs that share a limit: ``most`` and ``reserved`` are shares of the benchmarks' time."""
+
+    name: str
+    jobs: list[Job] = field(repr=False)
+    most: float = 1.0
+    reserved: float = 0.0
+
+
+def ours(device: str) -> str:
+    """Return the name of seqconv's backend that is timed by its own name."""
+    return "seqconv numba" if device == "cpu" else "seqconv triton"
+
+
+def stages(device: str, *, quick: bool = False) -> list[Stage]:
+    """Return the plan for a device; ``quick`` leaves out all but the promised figures."""
+    batches = (LARGE, SMALL) if device != "cpu" else (REHEARSED,)
+    figures = [
+        Job("comparison", "conv_pool", case, ours(device), against)
+        for case in passes(FIGURES, FAST, batches[:1], device)
+        for against in (BETTER, EAGER)
+    ]
+    found = [
+        Stage("limits", [Job("limits", "roofline"), *overheads()]),
+        Stage("promised figures", figures),
+        Stage("training steps", list(steps(device, batches[::-1]))),
+        Stage("torch.compile", [peer(job, COMPILED) for job in figures if job.against == EAGER], most=0.3),
+    ]
+    if not quick:
+        found += [
+            Stage("sweep", list(sweep(device)), most=0.25),
+            Stage("all layers", list(layers(device, batches)), most=0.3),
+            Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
+            Stage("predictions", list(predictions(device, batches[::-1])), most=0.2),
+        ]
+    slow = [replace(peer(job, name), patience=150.0) for job in figures if job.against == EAGER for name in SLOW]
+    found.append(Stage("max-autotune", [*slow, *slow_steps(device, batches[-1])], reserved=0.25))
+    return found
+
+
+def passes(
+    names: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    batches: tuple[int, ...],
+    device: str,
+    layout: str = "channels_last",
+) -> Iterator[Case]:
+    """Yield layers' cases, those of a layer and batch behind each other: they share their inputs."""
+    for batch in batches:
+        for name in names:
+            for dtype in dtypes:
+                for mode in PASSES:
+                    yield layer_case(name, mode, batch=batch, dtype=dtype, layout=layout, device=device)
+
+
+def peer(job: Job, name: str) -> Job:
+    """Return a job with another provider."""
+    return replace(job, provider=name, patience=100.0)
+
+
+def overheads() -> Iterator[Job]:
+    """Yield what a call costs the host, at a tiny shape."""
+    for mode in dispatch.MODES:
+        yield Job("overhead", "dispatch", provider=mode)
+
+
+def steps(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+    """Yield training steps: as one graph on both sides, then as eager calls."""
+    for suffix in (GRAPH, ""):
+        for batch in batches:
+            for dtype in ("tf32", "bfloat16", "float32")[: 3 if batch == batches[0] and suffix else 1]:
+                for name, rnn in RNNS.items():
+                    case = step_case(name, "training_step", batch=batch, dtype=dtype, device=device)
+                    for against in (rnn, EAGER):
+                        yield Job("comparison", "rivals", case, AUTO + suffix, against + suffix)
+    for name in RNNS:
+        case = step_case(name, "training_step", batch=batches[0], dtype="tf32", device=device)
+        for suffix in (GRAPH, ""):
+            yield Job("comparison", "rivals", case, COMPILED + suffix, EAGER + suffix, patience=100.0)
+
+
+def slow_steps(device: str, batch: int) -> Iterator[Job]:
+    """Yield training steps under max-autotune."""
+    for name in RNNS:
+        case = step_case(name, "training_step", batch=batch, dtype="tf32", device=device)
+        yield Job("comparison", "rivals", case, SLOW[0] + GRAPH, EAGER + GRAPH, patience=150.0)
+
+
+def predictions(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+    """Yield predictions of whole models, parameters as they are."""
+    for batch in batches:
+        for suffix in (GRAPH, ""):
+            for name, rnn in RNNS.items():
+                case = step_case(name, "inference", batch=batch, dtype="tf32", device=device)
+                for against in (rnn, EAGER):
+                    yield Job("comparison", "rivals", case, AUTO + suffix, against + suffix)
+
+
+def layers(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+    """Yield what the promised figures leave of layers, precisions, batches and layouts."""
+    done = list(passes(FIGURES, FAST, batches[:1], device))
+    for layout in ("channels_last", "contiguous"):
+        for case in passes(tuple(LAYERS), (*FAST, "float32"), batches, device, layout):
+            if case not in done:
+                yield Job("comparison", "conv_pool", case, ours(device), BETTER, seconds=0.2)
+
+
+def rivals(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+    """Yield one layer beside the recurrent one that it would replace."""
+    for name, rnn in zip(FIGURES, ("LSTM", "GRU"), strict=True):
+        for batch in batches:
+            for dtype in (*FAST, "float32"):
+                for mode in ("inference", "training_step"):
+                    case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
+                    yield Job("comparison", "layers", case, f"convolution, {ours(device)}", rnn, seconds=0.2)
+
+
+def sweep(device: str) -> Iterator[Job]:
+    """Yield the random shapes, all forward before any backward, in TF32, which torch's convolutions use by default."""
+    count = SWEPT if device != "cpu" else REHEARSED
+    for mode in PASSES:
+        for case in sweep_cases((mode,), count, device):
+            yield Job("comparison", "sweep", replace(case, dtype="tf32"), AUTO, BETTER, seconds=0.1)

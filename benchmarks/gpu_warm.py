@@ -1,0 +1,86 @@
+"""Compile while the tests run: ``python -m benchmarks.gpu_warm DEVICE NUMBER OF`` does every OF-th case from NUMBER on.
+
+Kernels of seqconv do not depend on the batch, so two samples will do; what torch.compile makes does, so that it gets
+whole batches, in process 0 alone for the memory's sake. What is compiled stays in the caches of Triton and torch on
+disk; the benchmarks then find it there. Nothing is timed, and what fails here fails there again, and is recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import gpu_plan
+from benchmarks.gpu_plan import COMPILED, Job, Stage
+from benchmarks.precision import precision
+from benchmarks.registry import operation
+
+__all__ = ["beside", "main", "wanted"]
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = 2
+
+
+@contextlib.contextmanager
+def beside(device: str, processes: int) -> Iterator[None]:
+    """Compile in so many background processes until the block ends."""
+    started = [
+        subprocess.Popen(
+            ["nice", sys.executable, "-m", "benchmarks.gpu_warm", device, str(number), str(processes)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(processes)
+    ]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """Compile one process' part of the plan."""
+    device, number, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    for job in wanted(gpu_plan.stages(device), number, count):
+        with contextlib.suppress(Exception):
+            compile_for(job)
+        if device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def wanted(plan: list[Stage], number: int, count: int) -> list[Job]:
+    """Return a process' jobs: its share of seqconv's in the plan's order; in process 0 torch.compile's first."""
+    jobs = [job for stage in plan for job in stage.jobs if job.case is not None]
+    compiled = [job for job in jobs if job.provider == COMPILED]
+    ours = list({str(one.case): one for one in map(small, jobs) if "seqconv" in one.provider}.values())
+    return (compiled if number == 0 else []) + ours[number::count]
+
+
+def small(job: Job) -> Job:
+    """Return a job of a few samples, as an eager call."""
+    assert job.case is not None
+    case = replace(job.case, shape={**job.case.shape, "N": SAMPLES})
+    return replace(job, case=case, provider=job.provider.removesuffix(gpu_plan.GRAPH))
+
+
+def compile_for(job: Job) -> None:
+    """Call a job's provider once."""
+    assert job.case is not None
+    kind, case = operation(job.case.operation), job.case
+    with precision(case):
+        step = kind.step(case, kind.providers[job.provider].make(case), kind.inputs(case, "random"), case.torch_dtype)
+        step.prepare()
+        step.call()
+
+
+if __name__ == "__main__":
+    main()
