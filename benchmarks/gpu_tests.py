@@ -43,9 +43,8 @@ def run_tests(limit: float) -> dict[str, Any]:
         code, text = pytest(["tests", "-m", "gpu", "-q", *words], left)
         codes.append(0 if code == NO_TESTS else code)
         texts.append(text)
-    failures = sorted({line for text in texts for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))})[
-        :20
-    ]
+    lines = {line for text in texts for line in text.splitlines()}
+    failures = sorted(line for line in lines if line.startswith(("FAILED", "ERROR")))[:20]
     return {
         "exit_code": max(codes),
         "summary": "; then ".join(map(last_line, texts)),

@@ -7,6 +7,7 @@ stands in the table like everything else, and once more below it.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> list[Path]:
-    """Write ``.md`` and ``.png`` beside a results file; return their paths."""
+    """Write ``.md`` and, where matplotlib is installed, ``.png`` beside a results file; return their paths."""
     text, images = path.with_suffix(".md"), []
-    swept, others = apart(results)
+    swept, others = apart(results) if importlib.util.find_spec("matplotlib") else ([], [])
     for found, suffix, draw in ((others, ".png", plot), (swept, "-sweep.png", sweep.plot)):
         if found:
             images.append(path.with_name(path.stem + suffix))
