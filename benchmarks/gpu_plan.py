@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import dispatch
 from benchmarks.operations.conv_pool import BETTER, LAYERS, layer_case
+from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.operations.layers import rival_case
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
 from benchmarks.operations.sweep import sweep_cases
@@ -95,6 +96,7 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
             Stage("sweep", list(sweep(device)), most=0.25),
             Stage("all layers", list(layers(device, batches)), most=0.3),
             Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
+            Stage("gathered rows", list(gathered(device)), most=0.15),
             Stage("predictions", list(predictions(device, batches[::-1])), most=0.2),
         ]
     slow = [replace(peer(job, name), patience=150.0) for job in figures if job.against == EAGER for name in SLOW]
@@ -177,6 +179,17 @@ def rivals(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
                 for mode in ("inference", "training_step"):
                     case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
                     yield Job("comparison", "layers", case, f"convolution, {ours(device)}", rnn, seconds=0.2)
+
+
+def gathered(device: str) -> Iterator[Job]:
+    """Yield first layers on embedded tokens and on windows of a series, alone."""
+    cases = [embedding_case("imdb1", mode, device=device) for mode in ("inference", *PASSES)]
+    cases += [window_case("jena1", mode, device=device) for mode in PASSES]
+    for case in cases:
+        samples = REHEARSED if device == "cpu" else case.shape["N"]
+        case = replace(case, dtype="tf32", shape={**case.shape, "N": samples})
+        yield Job("comparison", "gather", case, AUTO, EAGER)
+        yield Job("comparison", "gather", case, COMPILED, EAGER, patience=100.0)
 
 
 def sweep(device: str) -> Iterator[Job]:

@@ -50,7 +50,7 @@ def answer(job: Job, device: str) -> dict[str, Any]:
             return {"quantities": overhead(job, device)}
         return compare(job, side)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"[:LONGEST]
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
         return {"failed": message, "by": side[0], "broken": not isinstance(error, Wrong) and is_broken(device)}
     finally:
         if "torch.compile" in job.provider:

@@ -21,7 +21,6 @@ from benchmarks.operations.tokens import reviews, reviews_origin, zipf
 from benchmarks.operations.torch_peers import no_device, torch_providers
 from benchmarks.registry import Case, Operation, Provider
 from seqconv import functional
-from seqconv.kernels.numba.windows import gather_windows
 
 __all__ = ["COLUMNS", "EMBEDDINGS", "ROWS", "WINDOWS", "Embedded", "Windowed", "embedding_case", "window_case"]
 
@@ -215,6 +214,8 @@ def filled(
     series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, pool_size: int
 ) -> Tensor:
     """Fill the windows by seqconv's kernel, as its loader does, then run seqconv's layer on them."""
+    from seqconv.kernels.numba.windows import gather_windows
+
     rows = series.new_empty(len(starts), length, series.size(1))
     gather_windows(series.detach().numpy(), starts.numpy(), length, step, rows.numpy())
     features = rows.transpose(1, 2)

@@ -187,8 +187,10 @@ def cache_folder() -> Path:
     folder = os.environ.get("SEQCONV_CACHE")
     if folder:
         return Path(folder)
-    import pooch
-
+    try:
+        import pooch
+    except ImportError:  # on a machine that downloads nothing
+        return Path.home() / ".cache" / "seqconv"
     return Path(pooch.os_cache("seqconv"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import gpu, results
+from benchmarks import results
 from benchmarks.__main__ import ROOT, main
 from benchmarks.cold import first_call
 from benchmarks.operations.conv_pool import layer_case
@@ -49,27 +50,7 @@ def test_the_gpu_command_says_that_there_is_no_gpu_and_what_would_run():
     assert process.returncode == 0, process.stderr
     assert "sees no GPU" in process.stdout
     assert "conv_pool" in process.stdout
-
-
-def test_the_gpu_command_tests_first_and_hands_the_summary_on(monkeypatch, tmp_path):
-    asked = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Card 9000")
-    monkeypatch.setattr(gpu, "run_tests", lambda limit: {"exit_code": 1, "summary": "1 failed", "seconds": limit})
-
-    def run(suites, device, words, path, command, tests):
-        asked.update(suites=suites, device=device, words=words, path=path, tests=tests)
-        return 0
-
-    monkeypatch.setattr(gpu.suites, "run", run)
-    assert gpu.main(["--minutes", "4"]) == 1
-    assert asked["device"] == "cuda"
-    assert asked["path"].name.startswith("gpu-Some-Card-9000-")
-    assert asked["tests"]["summary"] == "1 failed"
-    budget = float(asked["words"][0].partition("=")[2])
-    assert 200 < budget <= 210  # four minutes less the report's half
-    assert gpu.main(["--out", str(tmp_path / "x.json")]) == 1
-    assert asked["path"] == tmp_path / "x.json"
+    assert "max-autotune" in process.stdout
 
 
 def test_the_overlay_has_its_parent_s_packages_and_this_checkout(tmp_path):
@@ -83,3 +64,22 @@ def test_the_overlay_has_its_parent_s_packages_and_this_checkout(tmp_path):
     query = "import numpy, seqconv.kernels; print(seqconv.kernels.__path__[0], numpy.__file__)"
     process = subprocess.run([overlay / "bin" / "python", "-c", query], cwd=tmp_path, capture_output=True, text=True)
     assert process.stdout.split() == [str(ROOT / "kernels"), str(Path(numpy.__file__))], process.stderr
+
+
+def test_an_overlay_without_pip_finds_seqconv_where_it_stands(tmp_path):
+    parent, overlay = tmp_path / "parent", tmp_path / "overlay"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", parent], check=True)
+    make = [parent / "bin" / "python", ROOT / "benchmarks" / "gpu_env.py", overlay]
+    assert "No module named pip" in subprocess.run(make, check=True, capture_output=True, text=True).stdout
+    query = "import seqconv_finder as f; print(*(f.Finder.find_spec(n).origin for n in ('seqconv', 'seqconv.kernels')))"
+    process = subprocess.run([overlay / "bin" / "python", "-c", query], cwd=tmp_path, capture_output=True, text=True)
+    expected = [str(ROOT / "seqconv" / "__init__.py"), str(ROOT / "kernels" / "__init__.py")]
+    assert process.stdout.split() == expected, process.stderr
+
+
+def test_a_folder_for_wheels_must_hold_some(tmp_path):
+    make = [sys.executable, ROOT / "benchmarks" / "gpu_env.py", tmp_path / "overlay"]
+    environment = os.environ | {"SEQCONV_WHEELS": str(tmp_path)}
+    process = subprocess.run(make, env=environment, capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "SEQCONV_WHEELS must name a folder with wheels" in process.stderr

@@ -1,0 +1,375 @@
+"""The GPU's command: its plan, its worker and their time, what fails on the way, its results file and its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_plan, gpu_run, gpu_tests, gpu_warm, gpu_worker, report, report_gpu, results
+from benchmarks.gpu_plan import Job, Stage
+from benchmarks.operations.conv_pool import layer_case, max_pool
+from benchmarks.registry import Case, Provider, operation
+
+TINY = Case(
+    "conv1d_relu_max_pool1d", "tiny", {"N": 2, "C": 3, "L": 12, "O": 4, "K": 3, "P": 2}, "forward_backward", "float32"
+)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_plan_has_promised_figures_first_and_what_compiles_for_long_last(device):
+    plan = gpu_plan.stages(device)
+    assert [stage.name for stage in plan[:3]] == ["limits", "promised figures", "training steps"]
+    tuned = [stage for stage in plan if any("max-autotune" in job.provider for job in stage.jobs)]
+    assert tuned == [plan[-1]]
+    assert sum(stage.reserved for stage in plan) < 0.5
+    for job in (job for stage in plan for job in stage.jobs):
+        assert Job.from_dict(json.loads(json.dumps(job.as_dict()))) == job
+        if job.case is not None:
+            assert job.case.device == device
+            providers = operation(job.case.operation).providers
+            known = {*providers, "seqconv triton", "convolution, seqconv triton"}
+            assert {job.provider, job.against} <= known
+            assert providers[job.against].baseline
+    quick = gpu_plan.stages(device, quick=True)
+    assert [stage.name for stage in quick[3:]] == ["torch.compile", "max-autotune"]
+
+
+def test_the_plan_has_every_promised_case():
+    jobs = {str(job) for stage in gpu_plan.stages("cuda") for job in stage.jobs}
+    for dtype in ("bfloat16", "tf32"):
+        for layer in ("imdb1", "jena1"):
+            for mode in ("forward", "forward_backward"):
+                case = layer_case(layer, mode, batch=4096, dtype=dtype, layout="channels_last", device="cuda")
+                for peer in ("torch.compile", "torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs"):
+                    assert f"{case}: {peer}, against torch eager" in jobs
+                assert f"{case}: seqconv triton, against torch eager" in jobs
+    assert sum("sweep" in stage.name for stage in gpu_plan.stages("cuda")) == 1
+    for model, rnn in (("imdb_convnet", "LSTM(32)"), ("jena_convnet", "GRU(32)")):
+        pair = f"seqconv auto, CUDA graph, against {rnn}, CUDA graph"
+        assert any(job.startswith(f"{model}-training_step-tf32") and job.endswith(pair) for job in jobs)
+
+
+def test_each_kernel_is_compiled_by_one_background_process():
+    plan = gpu_plan.stages("cuda")
+    parts = [gpu_warm.wanted(plan, number, 3) for number in range(3)]
+    ours = [str(job.case) for part in parts for job in part if "seqconv" in job.provider]
+    assert len(ours) == len(set(ours))
+    names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton"}
+    assert {job.provider for part in parts[1:] for job in part} <= names
+    assert {job.case.shape["N"] for part in parts for job in part if "seqconv" in job.provider} == {gpu_warm.SAMPLES}
+    assert parts[0][0].provider == "torch.compile"
+
+
+@pytest.fixture
+def layer():
+    """Give the tiny layer's operation three planted providers, and take them away again."""
+    kind = operation(TINY.operation)
+    before = dict(kind.providers)
+
+    def explode(*_arguments):
+        raise RuntimeError("out of\nmemory")
+
+    kind.register(Provider("raising", lambda case: explode))
+    kind.register(Provider("wrong", lambda case: lambda x, w, b, p: max_pool(x, w, 2 * b, p)))
+    kind.register(Provider("absent", lambda case: None, unavailable=lambda case: "is on holiday"))
+    yield kind
+    kind.providers = before
+
+
+def ask(provider: str, against: str = "torch eager", case: Case = TINY):
+    return gpu_worker.answer(Job("comparison", "conv_pool", case, provider, against, seconds=0.01), "cpu")
+
+
+def test_a_worker_compares_what_passed_its_check(layer):
+    figures = ask("seqconv reference")["figures"]
+    assert len(figures["samples"]) == len(figures["baseline_samples"]) >= 5
+    assert figures["errors"]["weight gradient, exact"][0] == 0
+    one = results.measurement(json.loads(json.dumps(figures)))
+    assert one["ratio"]["median"] > 0
+    assert set(results.MEASUREMENT_KEYS) <= set(one)
+
+
+def test_a_worker_tells_who_failed_and_goes_on(layer):
+    assert ask("raising") == {"failed": "RuntimeError: out of memory", "by": "raising", "broken": False}
+    assert ask("seqconv reference", "raising")["by"] == "raising"
+    wrong = ask("wrong")
+    assert wrong["failed"].startswith("Wrong: ")
+    assert wrong["by"] == "wrong"
+    assert ask("absent") == {"left_out": "is on holiday", "by": "absent"}
+    assert ask("nobody")["left_out"].endswith("has no provider of this name")
+    assert "figures" in ask("seqconv reference")
+
+
+def test_a_worker_s_device_is_broken_if_it_no_longer_answers(monkeypatch):
+    assert not gpu_worker.is_broken("cpu")
+
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert gpu_worker.is_broken("cuda")
+
+
+def test_overheads_are_quantities(monkeypatch):
+    monkeypatch.setattr(gpu_worker.dispatch, "CALLS", 2)
+    monkeypatch.setattr(gpu_worker, "OVERHEAD_ROUNDS", 2)
+    monkeypatch.setattr(gpu_worker, "ours", lambda device: "seqconv reference")  # which compiles nothing
+    found = gpu_worker.answer(Job("overhead", "dispatch", provider="no grad"), "cpu")["quantities"]
+    assert {one["quantity"] for one in found} == {"call", "kernel", "torch eager", "dispatch"}
+    assert all(one["unit"] == "µs" and len(one["samples"]) == 2 for one in found)
+
+
+WORKER = """
+import json, sys, time
+for line in sys.stdin:
+    job = json.loads(line)
+    name = job["provider"]
+    if name == "hangs":
+        time.sleep(60)
+    if name == "dies":
+        sys.exit("the last words of\\na worker")
+    figures = dict(case=job["case"], provider=name, ours=True, baseline=job["against"], suite=job["suite"],
+                   calls_per_block=1, samples=[1e-3] * 5, baseline_samples=[2e-3] * 5, errors={}, baseline_layout="any")
+    failed = {"failed": "RuntimeError: no", "by": name, "broken": name == "breaks"}
+    print(json.dumps(failed if name in ("fails", "breaks") else {"figures": figures}), flush=True)
+"""
+FAKE = [sys.executable, "-c", WORKER]
+
+
+def jobs(*names: str) -> list[Job]:
+    return [
+        Job("comparison", "conv_pool", replace(TINY, name=str(number)), name, "peer", patience=5.0)
+        for number, name in enumerate(names)
+    ]
+
+
+def test_a_run_survives_whatever_a_job_does(capsys):
+    saved = []
+    plan = [Stage("first", jobs("good", "fails", "good", "breaks", "good", "dies")), Stage("second", jobs("good"))]
+    found = gpu_run.run(plan, "cpu", 60.0, save=lambda found: saved.append(len(found.figures)), command=FAKE)
+    assert saved == [3, 4]
+    assert [one["provider"] for one in found.failed] == ["fails", "breaks", "dies"]
+    assert found.failed[2]["reason"] == "the process ended: the last words of a worker"
+    assert not found.left_out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "benchmarks: first: 6 jobs"
+    assert lines[1].startswith("[1/7, ")
+    assert lines[1].endswith("good, against peer: 1 ms, 2x (2-2)")
+
+
+def test_who_does_not_answer_is_ended_and_the_next_is_asked():
+    (slow, *rest) = jobs("hangs", "good")
+    began = time.monotonic()
+    found = gpu_run.run([Stage("one", [replace(slow, patience=0.5), *rest])], "cpu", 60.0, command=FAKE)
+    assert time.monotonic() - began < 20
+    assert found.failed[0]["reason"] == "no answer within 0 s"
+    assert len(found.figures) == 1
+
+
+def test_a_failure_is_not_met_twice():
+    twice = [*jobs("fails"), replace(jobs("good")[0], against="fails"), *jobs("good")]
+    found = gpu_run.run([Stage("one", twice)], "cpu", 60.0, command=FAKE)
+    assert len(found.failed) == len(found.figures) == 1
+    assert found.left_out[0]["reason"] == "fails failed on this case"
+
+
+def test_workers_are_not_started_for_ever(monkeypatch):
+    monkeypatch.setattr(gpu_run, "MOST_STARTS", 2)
+    found = gpu_run.run([Stage("one", jobs("breaks", "breaks", "good"))], "cpu", 60.0, command=FAKE)
+    assert len(found.failed) == 2
+    assert found.left_out[0]["reason"] == "2 workers broke before"
+
+
+def test_time_is_shared_and_what_does_not_fit_is_listed(monkeypatch):
+    """Each job takes ten seconds of a clock that we move; 100 seconds, of which the last stage has reserved 30."""
+    now = [0.0]
+    monkeypatch.setattr(gpu_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slowly(self, job, patience):
+        now[0] += 10
+        return {"figures": {**gpu_figure("seqconv auto", 1.0), "provider": job.provider}}
+
+    monkeypatch.setattr(gpu_run.Worker, "ask", slowly)
+    many = jobs(*["good"] * 9)
+    plan = [Stage("a", many[:2]), Stage("b", many, most=0.3), Stage("c", many), Stage("d", many, reserved=0.3)]
+    found = gpu_run.run(plan, "cpu", 100.0, command=FAKE)
+    reasons = [one["reason"] for one in found.left_out]
+    assert [reasons.count(f"the time for {name!r} was over") for name in "abcd"] == [0, 6, 7, 6]
+    assert len(found.figures) == 2 + 3 + 2 + 3
+    assert len(gpu_run.run(plan, "cpu", -1.0, command=FAKE).left_out) == 29
+
+
+def gpu_figure(provider: str, seconds: float, baseline: str = "torch eager", **more):
+    case = layer_case("jena1", "forward", batch=4096, dtype="bfloat16", layout="channels_last", device="cuda")
+    return {
+        "case": case.as_dict(), "provider": provider, "ours": "seqconv" in provider, "baseline": baseline,
+        "baseline_layout": "channels_last", "suite": "conv_pool", "calls_per_block": 1, "samples": [seconds] * 3,
+        "baseline_samples": [4e-3] * 3, "errors": {}, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch, tmp_path):
+    """Make the command believe in a card, and return what it does with what is ``found``."""
+    limits = {"copy": 3e12, "matrix": {"bfloat16": 6e14}}
+    state = SimpleNamespace(found=gpu_run.Found(limits=limits), tests=0, memcheck=None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some Card 9000")
+    monkeypatch.setattr(gpu, "smi", lambda on_gpu: "550.1, 1980 MHz")
+    monkeypatch.setattr(
+        gpu_tests, "run_tests", lambda limit: {"exit_code": state.tests, "summary": "7 passed", "seconds": limit}
+    )
+    monkeypatch.setattr(gpu_tests, "sanitize", lambda limit: {"exit_code": state.memcheck, "summary": "0 errors"})
+    monkeypatch.setattr(gpu_warm, "beside", lambda device, processes: pytest.MonkeyPatch.context())
+
+    def run(plan, device, seconds, *, save):
+        state.plan, state.seconds = plan, seconds
+        save(state.found)
+        return state.found
+
+    monkeypatch.setattr(gpu_run, "run", run)
+    state.path = tmp_path / "gpu.json"
+    state.main = lambda *words: gpu.main(["--out", str(state.path), *words])
+    return state
+
+
+def test_a_results_file_has_the_card_its_limits_and_shares_of_the_roofline(on_a_gpu, capsys):
+    on_a_gpu.found.figures += [gpu_figure("seqconv triton", 1e-3), gpu_figure("torch.compile max-autotune", 3e-3)]
+    on_a_gpu.found.failed.append({"case": "x", "provider": "torch.compile", "reason": "RuntimeError: out of memory"})
+    on_a_gpu.found.left_out.append({"case": "y", "provider": "z", "reason": "no time"})
+    assert on_a_gpu.main("--minutes", "4") == 0
+    found = results.read(on_a_gpu.path)
+    assert found["gpu"]["card"] == "Some Card 9000"
+    assert found["gpu"]["driver"] == "550.1"
+    assert found["gpu"]["clocks"] == {"before": "550.1, 1980 MHz", "after": "550.1, 1980 MHz"}
+    assert found["tests"]["sanitizer"]["summary"] == "0 errors"
+    assert found["failed"][0]["reason"] == "RuntimeError: out of memory"
+    ours, peer = found["measurements"]
+    # 4096 * (14 * 240 + 32 * 78) numbers of two bytes and the parameters, at 3e12 bytes a second: 16 microseconds
+    floor = 2 * (4096 * (14 * 240 + 32 * 78) + 32 * 14 * 5 + 32) / 3e12
+    assert ours["roofline"] == pytest.approx(1e-3 / floor)
+    assert peer["roofline"] == pytest.approx(3e-3 / floor)
+    text = capsys.readouterr().out
+    for words in ("GPU tests: 7 passed", "compute-sanitizer: 0 errors", "copy 3 TB/s", "out of memory", "x roofline"):
+        assert words in text
+        assert words in on_a_gpu.path.with_suffix(".md").read_text()
+    assert on_a_gpu.path.with_suffix(".png").exists()
+    assert 0 < on_a_gpu.seconds <= 4 * 60
+
+
+@pytest.mark.parametrize(("tests", "memcheck", "failed", "code"), [
+    (0, None, [], 0), (1, 0, [], 1), (0, 86, [], 1), (0, 0, ["seqconv auto"], 1), (0, 0, ["torch.compile"], 0),
+])  # fmt: skip
+def test_the_exit_code_tells_of_our_own_failures(on_a_gpu, tests, memcheck, failed, code):
+    on_a_gpu.tests, on_a_gpu.memcheck = tests, memcheck
+    on_a_gpu.found.failed += [{"case": "x", "provider": name, "reason": "no"} for name in failed]
+    on_a_gpu.found.figures.append(gpu_figure("seqconv triton", 1e-3))
+    assert on_a_gpu.main() == code
+    assert results.read(on_a_gpu.path)["exit_code"] == code
+    assert results.read(on_a_gpu.path)["measurements"]
+
+
+def test_parts_and_stages_can_be_asked_for(on_a_gpu):
+    on_a_gpu.tests = 1
+    assert on_a_gpu.main("--parts", "benchmarks", "--stages", "sweep") == 0
+    assert [stage.name for stage in on_a_gpu.plan] == ["limits", "sweep"]
+    assert results.read(on_a_gpu.path)["tests"] is None
+    with pytest.raises(SystemExit):
+        on_a_gpu.main("--stages", "nothing")
+
+
+def test_what_is_needed_and_missing_is_named(on_a_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "missing", lambda packages: [one for one in packages if one in ("triton", "pytest")])
+    assert on_a_gpu.main() == 2
+    assert "needs the packages triton" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "missing", lambda packages: [one for one in packages if one == "pytest"])
+    assert on_a_gpu.main() == 0
+    assert "the package pytest is not installed: no tests run" in capsys.readouterr().out
+
+
+def test_a_rehearsal_on_the_cpu(tmp_path, capsys):
+    path = tmp_path / "rehearsal.json"
+    assert gpu.main(["--device", "cpu", "--minutes", "0", "--out", str(path)]) == 0  # no time for any job
+    found = results.read(path)
+    assert not found["measurements"]
+    assert len(found["skipped"]) == sum(len(stage.jobs) for stage in gpu_plan.stages("cpu"))
+
+
+def tool(tmp_path, monkeypatch, text: str) -> None:
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_the_sanitizer_s_summary_is_kept(tmp_path, monkeypatch):
+    said = "echo ========= ERROR SUMMARY: 2 errors; echo 3 passed; exit 86"
+    tool(tmp_path, monkeypatch, f'echo "$@" > "$(dirname "$0")/words"; {said}')
+    found = gpu_tests.sanitize(60.0)
+    assert found["exit_code"] == 86
+    assert found["summary"] == "ERROR SUMMARY: 2 errors; pytest: 3 passed"
+    words = (tmp_path / "words").read_text().split()
+    assert words[:2] == ["--tool", "memcheck"]
+    assert sys.executable in words
+
+
+def test_no_sanitizer_is_no_failure(monkeypatch):
+    monkeypatch.setattr(gpu_tests, "sanitizer", lambda: None)
+    assert gpu_tests.sanitize(1.0) == {
+        "exit_code": None,
+        "summary": "not run: compute-sanitizer is not on PATH, nor in CUDA_HOME/bin",
+    }
+
+
+def test_tests_that_take_too_long_are_stopped_with_all_that_they_started(tmp_path, monkeypatch):
+    tool(tmp_path, monkeypatch, "sleep 60 & sleep 60")
+    began = time.monotonic()
+    found = gpu_tests.sanitize(0.5)
+    assert time.monotonic() - began < 20
+    assert found["exit_code"] == 1
+    assert "stopped after 0 s" in found["summary"]
+
+
+def test_large_tests_run_behind_the_others_one_by_one(monkeypatch):
+    asked = []
+
+    def pytest_(words, limit, *_):
+        asked.append(words)
+        return (1, "FAILED tests/a.py::b - no\n= 1 failed in 2 s =") if len(asked) == 1 else (5, "no tests ran in 1 s")
+
+    monkeypatch.setattr(gpu_tests, "pytest", pytest_)
+    monkeypatch.setattr(gpu_tests, "processes", lambda: 4)
+    found = gpu_tests.run_tests(60.0)
+    assert asked[0][-4:] == ["-k", "not 2_to_the_31", "-n", "4"]
+    assert asked[1][-2:] == ["-k", "2_to_the_31"]
+    assert found["exit_code"] == 1
+    assert found["summary"] == "1 failed in 2 s; then no tests ran in 1 s"
+    assert found["failures"] == ["FAILED tests/a.py::b - no"]
+
+
+def test_promises_are_held_against_torch_at_its_best():
+    figures = [
+        gpu_figure("seqconv triton", 1e-3, roofline=1.5),
+        gpu_figure("torch.compile", 3e-3),
+        gpu_figure("torch.compile max-autotune", 1.5e-3),
+    ]
+    rows = report_gpu.promises([results.measurement(one) for one in figures])
+    case = "jena1 forward bfloat16 N 4096"
+    assert ("at most x of the roofline", case, "1.5", "1.6", "reached") in rows
+    assert ("times faster than torch's best (torch.compile max-autotune)", case, "1.5", "2", "short") in rows
+    rows = report_gpu.promises([results.measurement(one) for one in figures[:2]])
+    best = "times faster than torch's best (torch.compile; max-autotune was not measured)"
+    assert (best, case, "3", "2", "reached") in rows
+    assert all(row[2] == "not measured" for row in report_gpu.promises([]))
+
+
+def test_a_run_on_a_cpu_has_no_such_part():
+    run = results.collect([], [], command="", load=0.0, exit_code=0)
+    assert report_gpu.sections(run, "simple") == []
+    assert "promised" not in report.terminal(run)
