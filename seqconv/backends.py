@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from seqconv.kernels.triton.launch import interpreted
+
 __all__ = [
     "BACKENDS",
     "VARIABLE",
@@ -57,14 +59,15 @@ class Candidate(NamedTuple):
     """A backend's kernel for one operation.
 
     ``load`` returns the kernel and runs at the first call that needs it. ``refuse`` takes the kernel's own arguments
-    and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name. ``loaded``
-    holds the kernel from then on.
+    and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name. ``plan``
+    returns how it would serve them, where it has a choice. ``loaded`` holds the kernel from then on.
     """
 
     backend: str
     load: Callable[[], Kernel]
     refuse: Callable[..., str | None]
     avoid: Callable[..., str | None]
+    plan: Callable[..., str] | None
     loaded: Loaded
 
 
@@ -72,16 +75,19 @@ class Candidate(NamedTuple):
 class Explanation:
     """Which backend serves a call, and why the others do not.
 
-    ``reasons`` maps every backend to why it does not serve, ``None`` for the one that does.
+    ``reasons`` maps every backend to why it does not serve, ``None`` for the one that does. ``plan`` tells how that one
+    serves the call, and why so, where it has a choice.
     """
 
     operation: str
     backend: str
     requested: str
     reasons: Mapping[str, str | None]
+    plan: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.operation}: {self.backend} (asked for: {self.requested})"]
+        lines += [f"  plan: {self.plan}"] if self.plan else []
         lines += [f"  {name}: {reason or 'serves this call'}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 
@@ -96,12 +102,13 @@ def register(
     load: Callable[[], Kernel],
     refuse: Callable[..., str | None] = nothing,
     avoid: Callable[..., str | None] = nothing,
+    plan: Callable[..., str] | None = None,
 ) -> None:
     """Add ``backend``'s candidate for ``operation``, kept in order of preference; see :class:`Candidate`."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     candidates = [one for one in _candidates.get(operation, ()) if one.backend != backend]
-    candidates.append(Candidate(backend, load, refuse, avoid, Loaded()))
+    candidates.append(Candidate(backend, load, refuse, avoid, plan, Loaded()))
     _candidates[operation] = tuple(sorted(candidates, key=lambda one: BACKENDS.index(one.backend)))
 
 
@@ -122,7 +129,7 @@ def unavailable() -> dict[str, str]:
         for name in ("triton", "numba")
         if importlib.util.find_spec(name) is None
     }
-    if "triton" not in reasons and not torch.cuda.is_available():
+    if "triton" not in reasons and not torch.cuda.is_available() and not interpreted():
         reasons["triton"] = "torch sees no GPU"
     return reasons
 
@@ -179,7 +186,8 @@ def explain_call(operation: str, backend: str, arguments: tuple[Any, ...]) -> Ex
         if requested in candidates:
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reasons[requested]}")
         raise _unserved(operation, requested)
-    return Explanation(operation, chosen, requested, reasons)
+    plan = candidates[chosen].plan
+    return Explanation(operation, chosen, requested, reasons, None if plan is None else plan(*arguments))
 
 
 _candidates: dict[str, tuple[Candidate, ...]] = {}

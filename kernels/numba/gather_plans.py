@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PLANS", "Plan", "backward_plan", "forward_plan"]
+__all__ = ["PLANS", "Plan", "backward_plan", "fold_operations", "forward_plan"]
 
 PLANS = ("folded", "direct")
 
@@ -39,12 +39,17 @@ def forward_plan(
     """
     additions = samples * positions * size * outputs
     operations = {
-        "folded": (0 if ready else rows * (channels + WRITE) * size * outputs) + ADDITION * additions,
+        "folded": (0 if ready else fold_operations(rows, channels, outputs, size)) + ADDITION * additions,
         "direct": (channels + POOLING) * additions,
     }
     if ready:
         return Plan("folded", "the folded table is there", operations)
     return _cheaper(operations, f"{rows} rows to fold, {samples * positions} positions to convolve")
+
+
+def fold_operations(rows: int, channels: int, outputs: int, size: int) -> int:
+    """Return what it costs to fold so many rows, in multiply-adds."""
+    return rows * (channels + WRITE) * size * outputs
 
 
 def backward_plan(

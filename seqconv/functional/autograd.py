@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
@@ -18,45 +19,44 @@ __all__ = ["fused"]
 
 
 def fused(
-    backend: str, operation: str, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: tuple[int, ...]
+    backend: str, operation: str, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, options: Any
 ) -> Tensor:
-    """Run ``operation`` on ``backend``; ``geometry`` is a ``Convolution`` and, but for a global pool, a ``Pool``."""
+    """Run ``operation`` on ``backend``; see :class:`~seqconv.functional.passes.Passes` for what the kernel is given."""
     if torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        inputs[0].requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or inputs[-1].requires_grad
     ):
-        output: Tensor = _Fused.apply(backend, operation, input, weight, bias, geometry)
+        output: Tensor = _Fused.apply(backend, operation, options, *inputs, weight, bias)
         return output
-    return passes(backend, operation).forward(input, weight, bias, *geometry, want_argmax=False)[0]
+    return forward(backend, operation, inputs, weight, bias, options)
 
 
 class _Fused(torch.autograd.Function):
-    """Saves the input, the weight and a small integer for every output."""
+    """Saves the inputs, the weight and a small integer for every output."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        backend: str,
-        operation: str,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: tuple[Any, ...],
-    ) -> Tensor:
-        output, argmax = passes(backend, operation).forward(input, weight, bias, *geometry, want_argmax=True)
-        ctx.save_for_backward(input, weight, argmax)
-        ctx.kernel, ctx.geometry = (backend, operation), geometry
+    def forward(ctx: Any, backend: str, operation: str, options: Any, *tensors: Any) -> Tensor:
+        *inputs, weight, bias = tensors
+        output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=True)
+        ctx.save_for_backward(*inputs, weight, argmax)
+        ctx.kernel, ctx.options = (backend, operation), options
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, argmax = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:5]
+        *inputs, weight, argmax = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        wanted = (any(needed[:-2]), *needed[-2:])
         with torch.no_grad():
             given = in_plain_memory(*gradient)
-            gradients = passes(*ctx.kernel).backward(given, argmax, input, weight, *ctx.geometry, wanted=wanted)
+            gradients = passes(*ctx.kernel).backward(given, argmax, *inputs, weight, *ctx.options, wanted=wanted)
+        source = next(number for number, one in enumerate(inputs) if one.is_floating_point())
         if torch.is_grad_enabled():  # somebody may differentiate again
-            gradients = _Underivable.apply(ctx.kernel, *gradient, input, weight, *gradients)
-        return None, None, *gradients, None
+            gradients = _Underivable.apply(ctx.kernel, *gradient, inputs[source], weight, *gradients)
+        to_inputs = (gradients[0] if number == source else None for number in range(len(inputs)))
+        return None, None, None, *to_inputs, *gradients[1:]
 
 
 class _Underivable(torch.autograd.Function):

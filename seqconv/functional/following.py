@@ -18,11 +18,11 @@ _autocast = torch.is_autocast_enabled
 _strided = torch.strided
 
 
-def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
+def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -> str | None:
     """Return what is active, or among the tensors of one device, that needs torch's own operations; else ``None``.
 
     Under ``torch.compile`` kernels are operators of the graph, which it follows; an exported program is for readers
-    that may not have them.
+    that may not have them. ``autocast`` tells that the kernel itself does what autocast asks for.
     """
     if _is_compiling():
         return "torch.export needs torch's own operations" if torch.compiler.is_exporting() else None
@@ -34,7 +34,7 @@ def unfollowed(source: Tensor, *others: Tensor | None) -> str | None:
         return "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
     if _trace() is not None:
         return "torch.jit.trace needs torch's own operations"
-    if _autocast(source.device.type):
+    if not autocast and _autocast(source.device.type):
         return "autocast chooses among torch's own operations"
     for tensor in (source, *others):
         if tensor is None:

@@ -1,7 +1,4 @@
-"""The kernels of the conv stack, floor by floor, and their registration with :mod:`seqconv.backends`.
-
-A floor that has no kernels of its own for gathered rows gathers them first and runs its kernels on the result.
-"""
+"""The kernels of the conv stack, floor by floor, and their registration with :mod:`seqconv.backends`."""
 
 from __future__ import annotations
 
@@ -14,90 +11,119 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import autograd, library
+from seqconv.functional import autograd, folded, library
 from seqconv.functional.following import unfollowed
+from seqconv.functional.passes import gathers
 from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.numba.limits import refuse_conv_pool, refuse_length
-from seqconv.kernels.reference import gather
+from seqconv.kernels.triton import conv_pool as triton
+from seqconv.kernels.triton.launch import refuse_device
 
 __all__ = ["register"]
 
-OPERATIONS = ("conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d")
+OPERATIONS = tuple(
+    prefix + pool
+    for prefix in ("conv1d_relu_", "embedding_conv1d_relu_", "window_conv1d_relu_")
+    for pool in ("max_pool1d", "global_max_pool1d")
+)
 
 NO_NUMBA = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
 
 
 def fused(backend: str, operation: str) -> Callable[..., Tensor]:
     """Return a floor's kernel of ``operation``, differentiable, for eager calls and under ``torch.compile``."""
+    count = 2 if gathers(operation) else 1
 
-    def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: tuple[Any, ...]) -> Tensor:
-        if torch.compiler.is_compiling():
-            return library.fused(backend, input, weight, bias, *geometry)
-        return autograd.fused(backend, operation, input, weight, bias, *geometry)
+    def kernel(*arguments: Any) -> Tensor:
+        inputs, (weight, bias), options = arguments[:count], arguments[count : count + 2], arguments[count + 2 :]
+        run = library.fused if torch.compiler.is_compiling() else autograd.fused
+        return run(backend, operation, inputs, weight, bias, options)
 
     return kernel
 
 
-def fused_embedding(backend: str, operation: str) -> Callable[..., Tensor]:
-    """Return a floor's kernel of ``operation`` on embedded tokens."""
-    kernel = fused(backend, operation)
+def fused_on_gpus(operation: str) -> Callable[..., Tensor]:
+    """Return the kernel for GPUs, which under autocast computes in the dtype that torch's convolution would have."""
+    count, kernel = (2 if gathers(operation) else 1), fused("triton", operation)
 
-    def embed(tokens: Tensor, table: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        *geometry, padding_idx = options
-        return kernel(gather.embed(tokens, table, padding_idx), weight, bias, *geometry)
+    def cast(*arguments: Any) -> Tensor:
+        device = arguments[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return kernel(*arguments)
+        dtype = torch.get_autocast_dtype(device)
+        tensors = (
+            one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
+            for one in arguments[: count + 2]
+        )
+        with torch.autocast(device, enabled=False):
+            return kernel(*tensors, *arguments[count + 2 :])
 
-    return embed
-
-
-def fused_window(backend: str, operation: str) -> Callable[..., Tensor]:
-    """Return a floor's kernel of ``operation`` on windows of a series."""
-    kernel = fused(backend, operation)
-
-    def cut(series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        *geometry, length, step = options
-        return kernel(gather.windows(series, starts, length, step), weight, bias, *geometry)
-
-    return cut
+    return cast
 
 
-def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_pool: Any) -> str | None:
-    """Return why Numba's floor cannot serve a call on a tensor, or ``None``."""
-    return _refuse(convolution, input.size(2), input, weight, bias)
+def refuse(operation: str) -> Callable[..., str | None]:
+    """Return what tells why Numba's floor cannot serve a call of ``operation``, or ``None``."""
+    source, count = source_of(operation)
+
+    def refuse_call(*arguments: Any) -> str | None:
+        convolution: Convolution = arguments[count + 2]
+        return (
+            NO_NUMBA
+            or refuse_conv_pool(arguments[source], convolution)
+            or unfollowed(arguments[source], *arguments[: count + 2])
+            # last: looking at it would bound it in an exported program
+            or refuse_length(length_of(operation, arguments), convolution)
+        )
+
+    return refuse_call
 
 
-def refuse_embedding(
-    tokens: Tensor, table: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_options: Any
-) -> str | None:
-    """Return why Numba's floor cannot serve a call on embedded tokens, or ``None``."""
-    return _refuse(convolution, tokens.size(1), table, tokens, weight, bias)
+def refuse_on_gpus(operation: str) -> Callable[..., str | None]:
+    """Return what tells why Triton's floor cannot serve a call of ``operation``, or ``None``."""
+    source, count = source_of(operation)
+
+    def refuse_call(*arguments: Any) -> str | None:
+        return (
+            refuse_device(arguments[source].device)
+            or unfollowed(arguments[source], *arguments[: count + 2], autocast=True)
+            or triton.refuse(*arguments)
+        )
+
+    return refuse_call
 
 
-def refuse_window(
-    series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *options: Any
-) -> str | None:
-    """Return why Numba's floor cannot serve a call on windows of a series, or ``None``."""
-    return _refuse(convolution, options[-2], series, starts, weight, bias)
+def source_of(operation: str) -> tuple[int, int]:
+    """Return which of an operation's inputs holds the numbers, and how many inputs it has."""
+    return int(operation.startswith("embedding")), 2 if gathers(operation) else 1
 
 
-def _refuse(convolution: Convolution, length: int, source: Tensor, *others: Tensor | None) -> str | None:
-    return (
-        NO_NUMBA
-        or refuse_conv_pool(source, convolution)
-        or unfollowed(source, *others)
-        or refuse_length(length, convolution)  # last: looking at it would bound it in an exported program
+def length_of(operation: str, arguments: tuple[Any, ...]) -> int:
+    """Return how many positions a call's input has."""
+    if operation.startswith("window"):
+        return int(arguments[-2])
+    return arguments[0].size(-1)  # type: ignore[no-any-return]  # a symbol, in a graph
+
+
+def explain_embedding(backend: str, *arguments: Any) -> str:
+    """Return how an embedding in front of a convolution is computed, and why."""
+    tokens, table, weight, bias, convolution = arguments[:5]
+    differentiable = torch.is_grad_enabled() and any(
+        one is not None and one.requires_grad for one in (table, weight, bias)
     )
+    if not differentiable and folded.is_kept(backend, table, weight):
+        plan = folded.plan(tokens, weight, convolution, ready=True, rows=0)
+    else:
+        rows = int(torch.unique(tokens).numel())
+        plan = folded.plan(tokens, weight, convolution, ready=False, rows=rows)
+    return f"{plan.name}: {plan.reason}"
 
 
 def register() -> None:
     """Register the kernels of all floors for all operations of the conv stack."""
-    inputs: dict[str, tuple[Any, Any]] = {
-        "": (fused, refuse),
-        "embedding_": (fused_embedding, refuse_embedding),
-        "window_": (fused_window, refuse_window),
-    }
     for operation in OPERATIONS:
-        for prefix, (build, refuse_call) in inputs.items():
-            module = "seqconv.kernels.reference." + ("gather" if prefix else "conv_pool")
-            name = prefix + operation
-            backends.register(name, "reference", backends.attribute(module, name))
-            backends.register(name, "numba", partial(build, "numba", operation), refuse_call)
+        module = "seqconv.kernels.reference." + ("gather" if gathers(operation) else "conv_pool")
+        backends.register(operation, "reference", backends.attribute(module, operation))
+        plan = partial(explain_embedding, "numba") if operation.startswith("embedding") else None
+        backends.register(operation, "numba", partial(fused, "numba", operation), refuse(operation), plan=plan)
+        if not gathers(operation):
+            backends.register(operation, "triton", partial(fused_on_gpus, operation), refuse_on_gpus(operation))

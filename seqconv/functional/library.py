@@ -1,7 +1,9 @@
 """The kernels as operators of ``torch.library``: what ``torch.compile`` puts into its graphs.
 
 An operator takes plain numbers: ``convolution`` is ``(stride, left padding, right padding, dilation)``, ``pool`` the
-fields of a ``Pool``, empty for the global maximum. What is not wanted is an empty tensor.
+fields of a ``Pool``, empty for the global maximum. ``index`` are tokens or starts, ``None`` where the source is the
+input itself; ``rows`` is empty then, ``(padding_idx,)`` or ``(-1,)`` of tokens, ``(length, step)`` of windows. What is
+not wanted is an empty tensor.
 """
 
 # ruff: noqa: ARG001  (a description of a result takes what its computation takes)
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqconv.functional import arguments, folded
 from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference.conv_pool import is_channels_last
@@ -21,124 +24,168 @@ from seqconv.kernels.reference.conv_pool import is_channels_last
 __all__ = ["fused"]
 
 
-def fused(backend: str, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: tuple[Any, ...]) -> Tensor:
-    """Do what :func:`seqconv.functional.autograd.fused` does, as an operator; the geometry tells which operation."""
-    stride, (left, right), dilation, _ = geometry[0]
-    pool = [int(number) for number in geometry[1]] if len(geometry) > 1 else []
+def fused(
+    backend: str, operation: str, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, options: Any
+) -> Tensor:
+    """Do what :func:`seqconv.functional.autograd.fused` does, as an operator."""
+    stride, (left, right), dilation, _ = options[0]
+    numbers, pool = [stride, left, right, dilation], []
+    rest = options[1:]
+    if "global" not in operation:
+        pool, rest = [int(number) for number in options[1]], options[2:]
+    index: Tensor | None = None
+    source, rows = inputs[0], []
+    if operation.startswith("embedding"):
+        (index, source), rows = inputs, [-1 if rest[0] is None else rest[0]]
+    elif operation.startswith("window"):
+        (source, index), rows = inputs, list(rest)
     differentiable = torch.is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (input, weight, bias)
+        one is not None and one.requires_grad for one in (source, weight, bias)
     )
-    numbers = [stride, left, right, dilation]
-    output: Tensor = _conv_relu_pool(input, weight, bias, backend, numbers, pool, differentiable)[0]
+    output: Tensor = _conv_relu_pool(source, weight, bias, index, backend, rows, numbers, pool, differentiable)[0]
     return output
 
 
 @torch.library.custom_op("seqconv::conv_relu_max_pool", mutates_args=())
 def _conv_relu_pool(
-    input: Tensor,
+    source: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    index: Tensor | None,
     backend: str,
+    rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
     want_argmax: bool,
 ) -> tuple[Tensor, Tensor]:
-    operation, geometry = _geometry(convolution, pool)
-    output, argmax = passes(backend, operation).forward(input, weight, bias, *geometry, want_argmax=want_argmax)
-    return output, output.new_empty(0, dtype=torch.int8) if argmax is None else argmax
+    operation, inputs, options = _call(source, index, rows, convolution, pool)
+    if index is not None:  # whose values no graph knew
+        _check(source, index, rows)
+    if not want_argmax:
+        output = folded.forward(backend, operation, inputs, weight, bias, options)
+        return output, output.new_empty(0, dtype=torch.int8)
+    output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=True)
+    assert argmax is not None
+    return output, argmax
 
 
 @_conv_relu_pool.register_fake
 def _(
-    input: Tensor,
+    source: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    index: Tensor | None,
     backend: str,
+    rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
     want_argmax: bool,
 ) -> tuple[Tensor, Tensor]:
-    operation, geometry = _geometry(convolution, pool)
-    samples, outputs = input.size(0), weight.size(0)
-    positions = geometry[0].output_length(input.size(2), weight.size(2))
+    operation, _, options = _call(source, index, rows, convolution, pool)
+    samples = source.size(0) if index is None else index.size(0)
+    length = source.size(2) if index is None else rows[0] if len(rows) == 2 else index.size(1)
+    outputs, positions = weight.size(0), options[0].output_length(length, weight.size(2))
     if not pool:
-        output = input.new_empty(samples, outputs)
+        output = source.new_empty(samples, outputs)
         windows, largest = 1, positions - 1
     else:
-        windows, largest = geometry[1].output_length(positions), geometry[1].size - 1
-        if is_channels_last(input):
-            output = input.new_empty(samples, windows, outputs).transpose(1, 2)
+        windows, largest = options[1].output_length(positions), options[1].size - 1
+        if index is not None or is_channels_last(source):
+            output = source.new_empty(samples, windows, outputs).transpose(1, 2)
         else:
-            output = input.new_empty(samples, outputs, windows)
+            output = source.new_empty(samples, outputs, windows)
     if not want_argmax:
-        return output, input.new_empty(0, dtype=torch.int8)
-    shape, dtype = passes(backend, operation).argmax_format(samples, outputs, windows, largest, input.dtype)
-    return output, input.new_empty(shape, dtype=dtype)
+        return output, source.new_empty(0, dtype=torch.int8)
+    shape, dtype = passes(backend, operation).argmax_format(samples, outputs, windows, largest, source.dtype)
+    return output, source.new_empty(shape, dtype=dtype)
 
 
 @torch.library.custom_op("seqconv::conv_relu_max_pool_backward", mutates_args=())
 def _conv_relu_pool_backward(
     gradient: Tensor,
     argmax: Tensor,
-    input: Tensor,
+    source: Tensor,
     weight: Tensor,
+    index: Tensor | None,
     backend: str,
+    rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    operation, geometry = _geometry(convolution, pool)
+    operation, inputs, options = _call(source, index, rows, convolution, pool)
     want = (wanted[0], wanted[1], wanted[2])
-    gradients = passes(backend, operation).backward(gradient, argmax, input, weight, *geometry, wanted=want)
-    dx, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
+    gradients = passes(backend, operation).backward(gradient, argmax, *inputs, weight, *options, wanted=want)
+    ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
     if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel finds convenient
-        dx = dx.contiguous() if input.is_contiguous() else dx.transpose(1, 2).contiguous().transpose(1, 2)
-    return dx, dw, db
+        if index is not None or source.is_contiguous():
+            ds = ds.contiguous()
+        else:
+            ds = ds.transpose(1, 2).contiguous().transpose(1, 2)
+    return ds, dw, db
 
 
 @_conv_relu_pool_backward.register_fake
 def _(
     gradient: Tensor,
     argmax: Tensor,
-    input: Tensor,
+    source: Tensor,
     weight: Tensor,
+    index: Tensor | None,
     backend: str,
+    rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    samples, channels, length = input.shape
-    if input.is_contiguous():
-        dx = input.new_empty(samples, channels, length)
+    if index is not None or source.is_contiguous():
+        ds = source.new_empty(source.shape)
     else:
-        dx = input.new_empty(samples, length, channels).transpose(1, 2)
+        samples, channels, length = source.shape
+        ds = source.new_empty(samples, length, channels).transpose(1, 2)
     shapes = (weight.shape, (weight.size(0),))
     dw, db = (weight.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted[1:], strict=True))
-    return dx if wanted[0] else input.new_empty(0), dw, db
+    return ds if wanted[0] else source.new_empty(0), dw, db
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, weight, _, backend, convolution, pool, _ = inputs
-    ctx.save_for_backward(input, weight, output[1])
+    source, weight, _, index, backend, rows, convolution, pool, _ = inputs
+    ctx.save_for_backward(source, weight, index, output[1])
     ctx.mark_non_differentiable(output[1])
-    ctx.options = backend, convolution, pool
+    ctx.options = backend, rows, convolution, pool
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    input, weight, argmax = ctx.saved_tensors
+    source, weight, index, argmax = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    gradients = _conv_relu_pool_backward(gradient, argmax, input, weight, *ctx.options, wanted)
+    gradients = _conv_relu_pool_backward(gradient, argmax, source, weight, index, *ctx.options, wanted)
     given = (one if want else None for one, want in zip(gradients, wanted, strict=True))
-    return *given, None, None, None, None
+    return *given, *(None,) * 6
 
 
 _conv_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _geometry(convolution: Sequence[int], pool: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
+def _call(
+    source: Tensor, index: Tensor | None, rows: Sequence[int], convolution: Sequence[int], pool: Sequence[int]
+) -> tuple[str, tuple[Tensor, ...], tuple[Any, ...]]:
+    """Return the operation, the inputs and the options that its kernel takes."""
     stride, left, right, dilation = convolution
-    geometry = Convolution(stride, (left, right), dilation)
-    if not pool:
-        return "conv1d_relu_global_max_pool1d", (geometry,)
-    size, pool_stride, padding, pool_dilation, ceil_mode = pool
-    return "conv1d_relu_max_pool1d", (geometry, Pool(size, pool_stride, padding, pool_dilation, bool(ceil_mode)))
+    options: tuple[Any, ...] = (Convolution(stride, (left, right), dilation),)
+    operation = "conv1d_relu_global_max_pool1d"
+    if pool:
+        size, pool_stride, padding, pool_dilation, ceil_mode = pool
+        options += (Pool(size, pool_stride, padding, pool_dilation, bool(ceil_mode)),)
+        operation = "conv1d_relu_max_pool1d"
+    if index is None:
+        return operation, (source,), options
+    if len(rows) == 2:
+        return f"window_{operation}", (source, index), (*options, *rows)
+    return f"embedding_{operation}", (index, source), (*options, None if rows[0] < 0 else rows[0])
+
+
+def _check(source: Tensor, index: Tensor, rows: Sequence[int]) -> None:
+    if len(rows) == 2:
+        arguments.row_index("starts", index, "series", source, reach=(rows[0] - 1) * rows[1])
+    else:
+        arguments.row_index("tokens", index, "table", source)

@@ -10,22 +10,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Passes", "passes"]
+__all__ = ["Passes", "gathers", "passes"]
 
 
 class Passes(NamedTuple):
     """One kernel's two passes.
 
-    ``forward(input, weight, bias, *geometry, want_argmax=...)`` returns the result and, if wanted, what the backward
-    pass needs to know of the winners; ``backward(gradient, argmax, input, weight, *geometry, wanted=...)`` the
-    gradients of input, weight and bias, ``None`` for those that are not wanted.
+    ``forward(*inputs, weight, bias, *options, want_argmax=...)`` returns the result and, if wanted, what the backward
+    pass needs to know of the winners; ``backward(gradient, argmax, *inputs, weight, *options, wanted=...)`` the
+    gradients of source, weight and bias, ``None`` for those that are not wanted. ``inputs`` are the input alone, or
+    tokens and table, or series and starts; the source is the one of them that holds numbers.
     ``argmax_format(samples, outputs, windows, greatest, dtype)`` tells the shape and dtype of what is kept of the
-    winners, none of whose numbers is above ``greatest``.
+    winners, none of whose numbers is above ``greatest``. ``fold(table, weight)`` returns a folded table, which the
+    forward pass of an embedding takes as ``folded``; ``None`` for other operations.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor | None]]
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
     argmax_format: Callable[[int, int, int, int, torch.dtype], tuple[tuple[int, ...], torch.dtype]]
+    fold: Callable[..., Tensor] | None = None
 
 
 @cache
@@ -35,8 +38,15 @@ def passes(backend: str, operation: str) -> Passes:
     def find(module: str, name: str) -> Any:
         return getattr(importlib.import_module(f"seqconv.kernels.{backend}.{module}"), name)
 
+    module = "gather" if gathers(operation) else "conv_pool"
     return Passes(
-        find("conv_pool", f"{operation}_forward"),
-        find("conv_pool_backward", f"{operation}_backward"),
+        find(module, f"{operation}_forward"),
+        find(f"{module}_backward", f"{operation}_backward"),
         find("conv_pool", "argmax_format"),
+        find(module, "fold") if operation.startswith("embedding") else None,
     )
+
+
+def gathers(operation: str) -> bool:
+    """Tell whether an operation's input is rows that are read through an index."""
+    return operation.startswith(("embedding", "window"))

@@ -183,12 +183,48 @@ GEOMETRIES = [
 def test_the_operators_are_what_they_say(layout, convolution, pool):
     """Their descriptions, for graphs, tell shapes, strides and dtypes as they come; nothing is aliased or mutated."""
     x, w, b = (tensor.requires_grad_() for tensor in (LAYOUTS[layout](whole(2, 4, 13)), whole(6, 4, 3), whole(6)))
-    torch.library.opcheck(library._conv_relu_pool, (x, w, b, "numba", convolution, pool, True))
+    torch.library.opcheck(library._conv_relu_pool, (x, w, b, None, "numba", [], convolution, pool, True))
     with torch.no_grad():
         torch.library.opcheck(
-            library._conv_relu_pool, (x.detach(), w.detach(), None, "numba", convolution, pool, False)
+            library._conv_relu_pool, (x.detach(), w.detach(), None, None, "numba", [], convolution, pool, False)
         )
-        output, argmax = library._conv_relu_pool(x, w, b, "numba", convolution, pool, True)
+        output, argmax = library._conv_relu_pool(x, w, b, None, "numba", [], convolution, pool, True)
         for wanted in ([True, True, True], [False, True, False]):
-            arguments = (torch.ones_like(output), argmax, x.detach(), w.detach(), "numba", convolution, pool, wanted)
+            arguments = (
+                torch.ones_like(output),
+                argmax,
+                x.detach(),
+                w.detach(),
+                None,
+                "numba",
+                [],
+                convolution,
+                pool,
+                wanted,
+            )
             torch.library.opcheck(library._conv_relu_pool_backward, arguments)
+
+
+@pytest.mark.parametrize(("convolution", "pool"), GEOMETRIES)
+@pytest.mark.parametrize("rows", [[-1], [2], [11, 2]])
+def test_the_operators_on_gathered_rows_are_what_they_say(rows, convolution, pool):
+    index = torch.tensor([0, 7, 3]) if len(rows) == 2 else torch.randint(9, (3, 13), dtype=torch.int32)
+    source = whole(40 if len(rows) == 2 else 9, 4).requires_grad_()
+    w, b = (whole(*shape).requires_grad_() for shape in ((6, 4, 3), (6,)))
+    options = (index, "numba", rows, convolution, pool)
+    torch.library.opcheck(library._conv_relu_pool, (source, w, b, *options, True))
+    with torch.no_grad():
+        torch.library.opcheck(library._conv_relu_pool, (source.detach(), w.detach(), None, *options, False))
+        output, argmax = library._conv_relu_pool(source, w, b, *options, True)
+        for wanted in ([True, True, True], [False, True, False]):
+            arguments = (torch.ones_like(output), argmax, source.detach(), w.detach(), *options, wanted)
+            torch.library.opcheck(library._conv_relu_pool_backward, arguments)
+
+
+def test_rows_that_are_not_there_are_noticed_in_a_graph(compiler):
+    compile_, _ = compiler
+    table, w = torch.randn(9, 4), torch.randn(6, 4, 3)
+    function = compile_(lambda t: seqconv.functional.embedding_conv1d_relu_max_pool1d(t, table, w, pool_size=2))
+    function(torch.randint(9, (2, 12)))
+    with pytest.raises(IndexError, match=r"^tokens must be between 0 and 8 for the 9 rows of table, got 9"):
+        function(torch.full((2, 12), 9))
