@@ -15,7 +15,7 @@ from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
-__all__ = ["fused"]
+__all__ = ["fused", "underivable"]
 
 
 def fused(
@@ -54,18 +54,26 @@ class _Fused(torch.autograd.Function):
             gradients = passes(*ctx.kernel).backward(given, argmax, *inputs, weight, *ctx.options, wanted=wanted)
         source = next(number for number, one in enumerate(inputs) if one.is_floating_point())
         if torch.is_grad_enabled():  # somebody may differentiate again
-            gradients = _Underivable.apply(ctx.kernel, *gradient, inputs[source], weight, *gradients)
+            gradients = underivable(*ctx.kernel, (*gradient, inputs[source], weight), gradients)
         to_inputs = (gradients[0] if number == source else None for number in range(len(inputs)))
         return None, None, None, *to_inputs, *gradients[1:]
 
 
-class _Underivable(torch.autograd.Function):
-    """Passes gradients on, tied to what they were computed from; says so if they are to be differentiated."""
+def underivable(
+    backend: str, operation: str, sources: tuple[Tensor, ...], gradients: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients, tied to what they were computed from; an error if they are to be differentiated."""
+    tied: tuple[Tensor | None, ...] = _Underivable.apply(backend, operation, len(sources), *sources, *gradients)
+    return tied
 
+
+class _Underivable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: tuple[str, str], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.kernel = kernel
-        return tuple(None if one is None else one.view_as(one) for one in tensors[3:])
+    def forward(
+        ctx: Any, backend: str, operation: str, sources: int, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        ctx.kernel = backend, operation
+        return tuple(None if one is None else one.view_as(one) for one in tensors[sources:])
 
     @staticmethod
     def backward(ctx: Any, *_gradients: Tensor | None) -> tuple[None, ...]:

@@ -27,7 +27,7 @@ from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.numba.gather_plans import Plan, fold_operations, forward_plan
 
-__all__ = ["VARIABLE", "forward", "is_kept", "limit", "plan"]
+__all__ = ["VARIABLE", "find_or_fold", "forward", "is_kept", "limit", "plan"]
 
 VARIABLE = "SEQCONV_FOLDED_MIB"
 DEFAULT_MIB = 512
@@ -63,7 +63,7 @@ def forward(
     found = passes(backend, operation)
     if found.fold is not None:
         tokens, table = inputs
-        folded = _folded(backend, tokens, table, weight, options[0])
+        folded = find_or_fold(backend, tokens, table, weight, options[0])
         if folded is not None:
             return found.forward(*inputs, weight, bias, *options, want_argmax=False, folded=folded)[0]
     return found.forward(*inputs, weight, bias, *options, want_argmax=False)[0]
@@ -92,7 +92,9 @@ def limit() -> int:
     return int(value) << 20
 
 
-def _folded(backend: str, tokens: Tensor, table: Tensor, weight: Tensor, convolution: Convolution) -> Tensor | None:
+def find_or_fold(
+    backend: str, tokens: Tensor, table: Tensor, weight: Tensor, convolution: Convolution
+) -> Tensor | None:
     """Return the folded table if it is kept, or worth making now."""
     if table.is_cuda and torch.cuda.is_current_stream_capturing():
         return None

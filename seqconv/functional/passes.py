@@ -22,7 +22,8 @@ class Passes(NamedTuple):
     tokens and table, or series and starts; the source is the one of them that holds numbers.
     ``argmax_format(samples, outputs, windows, greatest, dtype)`` tells the shape and dtype of what is kept of the
     winners, none of whose numbers is above ``greatest``. ``fold(table, weight)`` returns a folded table, which the
-    forward pass of an embedding takes as ``folded``; ``None`` for other operations.
+    forward pass of an embedding takes as ``folded``; ``None`` for other operations. Kernels of several convolutions
+    take lists of weights, biases and folded tables, and have ``argmax_format(samples, outputs, greatest, dtype)``.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor | None]]
@@ -42,7 +43,7 @@ def passes(backend: str, operation: str) -> Passes:
     return Passes(
         find(module, f"{operation}_forward"),
         find(f"{module}_backward", f"{operation}_backward"),
-        find("conv_pool", "argmax_format"),
+        find(module, "argmaxes_format") if "conv1ds" in operation else find("conv_pool", "argmax_format"),
         find(module, "fold") if operation.startswith("embedding") else None,
     )
 

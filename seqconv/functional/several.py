@@ -1,0 +1,181 @@
+"""Convolutions of several kernel sizes over the same embedded tokens, as one function: the first layer of TextCNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqconv import backends
+from seqconv.functional import folded, kernels
+from seqconv.functional.arguments import IntOrTuple
+from seqconv.functional.autograd import underivable
+from seqconv.functional.conv import Call, embedding_call
+from seqconv.functional.following import in_plain_memory, unfollowed
+from seqconv.functional.passes import passes
+
+__all__ = ["embedding_conv1ds_call", "embedding_conv1ds_relu_global_max_pool1d"]
+
+OPERATION = "embedding_conv1ds_relu_global_max_pool1d"
+SINGLE = "embedding_conv1d_relu_global_max_pool1d"
+
+
+def embedding_conv1ds_relu_global_max_pool1d(
+    tokens: Tensor,
+    table: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    padding_idx: int | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Return :func:`embedding_conv1d_relu_global_max_pool1d` for each weight on the same tokens, side by side.
+
+    Shapes: ``tokens`` ``(N, L)`` or ``(L,)``, ``table`` ``(V, C)``, ``weights`` one or more of ``(O_i, C / groups,
+    K_i)``, ``biases`` as many of ``(O_i,)`` or ``None``; the result is ``(N, O_0 + O_1 + ...)`` or without ``N``. The
+    other arguments hold for every convolution. The tokens are read, and the gradients of the table added up, once for
+    all. In torch: ``torch.cat([F.relu(F.conv1d(x, w, b)).max(-1).values for w, b in zip(weights, biases)], -1)`` with
+    ``x = F.embedding(tokens, table).transpose(-1, -2)``. Source: Kim, "Convolutional Neural Networks for Sentence
+    Classification", 2014.
+    """
+    call = embedding_conv1ds_call(tokens, table, weights, biases, padding_idx, (stride, padding, dilation, groups))
+    return call.run(backend)
+
+
+def embedding_conv1ds_call(
+    tokens: Tensor,
+    table: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    padding_idx: int | None,
+    convolution: tuple[Any, ...],
+) -> Call:
+    """Check a call on embedded tokens with several weights."""
+    weights = _sequence("weights", weights)
+    if not weights:
+        raise ValueError("weights must hold at least one tensor, got none")
+    biases = [None] * len(weights) if biases is None else _sequence("biases", biases)
+    if len(biases) != len(weights):
+        raise ValueError(f"biases must hold one tensor or None for each of {len(weights)} weights, got {len(biases)}")
+    calls = []
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        try:
+            calls.append(embedding_call(tokens, table, weight, bias, padding_idx, convolution, None))
+        except (TypeError, ValueError) as error:
+            message = str(error)
+            for name in ("weight", "bias", "kernel_size"):
+                if message.startswith(f"{name} "):
+                    raise type(error)(f"{message} (of weights[{number}])") from None
+            raise
+    tokens, table, *_, padding_idx = calls[0].arguments
+    convolutions = [call.arguments[4] for call in calls]
+    return Call(OPERATION, (tokens, table, weights, biases, convolutions, padding_idx), calls[0].batched)
+
+
+def _sequence(name: str, value: Any) -> list[Any]:
+    if isinstance(value, Tensor) or not isinstance(value, Sequence | torch.nn.ParameterList):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(value).__name__}")
+    return list(value)
+
+
+def one_by_one(backend: str) -> Callable[..., Tensor]:
+    """Return what calls a backend's kernel for one weight after the other."""
+    single = kernels.fused_on_gpus(SINGLE) if backend == "triton" else kernels.fused(backend, SINGLE)
+
+    def run(
+        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+    ) -> Tensor:
+        layers = zip(weights, biases, convolutions, strict=True)
+        return torch.cat([single(tokens, table, *layer, padding_idx) for layer in layers], 1)
+
+    return run
+
+
+def at_once() -> Callable[..., Tensor]:
+    """Return the CPU kernel for all weights at once; in a graph, one operator for each."""
+    separate = one_by_one("numba")
+
+    def run(
+        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+    ) -> Tensor:
+        if torch.compiler.is_compiling():
+            return separate(tokens, table, weights, biases, convolutions, padding_idx)
+        tensors = (table, *weights, *biases)
+        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
+            output: Tensor = _Several.apply(convolutions, padding_idx, tokens, *tensors)
+            return output
+        pairs = zip(weights, convolutions, strict=True)
+        kept = [folded.find_or_fold("numba", tokens, table, weight, one) for weight, one in pairs]
+        ready = {} if None in kept else {"folded": kept}
+        forward = passes("numba", OPERATION).forward
+        return forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=False, **ready)[0]
+
+    return run
+
+
+class _Several(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, convolutions: Any, padding_idx: int | None, tokens: Tensor, *tensors: Any) -> Tensor:
+        table, count = tensors[0], len(convolutions)
+        weights, biases = list(tensors[1 : count + 1]), list(tensors[count + 1 :])
+        forward = passes("numba", OPERATION).forward
+        output, argmax = forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=True)
+        ctx.save_for_backward(tokens, argmax, table, *weights)
+        ctx.options = convolutions, padding_idx
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, argmax, table, *weights = ctx.saved_tensors
+        convolutions, padding_idx = ctx.options
+        needed, count = ctx.needs_input_grad[3:], len(weights)
+        wanted = needed[0], any(needed[1 : count + 1]), any(needed[count + 1 :])
+        with torch.no_grad():
+            dtable, dweights, dbiases = passes("numba", OPERATION).backward(
+                in_plain_memory(*gradient), argmax, tokens, table, weights, convolutions, padding_idx, wanted=wanted
+            )
+        flat = (dtable, *(dweights or [None] * count), *(dbiases or [None] * count))
+        gradients = tuple(one if want else None for one, want in zip(flat, needed, strict=True))
+        if torch.is_grad_enabled():  # somebody may differentiate again
+            gradients = underivable("numba", OPERATION, (*gradient, table, *weights), gradients)
+        return None, None, None, *gradients
+
+
+def refuse(backend: str) -> Callable[..., str | None]:
+    """Return what tells why a backend cannot serve a call, or ``None``."""
+    refuse_one = (kernels.refuse_on_gpus if backend == "triton" else kernels.refuse)(SINGLE)
+
+    def refuse_call(
+        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+    ) -> str | None:
+        # What depends on none of the weights alone is asked once.
+        reason = refuse_one(tokens, table, weights[0], biases[0], convolutions[0], padding_idx)
+        return reason or unfollowed(table, *weights[1:], *biases[1:], autocast=backend == "triton")
+
+    return refuse_call
+
+
+def explain(
+    tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+) -> str:
+    """Return how each weight's convolution is computed, and why."""
+    layers = zip(weights, biases, convolutions, strict=True)
+    return "; ".join(kernels.explain_embedding("numba", tokens, table, *layer, padding_idx) for layer in layers)
+
+
+def register() -> None:
+    """Register the kernels of all floors."""
+    backends.register(OPERATION, "reference", backends.attribute("seqconv.kernels.reference.gather", OPERATION))
+    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=explain)
+    if "triton" in backends.names(SINGLE):
+        backends.register(OPERATION, "triton", partial(one_by_one, "triton"), refuse("triton"))
+
+
+register()
