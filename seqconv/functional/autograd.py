@@ -51,10 +51,13 @@ class _Fused(torch.autograd.Function):
         wanted = (any(needed[:-2]), *needed[-2:])
         with torch.no_grad():
             given = in_plain_memory(*gradient)
-            gradients = passes(*ctx.kernel).backward(given, argmax, *inputs, weight, *ctx.options, wanted=wanted)
+            gradients: tuple[Tensor | None, ...] = passes(*ctx.kernel).backward(
+                given, argmax, *inputs, weight, *ctx.options, wanted=wanted
+            )
         source = next(number for number, one in enumerate(inputs) if one.is_floating_point())
         if torch.is_grad_enabled():  # somebody may differentiate again
-            gradients = underivable(*ctx.kernel, (*gradient, inputs[source], weight), gradients)
+            backend, operation = ctx.kernel
+            gradients = underivable(backend, operation, (*gradient, inputs[source], weight), gradients)
         to_inputs = (gradients[0] if number == source else None for number in range(len(inputs)))
         return None, None, None, *to_inputs, *gradients[1:]
 

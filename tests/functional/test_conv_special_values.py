@@ -55,7 +55,8 @@ def test_results(value, layout, pool):
             assert same(one, other)
         one, other = (f(w[:, :, [0, 1, 2] * 3], x[:, :, :3]) for f in functions(layout, pool))
         assert same(one, other)
-        source, weight = whole(2, 4, 13), whole(4, 4, 3)
+        # No sum of products cancels: whether a tiny bias outlives that depends on whether it is added first or last.
+        source, weight = whole(2, 4, 13).abs(), whole(4, 4, 3).abs()
         one, other = (f(source, weight) for f in functions(layout, pool, x[0, :, 0]))
         assert same(one, other)
 
