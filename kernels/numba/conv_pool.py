@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,13 @@ from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_fl
 from .conv_pool_plan import make_plan
 from .simd import REGISTERS
 
-__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward"]
+__all__ = [
+    "Windows",
+    "argmax_format",
+    "conv1d_relu_global_max_pool1d_forward",
+    "conv1d_relu_max_pool1d_forward",
+    "forward_windows",
+]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
@@ -48,6 +54,18 @@ CODES: list[tuple[torch.dtype, Any]] = [
     (torch.int16, np.int16(0)),
     (torch.int32, np.int32(0)),
 ]
+
+
+class Windows(NamedTuple):
+    """Samples that lie anywhere in a series: ``input`` ``(N, C, L)`` is the series, seen through a window's strides.
+
+    ``places`` ``(N,)``, int64, are the addresses at which the windows begin.
+    """
+
+    input: Tensor
+    places: Tensor
+
+
 CPU = torch.device("cpu")  # memory is made there, whatever device is the default
 LIMITS = [(np.iinfo(code).max, kind) for kind, code in CODES]
 
@@ -72,6 +90,20 @@ def conv1d_relu_global_max_pool1d_forward(
     return _forward(input, weight, bias, convolution, None, positions - 1, want_argmax)
 
 
+def forward_windows(
+    windows: Windows,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    want_argmax: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what the layer gives on windows, read in place; ``pool`` is ``None`` for the global maximum."""
+    last = pool.size if pool else convolution.output_length(windows.input.size(2), weight.size(2))
+    return _forward(windows.input, weight, bias, convolution, pool, last - 1, want_argmax, windows.places)
+
+
 def argmax_format(
     samples: int, outputs: int, windows: int, greatest: int, dtype: torch.dtype
 ) -> tuple[tuple[int, int, int], torch.dtype]:
@@ -88,8 +120,12 @@ def _forward(
     pool: Pool | None,
     greatest: int,
     want_argmax: bool,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the result and ``argmax``, whose numbers are at most ``greatest``, if that is wanted."""
+    """Return the result and ``argmax``, whose numbers are at most ``greatest``, if that is wanted.
+
+    ``places`` are those of :class:`Windows`, whose result is channels-last.
+    """
     kind = next(kind for limit, kind in LIMITS if greatest <= limit)
     shape, dtype = weight.shape, input.dtype
     strides = weight.stride()
@@ -101,7 +137,7 @@ def _forward(
     limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
     plan = make_plan(
         input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
-        is_channels_last(input), limits,
+        places is not None or is_channels_last(input), limits,
     )  # fmt: skip
     out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
     argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
@@ -117,7 +153,7 @@ def _forward(
         input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
         0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
-        0 if partial is None else partial.data_ptr(), *plan.numbers,
+        0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(), *plan.numbers,
     ))  # fmt: skip
     table = numbers.buffer_info()[0]
     if packed is not None:

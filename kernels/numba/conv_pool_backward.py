@@ -33,15 +33,17 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from .channel_blocks import all_finite, clear, load_rows, store_rows
 from .compilation import compiled, inner
+from .conv_pool import Windows
 from .conv_pool_backward_plan import Plan, make_plan
+from .conv_pool_kernel import prefetch
 from .dense_gradients import dense_gradients
-from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, store, store_number
+from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, load_number, store, store_number
 from .sparse_products import add_products
 from .threads import run, share, thread_count
 from .transposition import transpose
 from .winners import list_winners
 
-__all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
+__all__ = ["backward_windows", "conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
 
 # A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
 # other's.
@@ -93,6 +95,24 @@ def conv1d_relu_global_max_pool1d_backward(
     return _backward(gradient.unsqueeze(2), argmax, input, weight, convolution, None, wanted)
 
 
+def backward_windows(
+    gradient: Tensor,
+    argmax: Tensor,
+    windows: Windows,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Return the gradients of ``weight`` and ``bias`` of a layer on windows, ``None`` where numbers are not finite.
+
+    ``gradient`` is ``(N, O, Q)``, ``pool`` ``None`` for the global maximum.
+    """
+    gradients = _sparse(gradient, argmax, windows.input, weight, convolution, pool, (False, *wanted), windows.places)
+    return gradients and gradients[1:]
+
+
 def _backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -102,10 +122,25 @@ def _backward(
     pool: Pool | None,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
+    gradients = _sparse(gradient, argmax, input, weight, convolution, pool, wanted, None)
+    return gradients or dense_gradients(gradient, argmax, input, weight, convolution, pool, wanted)
+
+
+def _sparse(
+    gradient: Tensor,
+    argmax: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    wanted: tuple[bool, bool, bool],
+    samples_at: Tensor | None,
+) -> Gradients | None:
+    """Return the gradients, ``None`` where an infinity or a NaN was read; ``samples_at`` are the windows' places."""
     if not gradient.numel() or not any(wanted):
         zeros = (one.new_zeros(one.shape) if want else None for one, want in zip((input, weight), wanted, strict=False))
         return next(zeros), next(zeros), input.new_zeros(weight.size(0)) if wanted[2] else None
-    if input.stride(1) != 1 and input.stride(2) != 1:
+    if samples_at is None and input.stride(1) != 1 and input.stride(2) != 1:
         input = input.contiguous()
     filters = weight.detach().contiguous()
     (samples, channels, length), (outputs, _, size) = input.shape, filters.shape
@@ -131,9 +166,10 @@ def _backward(
         *(0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)),
         non_finite.buffer_info()[0],
     )
-    run(partial_call(backward_windows, plan, places, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
+    places += (0 if samples_at is None else samples_at.data_ptr(),)
+    run(partial_call(backward_shares, plan, places, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
     if non_finite[0]:
-        return dense_gradients(gradient, argmax, input, weight, convolution, pool, wanted)
+        return None
     if dw is not None or db is not None:
         goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
         add_shares(plan, places[5], places[6], *goals, like)
@@ -141,7 +177,7 @@ def _backward(
 
 
 @compiled
-def backward_windows(
+def backward_shares(
     plan: Plan, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
 ) -> None:
     """Compute the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
@@ -170,10 +206,11 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
 
     ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
     weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``; 0 is not
-    wanted. The last address is that of an int64 that becomes 1 where a number that is read is infinite or a NaN.
+    wanted. Then come that of an int64 that becomes 1 where a number that is read is infinite or a NaN, and that of the
+    samples' addresses, 0 where these lie a stride apart.
     ``zero`` and ``code`` are zeros of their types.
     """
-    x, weight, gradient, argmax, dx, dw, db, non_finite = places
+    x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
     width, size = lanes(zero), bytes_of(zero)
     blocks = (plan.width + plan.row - 1) // plan.row
     begin, end, first, last = 0, plan.samples, 0, blocks
@@ -246,6 +283,8 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
                 continue
             done = last_row(plan, window) if window else 0
             source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
+            if samples_at:
+                source = load_number(samples_at + n * 8, 0)
             x_rows, dx_rows = x_copy, dx_copy
             if dx and plan.direct[1]:
                 dx_rows = target + top * row
@@ -263,9 +302,13 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
                 step = min(plan.row, plan.width - block * plan.row) * size
                 if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
                     store_number(1, non_finite, 0)
+                # Samples at places of their own, which the CPU cannot foresee, are asked for while another is summed.
+                following = 0
+                if samples_at and dw and block == first and n + 1 < end and window + windows == plan.windows:
+                    following = load_number(samples_at + (n + 1) * 8, 0)
                 add_block(
-                    plan, dw + at if dw else 0, packed + at, x_rows + shift, dx_rows + shift if dx else 0, listed,
-                    factors, bounds, capacity, windows, step, zero,
+                    plan, following, dw + at if dw else 0, packed + at, x_rows + shift, dx_rows + shift if dx else 0,
+                    listed, factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
             if dx and not plan.direct[1]:
                 copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
@@ -351,6 +394,7 @@ def copy_back(
 @inner
 def add_block(
     plan: Plan,
+    following: int,
     dw: int,
     weights: int,
     x: int,
@@ -363,11 +407,18 @@ def add_block(
     step: int,
     zero: Any,
 ) -> None:
-    """Add what a list of windows gives to a block's gradients, whose positions are ``step`` bytes apart."""
+    """Add what a list of windows gives to a block's gradients, whose positions are ``step`` bytes apart.
+
+    Meanwhile prefetch the sample that is at ``following``, unless that is 0.
+    """
     size, run = bytes_of(zero), plan.run * bytes_of(zero)
     runs, numbers = (1, plan.size * step // size) if plan.dilation == 1 else (plan.size, step // size)
     for group in range((windows + plan.group - 1) // plan.group):
         for o in range(plan.outputs):
+            if following and group == 0:
+                for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
+                    prefetch(following + r * plan.x_strides[2])
+                    prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size)
             count = bounds[o, group + 1] - bounds[o, group]
             if not count:
                 continue

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
 from .simd import REGISTERS
-from .sparse_products import MOST_VECTORS
+from .sparse_products import MOST_SUMS, MOST_VECTORS
 
 __all__ = ["Plan", "make_plan"]
 
@@ -88,7 +88,8 @@ def make_plan(
         # A run may be read and written up to the end of its last vector.
         run = -(-((size - 1) * channels + lanes) // lanes) * lanes
     else:
-        most = min(8, max(1, MOST_VECTORS // (size if dilation == 1 else 2)))
+        sums = MOST_SUMS if dx_strides is None else MOST_VECTORS
+        most = min(8, max(1, sums // (size if dilation == 1 else 2)))
         most = min(most, vectors if by_samples else -(-vectors // threads))
         row = -(-vectors // -(-vectors // most)) * lanes
         width = vectors * lanes

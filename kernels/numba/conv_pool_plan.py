@@ -45,6 +45,7 @@ class Task(NamedTuple):
     argmax: int = 0  # 0 is not wanted
     packed: int = 0  # 0 is the kernel's own
     partial: int = 0  # maxima and winners of pieces, where a global maximum's positions are shared
+    places: int = 0  # the samples' own addresses, where they do not lie sample_stride apart
     samples: int = 0
     channels: int = 0
     length: int = 0
@@ -90,7 +91,7 @@ class Task(NamedTuple):
     blocks: int = 0
 
 
-ADDRESSES = 8  # of a task's numbers, those that differ from call to call
+ADDRESSES = 9  # of a task's numbers, those that differ from call to call
 
 
 class Plan(NamedTuple):

@@ -3,8 +3,9 @@
 Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.numba.gather_plans`. Under *folded*
 a row's products with all weights are looked up in a folded table, which a caller that keeps table and weight may
 :func:`fold` once and pass in; else the rows that the call uses are folded first. Under *direct* rows are convolved as
-they are read. Tokens and starts, int32 or int64, are read in place through their strides; the caller has checked that
-the table has every row. Not served: what :mod:`~seqconv.kernels.numba.limits` names.
+they are read: windows, whose rows are equally far apart, by the conv stack's own kernel. Tokens and starts, int32 or
+int64, are read in place through their strides; the caller has checked that the table has every row. Not served: what
+:mod:`~seqconv.kernels.numba.limits` names.
 
 ``argmax`` is that of :mod:`~seqconv.kernels.numba.conv_pool`, for the backward pass.
 
@@ -23,12 +24,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool import CODES, DTYPES, argmax_format, padded_outputs
+from .conv_pool import CODES, DTYPES, argmax_format, forward_windows, padded_outputs
 from .fold import fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
 from .gather_plans import forward_plan
-from .gathered import Index, Layer, argmaxes_format, describe, of_tokens, of_windows, split_argmaxes
+from .gathered import Index, Layer, argmaxes_format, describe, of_tokens, of_windows, split_argmaxes, windows_of
 from .occurrences import list_rows
 from .threads import run, thread_count
 
@@ -154,6 +155,9 @@ def window_conv1d_relu_max_pool1d_forward(
 
     ``series`` ``(V, C)``, ``starts`` ``(N,)``; the rest is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
     """
+    if folded is None and plan != "folded" and series.size(1):
+        windows = windows_of(series, starts, length, step)
+        return forward_windows(windows, weight, bias, convolution, pool, want_argmax=want_argmax)
     index, samples = of_windows(starts, length, step), starts.size(0)
     return _pooled(index, samples, series, weight, bias, convolution, pool, want_argmax, folded, plan)
 
@@ -172,6 +176,9 @@ def window_conv1d_relu_global_max_pool1d_forward(
     plan: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``(N, O)``, the maxima over all positions, as :func:`window_conv1d_relu_max_pool1d_forward` does."""
+    if folded is None and plan != "folded" and series.size(1):
+        windows = windows_of(series, starts, length, step)
+        return forward_windows(windows, weight, bias, convolution, None, want_argmax=want_argmax)
     index, samples = of_windows(starts, length, step), starts.size(0)
     return _pooled(index, samples, series, weight, bias, convolution, None, want_argmax, folded, plan)
 
@@ -226,8 +233,6 @@ def _compute(
     rows, places = None, None
     if not channels:
         plan = "folded"  # a sum of nothing
-    if plan is None and not index.position_stride:
-        plan = "direct"  # windows share few rows
     if plan is None and folded is None:
         plan, rows, places = _choose(layer, table, counts, used)
     elif folded is None and plan == "folded":

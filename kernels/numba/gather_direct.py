@@ -1,8 +1,7 @@
 """The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
 
-Rows that are equally far apart, those of windows without padding, are read in place. Others are copied, a chunk of
-positions at a time, to a scratch that stays in the second cache. Meanwhile the next chunk's are prefetched: a tile
-would wait for each of them. The activation is pooled from a scratch, too.
+Rows are copied, a chunk of positions at a time, to a scratch that stays in the second cache. Meanwhile the next chunk's
+are prefetched: a tile would wait for each of them. The activation is pooled from a scratch, too.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .pooling import pool_rows
 from .products import multiply
 from .simd import bytes_of, lanes, load, store, store_number
 from .threads import share
-from .windows import move_row, prefetch
+from .windows import move_row
 
 __all__ = ["forward_direct"]
 
@@ -116,36 +115,25 @@ def convolve(layer: Layer, index: Index, table: Any, chunk: Any, filters: Any, r
     vectors = (layer.outputs + width - 1) // width
     reach = (layer.size - 1) * layer.dilation
     begin = first * layer.stride - layer.left
-    inside = not layer.left and (layer.positions - 1) * layer.stride + reach < layer.length
-    if not index.position_stride and inside:
-        first_row = address + row_of(index, next_n, max(ahead, 0)) * row_stride
-        source = address + row_of(index, n, begin) * row_stride
-        row_stride *= index.step
-        if row_stride > 64:  # the CPU itself foresees nearer ones
-            for i in range(min((count - 1) * layer.stride + reach + 1, layer.length - max(ahead, 0))):
-                prefetch(first_row + i * row_stride)
-                prefetch(first_row + i * row_stride + (channels - 1) * channel_stride)
-    else:
-        source = rows
-        for i in range((count - 1) * layer.stride + reach + 1):
-            place = rows + i * channels * size
-            if 0 <= begin + i < layer.length:
-                later = address + row_of(index, next_n, min(max(ahead + i, 0), layer.length - 1)) * row_stride
-                row = address + row_of(index, n, begin + i) * row_stride
-                if channel_stride == size:
-                    move_row(place, row, later, channels * size)
-                else:
-                    copy_row(place, row, channel_stride, channels, zero)
+    for i in range((count - 1) * layer.stride + reach + 1):
+        place = rows + i * channels * size
+        if 0 <= begin + i < layer.length:
+            later = address + row_of(index, next_n, min(max(ahead + i, 0), layer.length - 1)) * row_stride
+            row = address + row_of(index, n, begin + i) * row_stride
+            if channel_stride == size:
+                move_row(place, row, later, channels * size)
             else:
-                for c in range(channels):
-                    store_number(zero, place + c * size, zero)
-        row_stride, channel_stride = channels * size, size
-    taps = (layer.size, layer.dilation * row_stride, channels, channel_stride)
-    if layer.dilation * row_stride == channels * channel_stride:  # all taps of a position are neighbours
-        taps = (1, 0, layer.size * channels, channel_stride)
+                copy_row(place, row, channel_stride, channels, zero)
+        else:
+            for c in range(channels):
+                store_number(zero, place + c * size, zero)
+    row = channels * size
+    taps = (layer.size, layer.dilation * row, channels, size)
+    if layer.dilation == 1:  # all taps of a position are neighbours
+        taps = (1, 0, layer.size * channels, size)
     weights, bias = filters
     goal = vectors * width * size
     for i in range(count):
         for o in range(0, goal, width * size):
             store(load(bias + o, zero), sums + i * goal + o)
-    multiply(sums, goal, source, layer.stride * row_stride, count, taps, weights, goal, vectors, False, zero)
+    multiply(sums, goal, rows, layer.stride * row, count, taps, weights, goal, vectors, False, zero)

@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool import DTYPES, argmax_format, padded_outputs
+from .conv_pool import DTYPES, Windows, argmax_format, padded_outputs
 from .simd import load_number
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "row_of",
     "split_argmaxes",
     "window_range",
+    "windows_of",
 ]
 
 # A chunk of windows spans about so many positions.
@@ -80,6 +81,15 @@ def of_windows(starts: Tensor, length: int, step: int) -> Index:
     """Return the index of windows that begin at the rows ``starts`` ``(N,)``; the caller keeps the tensor."""
     itemsize = starts.element_size()
     return Index(starts.data_ptr(), itemsize, starts.stride(0) * itemsize, 0, step, length)
+
+
+def windows_of(series: Tensor, starts: Tensor, length: int, step: int) -> Windows:
+    """Return the windows that begin at the rows ``starts`` ``(N,)`` as the conv stack's kernels read them in place."""
+    row, column = series.stride()
+    itemsize = series.element_size()
+    shape = (starts.size(0), series.size(1), length)
+    places = starts.to(torch.int64) * (row * itemsize) + series.data_ptr()
+    return Windows(series.detach().as_strided(shape, (0, column, step * row)), places)
 
 
 def describe(
