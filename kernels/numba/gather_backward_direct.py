@@ -22,6 +22,7 @@ from torch import Tensor
 from .compilation import compiled, intrinsic
 from .conv_pool import DTYPES, lane_count, padded_outputs
 from .gathered import Index, Layer, row_of
+from .occurrences import reads_finite
 from .simd import (
     add,
     byte_pointer,
@@ -65,14 +66,19 @@ def backward_direct(
     padding_idx: int | None,
     wanted: tuple[bool, bool, bool],
     others: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
     The table's is contiguous, with zeros for rows that no winner read and for row ``padding_idx``; it is added to
-    ``others``, in place, if there are.
+    ``others``, in place, if there are. ``None`` where a number to multiply with is infinite or a NaN.
     """
     like, itemsize, channels = DTYPES[table.dtype], table.element_size(), table.size(1)
     source = table if table.stride(1) == 1 or channels == 1 else table.contiguous()
+    rows = (source.data_ptr(), source.stride(0) * itemsize, itemsize, channels)
+    if wanted[1] and not reads_finite(index, layer.samples, rows, np.zeros(table.size(0), np.uint8), like):
+        return None
+    if wanted[0] and not weight.isfinite().all():
+        return None
     filters = weight.detach().permute(0, 2, 1).contiguous()
     by_channels = wanted[0]
     pieces = -(-channels // lane_count(like)) if by_channels else layer.samples

@@ -27,6 +27,7 @@ from .conv_pool import DTYPES, padded_outputs
 from .fold import copy_row
 from .gather_backward_spread import clear, spread_parts
 from .gathered import Index, Layer, aligned
+from .occurrences import row_is_finite
 from .products import TAPS, TILE, multiply, odd_lines
 from .simd import (
     REGISTERS,
@@ -36,6 +37,7 @@ from .simd import (
     llvm_vector,
     read,
     size_of,
+    store_number,
     vector_of,
     write,
 )
@@ -65,11 +67,14 @@ def backward_folded(
     weight: Tensor,
     padding_idx: int | None,
     wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
-    The table's is contiguous, with zeros for rows that do not occur and for row ``padding_idx``.
+    The table's is contiguous, with zeros for rows that do not occur and for row ``padding_idx``. ``None`` where a
+    number to multiply with is infinite or a NaN.
     """
+    if wanted[0] and not weight.isfinite().all():
+        return None
     like, itemsize = DTYPES[table.dtype], table.element_size()
     (rows, channels), width = table.shape, padded_outputs(layer.outputs, like)
     reach = (layer.size - 1) * layer.dilation
@@ -111,7 +116,8 @@ def backward_folded(
     filters[:, : layer.outputs, :channels] = weight.detach().permute(2, 0, 1)
     sources = (table.data_ptr(), table.stride(0) * itemsize, table.stride(1) * itemsize, channels, rows)
     targets = (0 if one is None else one.data_ptr() for one in (dtable, dw))
-    operands = (dy.data_ptr(), filters.data_ptr(), *targets)
+    non_finite = np.zeros(1, np.int64)
+    operands = (dy.data_ptr(), filters.data_ptr(), *targets, non_finite.ctypes.data)
     skipped = -1 if padding_idx is None else padding_idx
 
     def multiply_all(begin: int, stop: int, threads: int, launch: int) -> None:
@@ -119,6 +125,8 @@ def backward_folded(
         multiply_parts(layer, sources, operands, width, per_line, skipped, given, like, begin, stop, threads, launch)
 
     run(multiply_all, parts, threads)
+    if non_finite[0]:
+        return None
     dweight = None if dw is None else dw.sum(0)[..., : layer.outputs].permute(2, 0, 1).contiguous()
     return dtable, dweight, bias
 
@@ -157,10 +165,10 @@ def multiply_part(
     """Multiply the gradients of one part's rows in use, and write zeros for rows between them that are not.
 
     ``width`` counts the numbers of ``dy``'s rows, ``per_line`` those of the filters', ``skipped`` is the row that gets
-    no gradient.
+    no gradient. The last of ``places`` is an int64 that becomes 1 where a row holds an infinity or a NaN.
     """
     table, row_stride, channel_stride, channels, all_rows = sources
-    dy, filters, dtable, dw = places
+    dy, filters, dtable, dw, non_finite = places
     rows, begins, order, bounds = given
     size = bytes_of(zero)
     vector = lanes(zero)
@@ -190,6 +198,9 @@ def multiply_part(
                 else:
                     copy_row(dtable + row * channels * size, products + i * line, size, channels, zero)
         if dw:
+            for i in range(count):
+                if not row_is_finite(table + rows[first + i] * row_stride, channel_stride, channels, zero):
+                    store_number(1, non_finite, 0)
             source, step, number = table + rows[first] * row_stride, row_stride, channel_stride
             if rows[first + count - 1] - rows[first] != count - 1:
                 source, step, number = copies, line, size

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .channel_blocks import all_finite
 from .compilation import compiled
 from .gathered import Index, row_of
+from .simd import bytes_of, load_number
 
-__all__ = ["list_rows", "sort_positions"]
+__all__ = ["copy_rows_of", "list_rows", "reads_finite", "row_is_finite", "sort_positions"]
 
 
 @compiled
@@ -26,6 +29,44 @@ def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[An
             rows[found] = row
             found += 1
     return found
+
+
+@compiled
+def copy_rows_of(index: Index, samples: int, rows: NDArray[Any]) -> None:
+    """Write the row of every sample's every position to ``rows``."""
+    for n in range(samples):
+        for position in range(index.length):
+            rows[n, position] = row_of(index, n, position)
+
+
+@compiled
+def reads_finite(index: Index, samples: int, source: Any, seen: NDArray[Any], zero: Any) -> bool:
+    """Tell whether all rows that occur hold neither infinities nor NaN; ``seen`` has a zero for every row.
+
+    ``source`` are the table's address, the bytes between its rows and between its channels, and their number.
+    """
+    table, row_stride, channel_stride, channels = source
+    for n in range(samples):
+        for position in range(index.length):
+            row = row_of(index, n, position)
+            if not seen[row]:
+                seen[row] = 1
+                if not row_is_finite(table + row * row_stride, channel_stride, channels, zero):
+                    return False
+    return True
+
+
+@njit
+def row_is_finite(row: int, channel_stride: int, channels: int, zero: Any) -> bool:
+    """Tell whether a row holds neither infinities nor NaN."""
+    size = bytes_of(zero)
+    if channel_stride == size:
+        finite: bool = all_finite(row, channels * size, zero)
+        return finite
+    whole = True
+    for c in range(channels):
+        whole &= np.isfinite(load_number(row + c * channel_stride, zero))
+    return whole
 
 
 @njit

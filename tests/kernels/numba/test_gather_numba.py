@@ -248,16 +248,36 @@ def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan,
     table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
     size = len(values) - overlaps  # windows that overlap are pooled from a scratch
     pool = None if globally else Pool(size, 1 if overlaps else size)
-    case = Case(torch.arange(len(values)).reshape(1, -1), table, PLAIN, pool)
     w, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
-    out, argmax = case.forward(w, b, plan)
-    upstream = torch.full_like(out, 3)
-    value, (dtable, _, db) = case.expected(w, b, upstream)
-    np.testing.assert_array_equal(out.double(), value)
-    for backward_plan in ("folded", "direct"):
-        got = case.backward(upstream, argmax, w, backward_plan)
-        np.testing.assert_array_equal(got[0].double(), dtable)
-        np.testing.assert_array_equal(got[2].double(), db)
+    of_tokens = Case(torch.arange(len(values)).reshape(1, -1), table, PLAIN, pool)
+    of_windows = Case(torch.tensor([0]), table, PLAIN, pool, length=len(values), step=1)
+    for case in (of_tokens, of_windows):
+        out, argmax = case.forward(w, b, plan)
+        upstream = torch.full_like(out, 3)
+        value, gradients = case.expected(w, b, upstream)
+        np.testing.assert_array_equal(out.double(), value)
+        for backward_plan in ("folded", "direct", None):
+            for wanted in ((True, True, True), (False, True, True)):
+                got = case.backward(upstream, argmax, w, backward_plan, wanted)
+                for mine, other, want in zip(got, gradients, wanted, strict=True):
+                    assert (mine is not None) == want
+                    if want:
+                        np.testing.assert_array_equal(mine.double(), other)
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+def test_an_infinite_weight_gives_the_losers_torchs_nan(plan):
+    """Rows that only losers read, rows that nobody reads, and row ``padding_idx``."""
+    generator = torch.Generator().manual_seed(5)
+    case = tokens_case((3, 11), torch.randn(40, 3, generator=generator), PLAIN, Pool(4, 4), padding_idx=7)
+    w = torch.randn(5, 3, 2, generator=generator)
+    w[2, 1, 0] = INF
+    out, argmax = case.forward(w, None, plan)
+    upstream = torch.randn(out.shape, generator=generator)
+    _, gradients = case.expected(w, torch.zeros(5), upstream)
+    assert gradients[0].isnan().any()
+    for mine, other in zip(case.backward(upstream, argmax, w, plan), gradients, strict=True):
+        np.testing.assert_allclose(mine.double(), other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("plan", PLANS)
