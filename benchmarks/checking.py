@@ -8,6 +8,8 @@ all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -73,12 +75,25 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
 
     # The inputs are rounded to the case's dtype first: that rounding is no provider's error.
     inputs = {name: rounded(tensor, case.torch_dtype) for name, tensor in inputs.items()}
-    oracle, own = compute(torch.float64), compute(case.torch_dtype)
+    with algorithms_as_they_come():
+        oracle = compute(torch.float64)
+    own = compute(case.torch_dtype)
     tolerance = {}
     for name, tensor in oracle.items():
         largest = tensor.abs().max().item() if tensor.numel() else 0.0
         tolerance[name] = 2 * largest_error(own[name], tensor) + kind.rounding(case) * largest
     return Expected(oracle, tolerance)
+
+
+@contextmanager
+def algorithms_as_they_come() -> Iterator[None]:
+    """Let cuDNN try out nothing: an oracle is computed once, and its slowest algorithms are very slow in float64."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def outcome(case: Case, function: object, values: str) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def run(
                 elif known is not None:
                     answer = {"left_out": known}
                 else:
-                    answer = worker.ask(job, min(job.patience, max(deadline - time.monotonic(), 1.0)))
+                    answer = worker.ask(job, job.patience, max(deadline - time.monotonic(), 1.0))
                 take(found, job, answer, wrong)
                 if left > 0:
                     print(f"[{number}/{total}, {time.monotonic() - began:.0f} s] {line(job, answer)}", flush=True)
@@ -123,17 +124,19 @@ class Worker:
         self.errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.starts = 0
 
-    def ask(self, job: Job, patience: float) -> dict[str, Any]:
-        """Return the answer, or what became of it within ``patience`` seconds."""
+    def ask(self, job: Job, patience: float, left: float = math.inf) -> dict[str, Any]:
+        """Return the answer, or what became of it within ``patience`` seconds, and those that are ``left``."""
         if self.process is None and not self.start():
             return {"left_out": f"{MOST_STARTS} workers broke before"}
         assert self.process is not None
         assert self.process.stdin is not None
         try:
             print(json.dumps(job.as_dict()), file=self.process.stdin, flush=True)
-            text = self.answers.get(timeout=patience)
+            text = self.answers.get(timeout=min(patience, left))
         except queue.Empty:
             self.stop()
+            if left < patience:
+                return {"left_out": "the run's time was over while it was under way"}
             return {"failed": f"no answer within {patience:.0f} s", "by": job.provider}
         except OSError:
             text = ""

@@ -106,6 +106,32 @@ def test_a_worker_tells_who_failed_and_goes_on(layer):
     assert "figures" in ask("seqconv reference")
 
 
+def test_blocks_are_cut_to_what_they_take_in_all(monkeypatch):
+    """A call measured as 10 microseconds takes a millisecond with what is around it: 5 a block, not 500."""
+    now = [0.0]
+    monkeypatch.setattr(gpu_worker, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def stopwatch(step, calls):
+        now[0] += 1e-3 * calls
+        return [1e-5] * calls
+
+    step = SimpleNamespace(prepare=lambda: None, call=lambda: None)
+    sides = [gpu_worker.timing.Side(step, stopwatch, calls=500) for _ in range(2)]
+    gpu_worker.take_turns(sides, 0.12)
+    assert [side.calls for side in sides] == [5, 5]
+    assert [len(side.samples) for side in sides] == [10, 10]
+
+
+def test_what_torch_compile_makes_is_made_once_for_check_and_timing(layer, monkeypatch):
+    made = []
+    planted = Provider("torch.compile, planted", lambda case: made.append(case) or max_pool)
+    layer.register(planted)
+    assert "figures" in ask(planted.name)
+    assert made == [TINY]
+    assert "figures" in ask(planted.name)
+    assert made == [TINY, TINY]
+
+
 def test_a_worker_s_device_is_broken_if_it_no_longer_answers(monkeypatch):
     assert not gpu_worker.is_broken("cpu")
 
@@ -172,6 +198,12 @@ def test_who_does_not_answer_is_ended_and_the_next_is_asked():
     assert len(found.figures) == 1
 
 
+def test_who_is_under_way_at_the_end_did_not_fail():
+    found = gpu_run.run([Stage("one", jobs("hangs"))], "cpu", 2.0, command=FAKE)
+    assert not found.failed
+    assert found.left_out[0]["reason"] == "the run's time was over while it was under way"
+
+
 def test_a_failure_is_not_met_twice():
     twice = [*jobs("fails"), replace(jobs("good")[0], against="fails"), *jobs("good")]
     found = gpu_run.run([Stage("one", twice)], "cpu", 60.0, command=FAKE)
@@ -191,7 +223,7 @@ def test_time_is_shared_and_what_does_not_fit_is_listed(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(gpu_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def slowly(self, job, patience):
+    def slowly(self, job, patience, left):
         now[0] += 10
         return {"figures": {**gpu_figure("seqconv auto", 1.0), "provider": job.provider}}
 

@@ -1,0 +1,282 @@
+"""Choose the GPU kernels' tiles by timing them, and write ``kernels/triton/table.py`` anew.
+
+For each layer of the census, kind of number and kernel: starting from the tile in use, tiles around it are compiled;
+those that spill, take too much shared memory or miss the tensor cores are dropped, the others checked against the
+first one's results and timed on the GPU at several sizes; then on from the best, until no neighbour is better. A tile
+is judged by the sum over all sizes of its time over the first one's: a configuration never depends on a batch or a
+length. What was tried is kept on disk by card, version of Triton and the kernels' sources, and is not tried again.
+Entries of other architectures, layers and kernels stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.tune_cache import Cache, default_path
+from benchmarks.tune_candidates import Key, neighbours
+from benchmarks.tune_table import PATH, Tuned, refreshed, updated
+from seqconv.files import write_text
+from seqconv.kernels.triton import configurations
+from seqconv.kernels.triton.table import TABLE
+
+__all__ = ["Entry", "cost", "entries", "main", "search", "using"]
+
+KERNELS = ("forward", "weight_gradient", "input_gradient")
+BETTER = 0.98  # what another tile's cost must come down to: less is noise
+MOST_PROCESSES = 12
+
+Record = dict[str, Any]  # see Cache
+Try = Callable[[list[Any]], list[Record]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry to tune: the layer of the census and the kind that it is of, its key, and the tile in use."""
+
+    layer: str
+    kind: str
+    key: Key
+    tile: Any
+
+    @property
+    def size(self) -> int:
+        """The kernel's positions."""
+        return int(self.key.layer[configurations.Layer._fields.index("size")])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune what the command line asks for; return 0, or 2 without a GPU."""
+    try:
+        from seqconv.kernels.triton import census
+    except ImportError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("--layers", nargs="+", choices=list(census.LAYERS), default=list(census.LAYERS), metavar="NAME")
+    parser.add_argument("--kinds", nargs="+", choices=list(census.KINDS), default=list(census.KINDS))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--minutes", type=float, default=20.0, help="after so many nothing more is tried (20)")
+    parser.add_argument("--dry-run", action="store_true", help="list entries and the tiles around theirs; needs no GPU")
+    parser.add_argument("--figures", action="store_true", help="only compile, and write the figures beside all entries")
+    parser.add_argument("--target", choices=list(census.TARGETS), help="for a dry run without a GPU (sm_90)")
+    parser.add_argument("--table", type=Path, default=PATH, metavar="FILE", help="where to write the table")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="what was tried (a file in seqconv's cache folder)")
+    parser.add_argument("--jobs", type=int, help="processes that compile")
+    options = parser.parse_args(arguments)
+    if options.figures:
+        write_text(options.table, refreshed(PATH.read_text(encoding="utf-8"), census.table()))
+        print(f"written: {options.table}")
+        return 0
+    target = options.target if options.dry_run and options.target else architecture() or "sm_90"
+    if target not in census.TARGETS:
+        print(f"tune: the census knows {', '.join(census.TARGETS)}; this GPU is {target}", file=sys.stderr)
+        return 2
+    found = list(entries(options.layers, options.kinds, options.kernels, target))
+    if options.dry_run:
+        for one in found:
+            around = neighbours(one.tile, one.size)
+            print(f"{one.layer}: {one.key}: {tuple(one.tile)}, around it {len(around)}:")
+            print(f"  {', '.join(str(tuple(tile)) for tile in around)}")
+        print(f"{len(found)} entries for {target}")
+        return 0
+    if architecture() is None:
+        print(f"tune: torch {torch.__version__} sees no GPU to time tiles on; --dry-run lists them", file=sys.stderr)
+        return 2
+    card = torch.cuda.get_device_name()
+    cache = Cache(options.cache or default_path(card, metadata.version("triton")))
+    if cache.trouble:
+        print(f"tune: {cache.trouble}", file=sys.stderr)
+    print(f"tune: {card} ({target}): {len(found)} entries; what was tried: {cache.path}, {len(cache.entries)} tiles")
+    tuned = run(found, target, card, cache, 60 * options.minutes, options.jobs)
+    write_text(options.table, updated(PATH.read_text(encoding="utf-8"), tuned))
+    print(f"written: {options.table}, {len(tuned)} of {len(found)} entries timed")
+    return 0
+
+
+def run(
+    found: Sequence[Entry], target: str, card: str, cache: Cache, seconds: float, jobs: int | None = None
+) -> dict[Key, Tuned]:
+    """Tune entries until the time is over or all are done; an interrupt ends it early, with what is known."""
+    deadline = time.monotonic() + seconds
+    tuned: dict[Key, Tuned] = {}
+    with compilers(jobs) as compile_all:
+        try:
+            for number, one in enumerate(found):
+                if time.monotonic() > deadline:
+                    rest = len(found) - number
+                    print(f"tune: {seconds / 60:g} minutes were over: {rest} entries are left as they are")
+                    break
+                attempt = partial(trying, one, target, cache, compile_all, deadline)
+                best, records = search(one.tile, one.size, attempt)
+                line = told(best, one.tile, records, card)
+                print(f"[{number + 1}/{len(found)}] {one.layer}: {one.key}: {tuple(best)}: {line}", flush=True)
+                if "microseconds" in records[best]:
+                    tuned[one.key] = Tuned(one.layer, tuple(best), records[best]["figures"], line)
+        except KeyboardInterrupt:
+            print("tune: interrupted")
+    return tuned
+
+
+def entries(layers: Sequence[str], kinds: Sequence[str], kernels: Sequence[str], target: str) -> Iterator[Entry]:
+    """Yield the entries of layers, each key once, with the tiles that are in use for them."""
+    from seqconv.kernels.triton import census
+
+    seen = set()
+    for layer in layers:
+        for kind in kinds:
+            for kernel, (described, tile) in census.choices(census.LAYERS[layer], kind, target).items():
+                key = Key(kernel, tuple(described))
+                # Rows that are found through an index need tokens, not numbers, to be timed.
+                if kernel in kernels and key not in seen and not getattr(described, "tokens", False):
+                    seen.add(key)
+                    yield Entry(layer, kind, key, tile)
+
+
+def search(start: Any, size: int, attempt: Try) -> tuple[Any, dict[Any, Record]]:
+    """Return the best tile that steps from neighbour to neighbour lead to, and what is known of all that were tried.
+
+    ``attempt`` returns a record for each tile; those that could not be tried, for want of time, have neither faults nor
+    times.
+    """
+    records = {start: attempt([start])[0]}
+    best = start
+    while True:
+        fresh = [tile for tile in neighbours(best, size) if tile not in records]
+        records |= dict(zip(fresh, attempt(fresh), strict=True))
+        timed = {tile: cost(record, records[start]) for tile, record in records.items() if "microseconds" in record}
+        if not timed:
+            return start, records
+        winner = min(timed, key=timed.__getitem__)
+        if winner == best or (best in timed and timed[winner] > BETTER * timed[best]):
+            return best, records
+        best = winner
+
+
+def cost(record: Record, first: Record) -> float:
+    """Return the sum over all sizes of a tile's time over the first tile's, or of its times if that has none."""
+    base = first.get("microseconds", {})
+    return sum(value / base.get(size, 1.0) for size, value in record["microseconds"].items())
+
+
+def trying(
+    one: Entry, target: str, cache: Cache, compile_all: Callable[..., Any], deadline: float, tiles: list[Any]
+) -> list[Record]:
+    """Return what is known of tiles, from the cache or by compiling and timing them; both are kept."""
+    unknown = [tile for tile in tiles if cache.get(one.key, tile) is None]
+    if unknown and time.monotonic() < deadline:
+        for tile, compiled in zip(unknown, compile_all(partial(inspect, one, target), unknown), strict=True):
+            if compiled["faults"]:
+                cache.put(one.key, tile, compiled)
+            elif time.monotonic() < deadline:
+                cache.put(one.key, tile, timing_of(one, tile, compiled, cache))
+    return [cache.get(one.key, tile) or {} for tile in tiles]
+
+
+def timing_of(one: Entry, tile: Any, compiled: Record, cache: Cache) -> Record:
+    """Return a tile's times, or why there are none; a GPU that is lost is kept as that tile's fault, then raised."""
+    from benchmarks import tune_timing
+
+    try:
+        with using(one.key, tile):
+            wrong, microseconds = tune_timing.measure(one, one.tile)
+    except Exception as error:
+        fault = {"faults": [" ".join(f"{type(error).__name__}: {error}".split())[:300]]}
+        if tune_timing.is_lost():
+            cache.put(one.key, tile, fault)
+            raise
+        return fault
+    return {"faults": [wrong]} if wrong else {"microseconds": microseconds, "figures": compiled["figures"]}
+
+
+def inspect(one: Entry, target: str, tile: Any) -> Record:
+    """Compile a kernel with a tile for a target; return its ``faults`` and ``figures``."""
+    from seqconv.kernels.triton import census
+
+    try:
+        with using(one.key, tile):
+            for launch in census.launches(census.LAYERS[one.layer], one.kind, target):
+                kernel = "forward" if launch.name.startswith("forward") else launch.name.removesuffix("_kernel")
+                if kernel == one.key.kernel:
+                    taken = census.figures(launch, target)
+                    words = f"{taken.registers} regs, {taken.shared} B, {taken.matrix}"
+                    return {"faults": census.faults(launch, one.kind, target, taken), "figures": words}
+    except Exception as error:  # what the compiler raises is no tile to use
+        return {"faults": [" ".join(f"{type(error).__name__}: {error}".split())[:300]]}
+    return {"faults": ["no such launch"]}
+
+
+@contextmanager
+def using(key: Key, tile: Sequence[int]) -> Iterator[None]:
+    """Let a layer's kernel have a tile."""
+    name = (key.kernel, *key.layer)
+    before = TABLE.get(name)
+    try:
+        TABLE[name] = tuple(tile)
+        forget()
+        yield
+    finally:
+        if before is None:
+            del TABLE[name]
+        else:
+            TABLE[name] = before
+        forget()
+
+
+def forget() -> None:
+    """Have configurations looked up anew."""
+    for name, one in vars(configurations).items():
+        if name.endswith("_configuration"):
+            one.cache_clear()
+
+
+@contextmanager
+def compilers(jobs: int | None) -> Iterator[Callable[[Callable[[Any], Record], list[Any]], list[Record]]]:
+    """Give what applies a function to tiles in several processes, in this one if ``jobs`` is 1."""
+    count = jobs or min(MOST_PROCESSES, max((os.cpu_count() or 1) - 1, 1))
+    with ExitStack() as stack:
+        if count == 1:
+            stack.enter_context(nullcontext())
+            yield lambda function, tiles: [function(tile) for tile in tiles]
+        else:
+            pool = stack.enter_context(ProcessPoolExecutor(count, mp_context=get_context("spawn")))
+            yield lambda function, tiles: list(pool.map(function, tiles))
+
+
+def told(best: Any, start: Any, records: dict[Any, Record], card: str) -> str:
+    """Return how a tile was found, in a line."""
+    tried = sum("microseconds" in record for record in records.values())
+    record, first = records[best], records[start]
+    if "microseconds" not in record:
+        return f"kept: {'; '.join(record.get('faults', ['there was no time']))}"
+    spelled = " + ".join(f"{value:.3g}" for value in record["microseconds"].values())
+    line = f"{card}: {spelled} us at {', '.join(record['microseconds'])}; {tried} of {len(records)} tiles timed"
+    if best != start and "microseconds" in first:
+        line += f"; {tuple(start)}: {' + '.join(f'{value:.3g}' for value in first['microseconds'].values())}"
+    return line
+
+
+def architecture() -> str | None:
+    """Return the current GPU's architecture as the table names it, ``None`` without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    from seqconv.kernels.triton import launch
+
+    return launch.architecture(torch.device("cuda", torch.cuda.current_device()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
