@@ -24,6 +24,17 @@ TEST = [
     'triton>=3.6; platform_system == "Linux"',
 ]
 
+# What the suite `peers` and `python -m benchmarks.epochs` set beside seqconv where it is installed; no test needs it.
+PEERS = [
+    "jax>=0.6",
+    "keras>=3.10",
+    "onnx>=1.19",
+    "onnxruntime>=1.22",
+    "onnxscript>=0.5",
+    "openvino>=2025.2",
+    "tensorflow-cpu>=2.20",
+]
+
 setup(
     name="seqconv",
     version="0.1.0",
@@ -45,7 +56,7 @@ setup(
         "torch>=2.11",
         "tqdm>=4.66",
     ],
-    extras_require={"test": TEST, "bench": ["pytest>=8", "pytest-benchmark>=5"]},
+    extras_require={"test": TEST, "bench": ["pytest>=8", "pytest-benchmark>=5"], "peers": PEERS},
     entry_points={"console_scripts": ["seqconv = seqconv.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: MIT License",

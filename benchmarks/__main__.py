@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUSY = 0.5  # processes that ran in the last minute, on average
 SUITES = ("windows", "conv_pool", "gather", "layers", "models", "peak", "dispatch", "memory")
 GPU_SUITES = ("conv_pool", "layers")
-ON_REQUEST = ("gather_shapes", "sweep")  # several minutes each
+ON_REQUEST = ("gather_shapes", "peers", "sweep")  # several minutes each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

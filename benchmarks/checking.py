@@ -56,7 +56,8 @@ def check(candidate: Candidate) -> dict[str, tuple[float, float]]:
                         f"{candidate}: {name} is {tuple(got[name].shape)} of {got[name].dtype}, "
                         f"expected {tuple(oracle.shape)} of {case.torch_dtype}"
                     )
-                error, tolerance = largest_error(got[name], oracle), expected.tolerance[name]
+                error = largest_error(got[name], oracle)
+                tolerance = expected.tolerance[name] * provider.leeway
                 if not error <= tolerance:  # NaN is not within any tolerance
                     raise Wrong(f"{candidate}: {name} is off by {error:.3g}, at most {tolerance:.3g} ({values} inputs)")
                 report[f"{name}, {values}"] = (error, tolerance)

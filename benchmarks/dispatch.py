@@ -53,7 +53,7 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     }
     if served == "reference":  # torch differentiates it: its kernel alone has no other backward pass than torch's
         return {**sides, "kernel": differentiated(lambda: reference.conv1d_relu_max_pool1d(*leaves, *geometry))}
-    forward, backward, _ = passes(served, OPERATION)
+    forward, backward, *_ = passes(served, OPERATION)
 
     def kernel() -> Any:
         output, argmax = forward(*tensors, *geometry, want_argmax=training)

@@ -86,7 +86,7 @@ class Provider:
     it. ``ours``: seqconv's own. ``slow``: takes so long to get ready that it comes last, and is dropped first when
     time is short. ``definition`` replaces the operation's definition for a peer that computes something else by
     design (an LSTM beside a convolution). ``layout(case)`` is the memory layout in which the provider gets its inputs,
-    where it is not the case's.
+    where it is not the case's. ``leeway``: how many times the usual tolerance its errors may reach.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Provider:
     slow: bool = False
     definition: Callable[[Case], Any] | None = None
     layout: Callable[[Case], str] | None = None
+    leeway: float = 1.0
 
 
 class Operation(ABC):
@@ -104,6 +105,7 @@ class Operation(ABC):
 
     name: str
     noise = True  # whether a baseline is timed beside itself
+    rivals_meet = True  # whether others than seqconv are timed beside the first baseline
     exact = False  # whether a right answer has no rounding: then nothing but the oracle's own values will do
     values: tuple[str, ...] = ("random",)  # the kinds of inputs to check with; the first one is also timed
 
@@ -222,9 +224,11 @@ def comparisons(case: Case) -> list[Comparison]:
     baselines = [candidate for candidate in known if candidate.provider.baseline]
     if not baselines:
         raise ValueError(f"{case.operation} has no baseline among its providers")
+    kind = operation(case.operation)
     return [
         Comparison(candidate, against)
         for candidate in known
+        if candidate.provider.ours or kind.rivals_meet
         for against in (baselines if candidate.provider.ours else baselines[:1])
-        if candidate != against or operation(case.operation).noise
+        if candidate != against or kind.noise
     ]

@@ -1,4 +1,4 @@
-"""The notebook's convnets and its hybrid as wholes: inference and training steps on batches of 128."""
+"""The notebook's models and TextCNN as wholes: inference and training steps on batches of 128."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ COMPILED = ("torch.compile", "torch.compile max-autotune")
 def step_case(name: str, mode: str, *, batch: int = 128, dtype: str = "float32", device: str = "cpu") -> Case:
     """Return the case of one of ``RNNS``."""
     case = model_case(name, mode, batch=batch, device=device)
-    return replace(case, operation="rivals", dtype=dtype)
+    return replace(case, operation="rivals", name=name, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ tokens would have neither.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from seqconv.data import load_imdb
-from seqconv.data.sources import find
+from seqconv.data.sources import Source, find
 
 __all__ = ["reviews", "reviews_origin", "zipf"]
 
@@ -21,7 +23,7 @@ MADE_UP = 1000  # reviews, where there are no real ones
 
 def reviews_origin() -> str:
     """Return whether :func:`reviews` gives real reviews (``SEQCONV_DATA`` or the cache holds them) or made-up ones."""
-    return "made-up reviews" if find("imdb") is None else "real reviews"
+    return "made-up reviews" if find("imdb", source=source()) is None else "real reviews"
 
 
 @lru_cache(maxsize=4)
@@ -30,9 +32,15 @@ def reviews(count: int, length: int, words: int) -> tuple[Tensor, Tensor]:
 
     Words beyond the ``words - 4`` most frequent are one word, "unknown". Fewer than ``count`` are repeated.
     """
-    data = load_imdb(words, length, synthetic_size=(MADE_UP, 0))
+    data = load_imdb(words, length, source=source(), synthetic_size=(MADE_UP, 0))
     rows = torch.arange(count) % len(data.y_train)
     return torch.from_numpy(data.x_train)[rows].long(), torch.from_numpy(data.y_train)[rows]
+
+
+def source() -> Source:
+    """Return ``"synthetic"`` where no folder is named and the package that knows the cache's is missing, as on GPUs."""
+    named = os.environ.get("SEQCONV_DATA") or os.environ.get("SEQCONV_CACHE")
+    return "auto" if named or importlib.util.find_spec("pooch") else "synthetic"
 
 
 def zipf(generator: torch.Generator, shape: tuple[int, int], words: int) -> Tensor:
