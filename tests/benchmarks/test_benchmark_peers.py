@@ -8,7 +8,9 @@ import io
 import json
 import sys
 import textwrap
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +102,20 @@ def test_a_step_in_another_process_measures_itself_and_ends(fake_worker):
     process = step.process
     del step, side
     assert process.wait(10) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are stopped on Linux alone")
+def test_a_process_is_stopped_while_nothing_is_asked(fake_worker):
+    step = RemoteStep("OpenVINO", peer_case("jena_convnet", "inference"), fake_worker)
+    step.call()
+    status = Path(f"/proc/{step.process.pid}/status")
+    for _ in range(100):
+        if "T (stopped)" in status.read_text():
+            break
+        time.sleep(0.02)
+    assert "T (stopped)" in status.read_text()
+    step.call()
+    assert step.results()["output"][0] == 2
 
 
 def test_a_process_that_fails_shows_its_error(fake_worker):
