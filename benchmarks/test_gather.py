@@ -13,10 +13,9 @@ MODES = ("inference", "forward", "forward_backward")
 def cases(device: str, quick: bool) -> list[Case]:
     """Return both layers of the notebook in every mode; without a folded table that is kept in a quick run."""
     modes = MODES[quick:]
-    windows = ["jena1"] if quick else ["jena1", "jena1, each row"]
     return [
         *(embedding_case("imdb1", mode, device=device, cold=is_cold(mode, quick)) for mode in modes),
-        *(window_case(name, mode, device=device) for name in windows for mode in MODES[1:]),
+        *(window_case("jena1", mode, device=device) for mode in MODES[1:]),
     ]
 
 
