@@ -47,7 +47,8 @@ class Layers(Operation):
         """Let a provider of the fused layers compete with the RNNs."""
         name = f"convolution, {provider.name}"
         if name not in self.providers:
-            self.register(replace(provider, name=name, make=partial(Convolution, provider.name), baseline=False))
+            made, unavailable = partial(Convolution, provider.name), partial(unable, provider)
+            self.register(replace(provider, name=name, make=made, unavailable=unavailable, baseline=False))
 
     def definition(self, case: Case) -> nn.Module:
         """Return the convolution."""
@@ -71,13 +72,23 @@ class Layers(Operation):
         return TensorStep(case, lambda: module(sequences), sequences, dict(module.named_parameters()), gradient)
 
 
+def fused_name(case: Case) -> str:
+    """Return the name of the fused layer that the case's convolution is."""
+    return "conv1d_relu_max_pool1d" if case.shape["P"] else "conv1d_relu_global_max_pool1d"
+
+
+def unable(provider: Provider, case: Case) -> str | None:
+    """Return why a provider of the fused layer cannot serve it, or ``None``."""
+    return provider.unavailable(replace(case, operation=fused_name(case)))
+
+
 class Convolution(nn.Module):
     """A provider's fused layer, with parameters."""
 
     def __init__(self, provider: str, case: Case) -> None:
         super().__init__()
         torch.manual_seed(0)
-        fused = operation("conv1d_relu_max_pool1d" if case.shape["P"] else "conv1d_relu_global_max_pool1d")
+        fused = operation(fused_name(case))
         self.compute = fused.providers[provider].make(case)
         self.conv = nn.Conv1d(case.shape["C"], case.shape["O"], case.shape["K"])
         self.pool_size = [case.shape["P"]] if case.shape["P"] else []
