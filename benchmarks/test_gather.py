@@ -7,21 +7,14 @@ from typing import Any
 from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.registry import Candidate, Case, Comparison
 
-MODES = ("inference", "forward", "forward_backward")
-
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return both layers of the notebook in every mode; without a folded table that is kept in a quick run."""
-    modes = MODES[quick:]
+    """Return both layers of the notebook; without the table that is folded for good in a quick run."""
+    embedded, windowed = ("inference", "forward_backward")[quick:], ("forward", "forward_backward")
     return [
-        *(embedding_case("imdb1", mode, device=device, cold=is_cold(mode, quick)) for mode in modes),
-        *(window_case("jena1", mode, device=device) for mode in MODES[1:]),
+        *(embedding_case("imdb1", mode, device=device) for mode in embedded),
+        *(window_case("jena1", mode, device=device) for mode in windowed),
     ]
-
-
-def is_cold(mode: str, quick: bool) -> bool:
-    """Return whether the first call in a fresh process is measured too."""
-    return mode == "inference" and not quick
 
 
 def test_check(candidate: Candidate, verify: Any) -> None:

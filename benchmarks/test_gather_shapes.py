@@ -13,8 +13,9 @@ SKIPPED = ("imdb1", "jena1")  # the suite gather has them
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return all sizes but the notebook's, in the modes of the suite ``gather``; some of them in a quick run."""
+    """Return all sizes but the notebook's, whose forward pass alone and first call are here; some in a quick run."""
     found = [
+        embedding_case("imdb1", "forward", device=device, cold=not quick),
         *(embedding_case(name, mode, device=device) for name in sizes(EMBEDDINGS) for mode in MODES),
         *(window_case(name, mode, device=device) for name in sizes(WINDOWS) for mode in MODES[1:]),
     ]
