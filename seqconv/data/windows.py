@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from seqconv.data.arguments import integer
 from seqconv.data.passes import Passes, Position
 from seqconv.data.prefetch import prefetched
-from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names
+from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names, tensor_of
 from seqconv.kernels.numba.windows import gather_rows, gather_windows
 
 __all__ = ["SlidingWindows", "WindowsDataset", "gap_groups"]
@@ -66,6 +67,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         reuse: fill the same buffers again and again. A batch's memory is then valid until the next one is asked for.
             Not in worker processes, which pass their batches on.
         output: ``"torch"`` or ``"numpy"``.
+        materialise: ``False`` yields the windows' first rows instead of their content, as ``(B,)`` int64, for a model
+            that reads the series itself: ``seqconv.functional.window_conv1d_relu_max_pool1d(windows.series_tensor(),
+            starts, weight, length=windows.length, step=windows.step, ...)``. All else stays as it is.
 
     Inputs are ``(B, S, C)``, targets ``(B,)`` for one column and ``(B, T)`` for several or all, with a horizon above 1
     ``(B, H)`` and ``(B, H, T)``; of the series' dtype, newly allocated unless ``reuse``.
@@ -104,6 +108,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         prefetch: bool = False,
         reuse: bool = False,
         output: str = "torch",
+        materialise: bool = True,
     ) -> None:
         self.series, names = rows_and_names(series)
         rows = len(self.series)
@@ -120,10 +125,13 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         self.world_size = integer(world_size, "world_size", 1)
         self.rank = integer(rank, "rank", 0, self.world_size - 1)
         self.prefetch, self.reuse, self.output = bool(prefetch), bool(reuse), output
+        self.materialise = materialise
         if batch_size is None and drop_last:
             raise ValueError("drop_last must be False with batch_size=None, got True")
         if output not in ("torch", "numpy"):
             raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
+        if not isinstance(materialise, bool):
+            raise TypeError(f"materialise must be True or False, got {materialise!r}")
         if shuffle and world_size > 1 and seed is None:
             raise ValueError("seed must be given where ranks share out a shuffled order, got None")
         super().__init__(shuffle=shuffle, seed=seed)
@@ -135,11 +143,17 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
                 + (" in groups" if groups is not None else "")
             )
         self._ends = np.cumsum(self._counts)
+        self._tensors: dict[torch.device, Tensor] = {}
 
     @property
     def samples(self) -> int:
         """Rows in a window, ``S``."""
         return self.lookback // self.step
+
+    @property
+    def length(self) -> int:
+        """Rows in a window, as ``seqconv.functional.window_conv...`` name them: :attr:`samples`."""
+        return self.samples
 
     @property
     def reach(self) -> int:
@@ -154,6 +168,20 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def __len__(self) -> int:
         size = self.batch_size or 1
         return self.windows // size if self.drop_last else -(-self.windows // size)
+
+    def series_tensor(self, device: torch.device | str | None = None) -> Tensor:
+        """Return the series ``(R, C)`` as a tensor on ``device`` (``None``: the CPU), for windows given by starts.
+
+        It is made once a device. On the CPU it shares the series' memory, read-only memory included, which is not to be
+        written to; only strides that no tensor has are copied. What was copied, to another device say, shows no later
+        change of the series. Nothing is passed on to worker processes.
+        """
+        device = torch.device("cpu") if device is None else torch.empty(0, device=device).device  # with its number
+        if device not in self._tensors:
+            shared = self._tensors.get(torch.device("cpu"))
+            shared = tensor_of(self.series) if shared is None else shared
+            self._tensors[device] = shared.to(device)
+        return self._tensors[device]
 
     def as_dataset(self) -> WindowsDataset:
         """Return a map-style dataset of this rank's windows in the series' order, for a sampler of one's own."""
@@ -170,8 +198,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         self._position = Position(integer(epoch, "epoch", 0))
 
     def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_tensors": {}}
         mapped = mapped_array(self.series)
-        return self.__dict__ if mapped is None else {**self.__dict__, "series": mapped}
+        return state if mapped is None else {**state, "series": mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         series = state["series"]
@@ -203,7 +232,10 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         count = len(positions)
         inputs, targets = (buffer[:count] for buffer in buffers or self._empty(count))
         starts = self.starts(positions)
-        gather_windows(self.series, starts, self.samples, self.step, inputs)
+        if self.materialise:
+            gather_windows(self.series, starts, self.samples, self.step, inputs)
+        else:
+            inputs[:] = starts
         rows = starts[:, None] + np.arange(self.lookback + self.delay, self.lookback + self.delay + self.horizon)
         gather_rows(self.series, rows, self.columns, targets)
         if self.one_column:
@@ -214,7 +246,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     def _empty(self, count: int) -> tuple[Array, Array]:
         dtype = self.series.dtype
-        inputs = np.empty((count, self.samples, self.series.shape[1]), dtype)
+        shape = (count, self.samples, self.series.shape[1])
+        inputs: Array = np.empty(shape, dtype) if self.materialise else np.empty(count, np.int64)
         return inputs, np.empty((count, self.horizon, len(self.columns)), dtype)
 
     def _order(self, number: int) -> Array:

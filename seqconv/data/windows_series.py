@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MappedArray", "mapped_array", "rows_and_names"]
+__all__ = ["MappedArray", "mapped_array", "rows_and_names", "tensor_of"]
 
 Array = NDArray[Any]
 
@@ -49,6 +49,25 @@ def rows_and_names(series: Any) -> tuple[Array, list[Any] | None]:
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"series must have shape (rows,) or (rows, columns), got {tuple(series.shape)}")
     return array, names
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return the array as a tensor that shares its memory, also where that is read-only: nobody may write to it then.
+
+    Copied are strides that no tensor has: negative ones, or no multiples of the items' size.
+    """
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """An array's memory under another flag, since torch warns of arrays that it must not write to."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 class MappedArray(NamedTuple):
