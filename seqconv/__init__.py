@@ -10,6 +10,8 @@ from seqconv.layers import (
     ConvReLUMaxPool1d,
     EmbeddingConvReLUGlobalMaxPool1d,
     EmbeddingConvReLUMaxPool1d,
+    EmbeddingConvsReLUGlobalMaxPool1d,
+    Windows,
 )
 from seqconv.warmup import warmup
 
@@ -21,7 +23,9 @@ __all__ = [
     "ConvReLUMaxPool1d",
     "EmbeddingConvReLUGlobalMaxPool1d",
     "EmbeddingConvReLUMaxPool1d",
+    "EmbeddingConvsReLUGlobalMaxPool1d",
     "Explanation",
+    "Windows",
     "data",
     "explain",
     "functional",

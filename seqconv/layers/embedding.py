@@ -1,0 +1,239 @@
+"""The fused conv stack on embedded tokens, as modules.
+
+Letters in the shapes: ``N`` samples, ``O`` output channels, ``L`` positions, ``Q`` pooled positions. Errors are those
+of :mod:`seqconv.functional.conv`; options of a layer are checked when it is made.
+
+Of :class:`torch.nn.Embedding`'s options ``max_norm``, ``scale_grad_by_freq`` and ``sparse`` are refused: the rows are
+read where they lie, and their gradient is one dense tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqconv import backends
+from seqconv.functional import arguments, conv
+from seqconv.functional.arguments import IntOrTuple
+from seqconv.layers.options import (
+    PaddingMode,
+    backend_repr,
+    check_convolution,
+    check_padding,
+    convolution_of,
+    pool_of,
+    pool_repr,
+    set_pool,
+)
+
+__all__ = ["Embedded", "EmbeddingConvReLUGlobalMaxPool1d", "EmbeddingConvReLUMaxPool1d", "table_of"]
+
+# What nn.Embedding does with these set would have to be done here: their values where it does nothing.
+REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
+
+
+class Embedded(nn.Module):
+    """What the layers on embedded tokens share: an ``nn.Embedding``, drawn anew or given."""
+
+    embedding: nn.Embedding
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        *arguments_: Any,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return a layer whose table is ``embeddings``, ``(V, C)``, as :meth:`torch.nn.Embedding.from_pretrained` does.
+
+        The other arguments are the layer's own behind ``embedding_dim``: ``from_pretrained(embeddings, out_channels,
+        kernel_size, ...)``. The table shares the memory of ``embeddings``, unless ``device`` or ``dtype`` ask for
+        another; they are those of ``embeddings`` where not given. ``freeze=True`` trains all but the table: it gets no
+        gradient. Row ``padding_idx`` keeps what it holds, and gets no gradient.
+        """
+        arguments.tensor("embeddings", embeddings)
+        arguments.floating("embeddings", embeddings)
+        if embeddings.dim() != 2 or not embeddings.numel():
+            raise ValueError(f"embeddings must have shape (num_embeddings, embedding_dim), got {_shape(embeddings)}")
+        if not isinstance(freeze, bool):
+            raise TypeError(f"freeze must be True or False, got {freeze!r}")
+        if padding_idx is not None:
+            padding_idx = arguments.row("padding_idx", padding_idx, embeddings.size(0))
+        for name in REFUSED.keys() & options.keys():
+            _refuse(name, options.pop(name))
+        table = embeddings.to(device=options.get("device"), dtype=options.get("dtype"))
+        options |= {"device": table.device, "dtype": table.dtype}
+        layer = cls(1, table.size(1), *arguments_, **options)  # a row to be replaced: tables may be large
+        layer.embedding = nn.Embedding.from_pretrained(table, freeze=freeze, padding_idx=padding_idx)
+        return layer
+
+
+class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
+    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> maximum over all positions``: tokens ``(N, L) -> (N, O)``.
+
+    Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O,)``. The parameters are ``embedding.weight``
+    ``(num_embeddings, embedding_dim)``, ``conv.weight`` and ``conv.bias``; row ``padding_idx`` starts as zeros and gets
+    no gradient, as in :class:`torch.nn.Embedding`. The other arguments are those of :class:`ConvReLUGlobalMaxPool1d`.
+    A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add up.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        out_channels: int,
+        kernel_size: IntOrTuple,
+        *,
+        padding_idx: int | None = None,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        arguments.integer("num_embeddings", num_embeddings, 1)
+        arguments.integer("embedding_dim", embedding_dim, 1)
+        if padding_idx is not None:
+            arguments.row("padding_idx", padding_idx, num_embeddings)
+        check_convolution(embedding_dim, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.embedding = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self.conv = nn.Conv1d(
+            embedding_dim,
+            out_channels,
+            kernel_size,  # type: ignore[arg-type]  # torch takes a tuple of one, too
+            stride=stride,  # type: ignore[arg-type]
+            padding=padding,  # type: ignore[arg-type]
+            dilation=dilation,  # type: ignore[arg-type]
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.backend = backends.check_name(backend)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the pooled activation of the embedded ``tokens``."""
+        return self.prepare(tokens).run(self.backend)
+
+    def prepare(self, tokens: Tensor) -> conv.Call:
+        """Check ``tokens`` and return the call that :meth:`forward` runs."""
+        padding: Any = self.conv.padding
+        if self.conv.padding_mode != "zeros":
+            tokens, padding = _pad_tokens(tokens, self.conv), 0
+        return conv.embedding_call(
+            tokens,
+            table_of(self.embedding),
+            self.conv.weight,
+            self.conv.bias,
+            self.embedding.padding_idx,
+            convolution_of(self.conv, padding),
+            self._pool(),
+        )
+
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults; the children tell theirs."""
+        return backend_repr(self.backend).removeprefix(", ")
+
+    def _pool(self) -> tuple[Any, ...] | None:
+        return None
+
+
+class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
+    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``, channels-last.
+
+    Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O, Q)``. Parameters as in
+    :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments as in :class:`ConvReLUMaxPool1d`.
+    """
+
+    pool_size: int
+    pool_stride: int
+    pool_padding: int
+    pool_dilation: int
+    ceil_mode: bool
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        out_channels: int,
+        kernel_size: IntOrTuple,
+        pool_size: IntOrTuple,
+        *,
+        padding_idx: int | None = None,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        pool_stride: IntOrTuple | None = None,
+        pool_padding: IntOrTuple = 0,
+        pool_dilation: IntOrTuple = 1,
+        ceil_mode: bool = False,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            out_channels,
+            kernel_size,
+            padding_idx=padding_idx,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults; the children tell theirs."""
+        return pool_repr(self).removeprefix(", ") + backend_repr(self.backend)
+
+    def _pool(self) -> tuple[Any, ...] | None:
+        return pool_of(self)
+
+
+def table_of(embedding: nn.Embedding) -> Tensor:
+    """Return the table. Raises ``ValueError`` for options that are refused, which may have been set meanwhile."""
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        for name in REFUSED:
+            _refuse(name, getattr(embedding, name))
+    return embedding.weight
+
+
+def _refuse(name: str, value: Any) -> None:
+    if value is not REFUSED[name]:
+        raise ValueError(f"{name} must be {REFUSED[name]}: this layer has no such embedding, got {value!r}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _pad_tokens(tokens: Tensor, layer: nn.Conv1d) -> Tensor:
+    arguments.tensor("tokens", tokens)
+    if tokens.dim() not in (1, 2):
+        raise ValueError(f"tokens must have shape (N, L) or (L,), got {tuple(tokens.shape)}")
+    check_padding("tokens", tokens.size(-1), layer)
+    # Padding the embedded rows by copies of rows is padding the tokens by copies of tokens; torch pads floats alone.
+    positions = torch.arange(tokens.size(-1), dtype=torch.float64, device=tokens.device)
+    padded = F.pad(positions.unsqueeze(0), layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    return tokens[..., padded.squeeze(0).long()]

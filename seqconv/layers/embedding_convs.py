@@ -1,0 +1,111 @@
+"""Convolutions of several kernel sizes on the same embedded tokens, as a module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seqconv import backends
+from seqconv.functional import arguments, conv
+from seqconv.functional.arguments import IntOrTuple
+from seqconv.layers.embedding import Embedded, table_of
+from seqconv.layers.options import backend_repr, check_convolution, convolution_of
+
+__all__ = ["EmbeddingConvsReLUGlobalMaxPool1d"]
+
+
+class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
+    """``nn.Embedding``, then for each kernel size ``nn.Conv1d -> nn.ReLU -> maximum over all positions``.
+
+    Tokens ``(N, L)``, int32 or int64, give ``(N, len(kernel_sizes) * out_channels)``, one sequence ``(L,)`` the same
+    without ``N``: first the ``out_channels`` of the first kernel size. The parameters are ``embedding.weight``
+    ``(num_embeddings, embedding_dim)``, ``convs.i.weight`` and ``convs.i.bias``; all convolutions read the one table.
+    ``stride``, ``padding`` and ``dilation`` are those of :class:`torch.nn.Conv1d`, the same for every kernel size, the
+    rest is as in :class:`~seqconv.EmbeddingConvReLUGlobalMaxPool1d`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        out_channels: int,
+        kernel_sizes: list[int] | tuple[int, ...],
+        *,
+        padding_idx: int | None = None,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        arguments.integer("num_embeddings", num_embeddings, 1)
+        arguments.integer("embedding_dim", embedding_dim, 1)
+        if padding_idx is not None:
+            arguments.row("padding_idx", padding_idx, num_embeddings)
+        if not isinstance(kernel_sizes, (list, tuple)) or not kernel_sizes:
+            raise ValueError(f"kernel_sizes must be a list or tuple of at least one integer, got {kernel_sizes!r}")
+        for number, size in enumerate(kernel_sizes):
+            arguments.integer(f"kernel_sizes[{number}]", size, 1)
+            check_convolution(embedding_dim, out_channels, size, stride, padding, dilation, 1)
+        self.embedding = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(
+                embedding_dim,
+                out_channels,
+                size,
+                stride=stride,  # type: ignore[arg-type]  # torch takes a tuple of one, too
+                padding=padding,  # type: ignore[arg-type]
+                dilation=dilation,  # type: ignore[arg-type]
+                bias=bias,
+                device=device,
+                dtype=dtype,
+            )
+            for size in kernel_sizes
+        )
+        self.backend = backends.check_name(backend)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the pooled activations of the embedded ``tokens``, those of all kernel sizes side by side."""
+        return self.prepare(tokens).run(self.backend)
+
+    def prepare(self, tokens: Tensor) -> Calls:
+        """Check ``tokens`` and return the calls that :meth:`forward` runs."""
+        table = table_of(self.embedding)
+        return Calls(
+            tuple(
+                conv.embedding_call(
+                    tokens,
+                    table,
+                    layer.weight,
+                    layer.bias,
+                    self.embedding.padding_idx,
+                    convolution_of(layer, layer.padding),
+                    None,
+                )
+                for layer in self.convs
+                if isinstance(layer, nn.Conv1d)  # a ModuleList does not tell what it holds
+            )
+        )
+
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults; the children tell theirs."""
+        return backend_repr(self.backend).removeprefix(", ")
+
+
+class Calls(NamedTuple):
+    """Checked calls whose results stand side by side."""
+
+    calls: tuple[conv.Call, ...]
+
+    def run(self, backend: str) -> Tensor:
+        """Run the kernels that serve the calls."""
+        return torch.cat([call.run(backend) for call in self.calls], dim=-1)
+
+    def explain(self, backend: str) -> backends.Explanation:
+        """Tell which kernel would serve the first call, and why: the others differ from it in their size alone."""
+        return self.calls[0].explain(backend)

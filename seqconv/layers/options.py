@@ -1,0 +1,99 @@
+"""The options that the conv stack's layers share: checked when a layer is made, kept, and told in its text."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from seqconv.functional import arguments
+from seqconv.functional.arguments import IntOrTuple
+
+__all__ = [
+    "PaddingMode",
+    "backend_repr",
+    "check_convolution",
+    "check_padding",
+    "convolution_of",
+    "pool_of",
+    "pool_repr",
+    "set_pool",
+]
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class Pooling(Protocol):
+    """A layer with a pool."""
+
+    pool_size: int
+    pool_stride: int
+    pool_padding: int
+    pool_dilation: int
+    ceil_mode: bool
+
+
+def convolution_of(layer: nn.Conv1d, padding: Any) -> tuple[Any, ...]:
+    """Return a layer's convolution as the functions take it, with a padding of its own."""
+    return layer.stride, padding, layer.dilation, layer.groups
+
+
+def check_convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> None:
+    """Raise unless ``nn.Conv1d`` can be made of this; the errors name the argument."""
+    arguments.integer("in_channels", in_channels, 1)
+    arguments.integer("out_channels", out_channels, 1)
+    arguments.integer("groups", groups, 1)
+    arguments.single("kernel_size", kernel_size, 1)
+    arguments.single("stride", stride, 1)
+    arguments.single("dilation", dilation, 1)
+    if not isinstance(padding, str):  # torch checks the two words itself
+        arguments.single("padding", padding, 0)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            raise ValueError(f"groups must divide {name} = {channels}, got {groups}")
+
+
+def set_pool(
+    layer: Pooling,
+    size: IntOrTuple,
+    stride: IntOrTuple | None,
+    padding: IntOrTuple,
+    dilation: IntOrTuple,
+    ceil_mode: bool,
+) -> None:
+    """Check a pool's options and keep them on ``layer``."""
+    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode)
+    layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool
+
+
+def pool_of(layer: Pooling) -> tuple[Any, ...]:
+    """Return a layer's pool as the functions take it."""
+    return layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode
+
+
+def pool_repr(layer: Pooling) -> str:
+    """Return the pool's options that differ from their defaults, as a layer's text goes on with them."""
+    defaults = {"pool_stride": layer.pool_size, "pool_padding": 0, "pool_dilation": 1, "ceil_mode": False}
+    shown = [f"{name}={getattr(layer, name)}" for name, default in defaults.items() if getattr(layer, name) != default]
+    return "".join(f", {part}" for part in [f"pool_size={layer.pool_size}", *shown])
+
+
+def backend_repr(backend: str) -> str:
+    """Return the backend, if it is not chosen, as a layer's text goes on with it."""
+    return "" if backend == "auto" else f", backend={backend!r}"
+
+
+def check_padding(name: str, length: int, layer: nn.Conv1d) -> None:
+    """Raise where torch cannot pad so few positions in the layer's mode."""
+    padding, mode = max(layer._reversed_padding_repeated_twice), layer.padding_mode
+    least = {"reflect": padding + 1, "circular": max(padding, 1)}.get(mode, 1)
+    if length < least:
+        raise ValueError(f"{name} must have at least {least} positions for a {mode} padding of {padding}, got {length}")
