@@ -45,6 +45,7 @@ def load(
                 lambda backend: models.ImdbConvnet(words, backend=backend), 1e-3 if data.synthetic else NOTEBOOK_RATE
             ),
             "lstm": Entry(lambda backend: models.ImdbLSTM(words, backend=backend)),
+            "textcnn": Entry(lambda backend: models.TextCNN(words, backend=backend)),
             "bag": Entry(lambda _backend: models.BagOfEmbeddings(words)),
             "majority": Entry(lambda _backend: models.MajorityClass(labels), None),
         },

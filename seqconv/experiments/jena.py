@@ -38,25 +38,35 @@ def load(
             shuffle=shuffle,
             seed=seed,
             groups=data.groups,
+            materialise=False,
         )
 
+    def reading() -> models.WindowSource:
+        return models.WindowSource(series, steps, STEP)
+
+    validation, test = windows(data.splits.validation), windows(data.splits.test)
+    series = validation.series_tensor()
     return Task(
         name="jena",
         title="Jena temperature in 24 hours: mean absolute error, in standard deviations",
         source=data.source,
         synthetic=data.synthetic,
         train=lambda: windows(data.splits.train, shuffle=True),
-        validation=windows(data.splits.validation),
-        test=windows(data.splits.test),
+        validation=validation,
+        test=test,
         entries={
-            "convnet": Entry(lambda backend: models.JenaConvnet(channels, backend=backend)),
-            "gru": Entry(lambda backend: models.JenaGRU(channels, backend=backend)),
+            "convnet": Entry(lambda backend: models.JenaConvnet(channels, backend=backend, source=reading())),
+            "gru": Entry(lambda backend: models.JenaGRU(channels, backend=backend, source=reading())),
             "gru_dropout": Entry(
-                lambda backend: models.JenaGRU(channels, input_dropout=0.2, recurrent_dropout=0.2, backend=backend)
+                lambda backend: models.JenaGRU(
+                    channels, input_dropout=0.2, recurrent_dropout=0.2, backend=backend, source=reading()
+                )
             ),
-            "conv_gru": Entry(lambda backend: models.ConvGRU(channels, backend=backend)),
-            "dense": Entry(lambda _backend: models.Dense(steps, channels)),
-            "temperature_now": Entry(lambda _backend: models.TemperatureNow(data.target_column), None),
+            "conv_gru": Entry(lambda backend: models.ConvGRU(channels, backend=backend, source=reading())),
+            "dense": Entry(lambda _backend: models.Dense(steps, channels, source=reading())),
+            "temperature_now": Entry(
+                lambda _backend: models.TemperatureNow(data.target_column, source=reading()), None
+            ),
         },
         rival="gru",
         loss=F.l1_loss,

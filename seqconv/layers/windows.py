@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from seqconv.functional import arguments
-from seqconv.kernels.reference import gather
 
 __all__ = ["Windows"]
 
@@ -26,14 +26,20 @@ class Windows(NamedTuple):
     step: int = 1
 
     def gather(self) -> Tensor:
-        """Return the content, ``(N, length, C)``, newly allocated. Raises as a layer does that cannot read it."""
+        """Return the content, ``(N, length, C)``, newly allocated. Raises as :meth:`check` does."""
+        self.check()
+        rows = self.starts.unsqueeze(1) + self.step * torch.arange(self.length, device=self.starts.device)
+        # Half the time of series[rows], on a CPU.
+        return self.series.index_select(0, rows.flatten()).view(*rows.shape, self.series.size(1))
+
+    def check(self) -> None:
+        """Raise what a layer raises where a window is not of the series, or these are no windows at all."""
         arguments.tensor("series", self.series)
         arguments.tensor("starts", self.starts)
         if self.starts.dim() != 1:
             raise ValueError(f"starts must have shape (N,), got {tuple(self.starts.shape)}")
         length, step = arguments.integer("length", self.length, 1), arguments.integer("step", self.step, 1)
         arguments.row_index("starts", self.starts, "series", self.series, reach=(length - 1) * step)
-        return gather.windows(self.series, self.starts, length, step).transpose(1, 2)
 
     def to(self, *args: Any, **options: Any) -> Windows:
         """Return the windows on another device or of another dtype: ``series.to(...)``, with the starts beside it."""

@@ -3,6 +3,8 @@
 from seqconv.models.imdb import BagOfEmbeddings, ImdbConvnet, ImdbLSTM, MajorityClass
 from seqconv.models.initialisation import initialise
 from seqconv.models.jena import ConvGRU, Dense, JenaConvnet, JenaGRU, TemperatureNow
+from seqconv.models.source import WindowSource
+from seqconv.models.textcnn import TextCNN
 
 __all__ = [
     "BagOfEmbeddings",
@@ -14,5 +16,7 @@ __all__ = [
     "JenaGRU",
     "MajorityClass",
     "TemperatureNow",
+    "TextCNN",
+    "WindowSource",
     "initialise",
 ]

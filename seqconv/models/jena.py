@@ -1,19 +1,49 @@
-"""Models of the temperature task: windows ``(N, S, C)``, oldest row first, to one standardised temperature ``(N,)``."""
+"""Models of the temperature task: windows ``(N, S, C)``, oldest row first, to one standardised temperature ``(N,)``.
+
+Given a :class:`~seqconv.models.WindowSource`, a model takes the windows' starts ``(N,)`` instead; it then takes either.
+The convnets' first layer reads them in place, the other models gather them.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seqconv.layers import GRU, ConvReLUGlobalMaxPool1d, ConvReLUMaxPool1d
+from seqconv.layers import GRU, ConvReLUGlobalMaxPool1d, ConvReLUMaxPool1d, Windows
+from seqconv.models.source import WindowSource
 
 __all__ = ["ConvGRU", "Dense", "JenaConvnet", "JenaGRU", "TemperatureNow"]
 
 
-class JenaConvnet(nn.Module):
+class _OfWindows(nn.Module):
+    """What the models share: where they have their windows from."""
+
+    def __init__(self, source: WindowSource | None) -> None:
+        super().__init__()
+        self.source = source
+
+    def read(self, windows: Tensor) -> Tensor | Windows:
+        """Return what a convolution takes: windows ``(N, S, C)`` seen as ``(N, C, S)``, or those at the starts."""
+        if windows.dim() == 1:
+            if self.source is None:
+                raise ValueError(
+                    f"windows must have shape (N, S, C), got {tuple(windows.shape)}: their starts need the series, "
+                    f"{type(self).__name__}(..., source=seqconv.models.WindowSource(series, length, step))"
+                )
+            found: Windows = self.source(windows)
+            return found
+        return windows.transpose(1, 2)
+
+    def gather(self, windows: Tensor) -> Tensor:
+        """Return windows ``(N, S, C)``, those at the starts where these are given."""
+        read = self.read(windows)
+        return read.gather() if isinstance(read, Windows) else windows
+
+
+class JenaConvnet(_OfWindows):
     """The notebook's convnet: convolutions of 32 x 5, two with pools of 3, the last with a global maximum, dense."""
 
-    def __init__(self, channels: int = 14, *, backend: str = "auto") -> None:
-        super().__init__()
+    def __init__(self, channels: int = 14, *, backend: str = "auto", source: WindowSource | None = None) -> None:
+        super().__init__(source)
         self.first = ConvReLUMaxPool1d(channels, 32, 5, 3, backend=backend)
         self.second = ConvReLUMaxPool1d(32, 32, 5, 3, backend=backend)
         self.third = ConvReLUGlobalMaxPool1d(32, 32, 5, backend=backend)
@@ -21,11 +51,11 @@ class JenaConvnet(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the predictions ``(N,)`` for ``windows`` ``(N, S, C)``, ``S`` at least 61."""
-        pooled = self.third(self.second(self.first(windows.transpose(1, 2))))
+        pooled = self.third(self.second(self.first(self.read(windows))))
         return self.head(pooled).squeeze(-1)  # type: ignore[no-any-return]
 
 
-class JenaGRU(nn.Module):
+class JenaGRU(_OfWindows):
     """A GRU(32), its last state to a dense layer; the dropouts act on its input and on its recurrent state."""
 
     def __init__(
@@ -35,8 +65,9 @@ class JenaGRU(nn.Module):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         backend: str = "auto",
+        source: WindowSource | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(source)
         self.gru = GRU(
             channels,
             32,
@@ -49,11 +80,11 @@ class JenaGRU(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the predictions ``(N,)`` for ``windows`` ``(N, S, C)``."""
-        _, state = self.gru(windows)
+        _, state = self.gru(self.gather(windows))
         return self.head(state[-1]).squeeze(-1)  # type: ignore[no-any-return]
 
 
-class ConvGRU(nn.Module):
+class ConvGRU(_OfWindows):
     """The notebook's hybrid: convolution 32 x 5, pool 3, convolution 32 x 5, GRU(32) with both dropouts, dense."""
 
     def __init__(
@@ -63,8 +94,9 @@ class ConvGRU(nn.Module):
         input_dropout: float = 0.1,
         recurrent_dropout: float = 0.5,
         backend: str = "auto",
+        source: WindowSource | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(source)
         self.first = ConvReLUMaxPool1d(channels, 32, 5, 3, backend=backend)
         # A pool of one position is no pool: convolution and ReLU alone.
         self.second = ConvReLUMaxPool1d(32, 32, 5, 1, backend=backend)
@@ -72,30 +104,34 @@ class ConvGRU(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the predictions ``(N,)`` for ``windows`` ``(N, S, C)``, ``S`` at least 19."""
-        features = self.second(self.first(windows.transpose(1, 2)))
+        features = self.second(self.first(self.read(windows)))
         return self.recurrent(features.transpose(1, 2))  # type: ignore[no-any-return]
 
 
-class Dense(nn.Module):
+class Dense(_OfWindows):
     """A baseline without a notion of time: all values of a window to 32 units with ReLU, dense."""
 
-    def __init__(self, steps: int = 240, channels: int = 14) -> None:
-        super().__init__()
+    def __init__(self, steps: int = 240, channels: int = 14, *, source: WindowSource | None = None) -> None:
+        super().__init__(source)
         self.hidden = nn.Linear(steps * channels, 32)
         self.head = nn.Linear(32, 1)
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the predictions ``(N,)`` for ``windows`` ``(N, S, C)``."""
-        return self.head(self.hidden(windows.flatten(1)).relu()).squeeze(-1)  # type: ignore[no-any-return]
+        return self.head(self.hidden(self.gather(windows).flatten(1)).relu()).squeeze(-1)  # type: ignore[no-any-return]
 
 
-class TemperatureNow(nn.Module):
+class TemperatureNow(_OfWindows):
     """The common-sense baseline: in ``delay`` rows it will be as warm as in the window's last row."""
 
-    def __init__(self, column: int = 1) -> None:
-        super().__init__()
+    def __init__(self, column: int = 1, *, source: WindowSource | None = None) -> None:
+        super().__init__(source)
         self.column = column
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the last row's column ``(N,)`` of ``windows`` ``(N, S, C)``."""
+        read = self.read(windows)
+        if isinstance(read, Windows):
+            read.check()
+            return read.series[read.starts + (read.length - 1) * read.step, self.column]
         return windows[:, -1, self.column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 from seqconv import models
 from seqconv.experiments import PRESETS, Settings, compare, load_task, report, write_report
 from seqconv.experiments.comparison import served_by, step_milliseconds, train_model
+from seqconv.training import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,46 @@ def test_a_comparison_that_was_stopped_goes_on(imdb, tmp_path):
     assert [one.test for one in whole] == [one.test for one in rest]
 
 
+def test_the_text_convnet_trains(imdb, tmp_path):
+    _, history, scores = train_model(imdb, "textcnn", tmp_path, progress=False)
+    assert len(history.records) == 2
+    assert 0 <= scores["test"] <= 1
+    assert served_by(imdb.entries["textcnn"].build("reference"), next(iter(imdb.test))[0][:2]) == "reference"
+
+
+def test_models_of_the_temperature_read_the_series_from_starts(tmp_path):
+    """The same models with windows gathered by the loader get the same figures; the series is in no checkpoint."""
+    settings = Settings(epochs=1, steps_per_epoch=3, validation_steps=2, batch_size=16)
+    starts = load_task("jena", settings=settings, source="synthetic")
+    gathered = replace(
+        starts,
+        train=lambda: gathering(starts.train()),
+        validation=gathering(starts.validation),
+        test=gathering(starts.test),
+    )
+    assert next(iter(starts.test))[0].shape == (16,)
+    for name in ("convnet", "conv_gru", "dense"):
+        outcomes = [
+            train_model(replace(task, test=task.validation), name, tmp_path / str(number) / name, progress=False)
+            for number, task in enumerate((starts, gathered))
+        ]
+        (_, one, scores), (_, other, again) = outcomes
+        columns = ["loss", "mean_absolute_error", "val_loss"]
+        assert one.frame[columns].to_numpy() == pytest.approx(other.frame[columns].to_numpy(), rel=1e-4)
+        assert scores == pytest.approx(again, rel=1e-4)
+        model = starts.entries[name].build("auto")
+        weights = load_checkpoint(tmp_path / "0" / name / "last.pt")["model"]
+        assert sum(weight.numel() for weight in weights.values()) == sum(p.numel() for p in model.parameters())
+    assert served_by(starts.entries["convnet"].build("reference"), next(iter(starts.test))[0]) == "reference"
+
+
+def gathering(windows):
+    """Return the loader that gathers, as it was before it was told not to."""
+    copied = copy.copy(windows)
+    copied.materialise = True
+    return copied
+
+
 def test_report_marks_synthetic_data_and_missing_figures(imdb, tmp_path):
     outcomes = compare(imdb, tmp_path, names=["majority"], progress=False)
     markdown, _, as_json, _ = write_report(imdb, outcomes, tmp_path)
@@ -94,5 +136,7 @@ def test_bad_arguments(call, told):
 
 
 def test_unknown_model(imdb, tmp_path):
-    with pytest.raises(ValueError, match="model must be one of convnet, lstm, bag, majority for imdb, got 'svm'"):
+    with pytest.raises(
+        ValueError, match="model must be one of convnet, lstm, textcnn, bag, majority for imdb, got 'svm'"
+    ):
         compare(imdb, tmp_path, names=["svm"])

@@ -15,13 +15,14 @@ IMDB = 10_000 * 128
 COUNTS = {
     "ImdbConvnet": IMDB + (7 * 128 * 32 + 32) + (7 * 32 * 32 + 32) + (32 + 1),
     "ImdbLSTM": IMDB + 4 * ((128 + 32) * 32 + 32) + 4 * 32 + (32 + 1),
+    "TextCNN": IMDB + sum(k * 128 * 100 + 100 for k in (3, 4, 5)) + (300 + 1),
     "BagOfEmbeddings": IMDB + (128 + 1),
     "JenaConvnet": (5 * 14 * 32 + 32) + 2 * (5 * 32 * 32 + 32) + (32 + 1),
     "JenaGRU": 3 * ((14 + 32) * 32 + 2 * 32) + (32 + 1),
     "ConvGRU": (5 * 14 * 32 + 32) + (5 * 32 * 32 + 32) + 3 * ((32 + 32) * 32 + 2 * 32) + (32 + 1),
     "Dense": (240 * 14 * 32 + 32) + (32 + 1),
 }
-IMDB_MODELS = [models.ImdbConvnet, models.ImdbLSTM, models.BagOfEmbeddings]
+IMDB_MODELS = [models.ImdbConvnet, models.ImdbLSTM, models.TextCNN, models.BagOfEmbeddings]
 JENA_MODELS = [models.JenaConvnet, models.JenaGRU, models.ConvGRU, models.Dense]
 
 
@@ -30,9 +31,14 @@ def _seed():
     torch.manual_seed(9)
 
 
+def new(make):
+    """Return a model without dropout of the notebook's vocabulary."""
+    return make(10_000, dropout=0.0) if make is models.TextCNN else make()
+
+
 @pytest.mark.parametrize("make", IMDB_MODELS + JENA_MODELS)
 def test_counts_its_parameters(make):
-    count = sum(parameter.numel() for parameter in make().parameters())
+    count = sum(parameter.numel() for parameter in new(make).parameters())
     assert count == COUNTS[make.__name__]
     written = {"ImdbConvnet": 1_315_937, "ImdbLSTM": 1_300_769, "JenaConvnet": 12_609}
     assert count == written.get(make.__name__, count)
@@ -41,7 +47,7 @@ def test_counts_its_parameters(make):
 @pytest.mark.parametrize("make", IMDB_MODELS + JENA_MODELS)
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_gives_one_number_a_sample(make, samples):
-    model = make()
+    model = new(make)
     if make in IMDB_MODELS:
         tokens = torch.randint(10_000, (samples, 60))
         assert model(tokens).shape == (samples,)
@@ -54,10 +60,11 @@ def test_gives_one_number_a_sample(make, samples):
     ("model", "make", "least"),
     [
         (models.ImdbConvnet(50), lambda n: torch.randint(50, (2, n)), 41),
+        (models.TextCNN(50), lambda n: torch.randint(50, (2, n)), 5),
         (models.JenaConvnet(), lambda n: torch.randn(2, n, 14), 61),
         (models.ConvGRU(), lambda n: torch.randn(2, n, 14), 19),
     ],
-    ids=["ImdbConvnet", "JenaConvnet", "ConvGRU"],
+    ids=["ImdbConvnet", "TextCNN", "JenaConvnet", "ConvGRU"],
 )
 def test_the_shortest_sequence_is_the_documented_one(model, make, least):
     assert model(make(least)).shape == (2,)
@@ -130,7 +137,7 @@ def test_conv_gru_drops_in_training_alone():
 
 @pytest.mark.parametrize("make", IMDB_MODELS + JENA_MODELS)
 def test_initial_weights(make):
-    model = make()
+    model = new(make)
     for parameter in model.parameters():
         nn.init.constant_(parameter, 7.0)  # what is not drawn anew shows
     assert models.initialise(model) is model
