@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.functional.several import embedding_conv1ds_call
 from seqconv.layers.embedding import Embedded, table_of
 from seqconv.layers.options import backend_repr, check_convolution, convolution_of
 
@@ -73,39 +72,18 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         """Return the pooled activations of the embedded ``tokens``, those of all kernel sizes side by side."""
         return self.prepare(tokens).run(self.backend)
 
-    def prepare(self, tokens: Tensor) -> Calls:
-        """Check ``tokens`` and return the calls that :meth:`forward` runs."""
-        table = table_of(self.embedding)
-        return Calls(
-            tuple(
-                conv.embedding_call(
-                    tokens,
-                    table,
-                    layer.weight,
-                    layer.bias,
-                    self.embedding.padding_idx,
-                    convolution_of(layer, layer.padding),
-                    None,
-                )
-                for layer in self.convs
-                if isinstance(layer, nn.Conv1d)  # a ModuleList does not tell what it holds
-            )
+    def prepare(self, tokens: Tensor) -> conv.Call:
+        """Check ``tokens`` and return the call that :meth:`forward` runs."""
+        layers = [layer for layer in self.convs if isinstance(layer, nn.Conv1d)]  # a ModuleList tells not what it holds
+        return embedding_conv1ds_call(
+            tokens,
+            table_of(self.embedding),
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            self.embedding.padding_idx,
+            convolution_of(layers[0], layers[0].padding),
         )
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
         return backend_repr(self.backend).removeprefix(", ")
-
-
-class Calls(NamedTuple):
-    """Checked calls whose results stand side by side."""
-
-    calls: tuple[conv.Call, ...]
-
-    def run(self, backend: str) -> Tensor:
-        """Run the kernels that serve the calls."""
-        return torch.cat([call.run(backend) for call in self.calls], dim=-1)
-
-    def explain(self, backend: str) -> backends.Explanation:
-        """Tell which kernel would serve the first call, and why: the others differ from it in their size alone."""
-        return self.calls[0].explain(backend)

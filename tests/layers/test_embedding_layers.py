@@ -211,7 +211,7 @@ def test_kernel_sizes_stand_side_by_side():
     assert torch.equal(layer(given.int()), layer(given))
     assert layer(given[0]).shape == (15,)
     torch.testing.assert_close(layer(given[0]), layer(given)[0])
-    assert "embedding_conv1d_relu_global_max_pool1d" in str(seqconv.explain(layer, given))
+    assert "embedding_conv1ds_relu_global_max_pool1d" in str(seqconv.explain(layer, given))
     assert (
         repr(EmbeddingConvsReLUGlobalMaxPool1d(9, 4, 5, sizes, backend="reference")).count("backend='reference'") == 1
     )
