@@ -151,19 +151,25 @@ def test_equals_the_reference_on_exact_sums(shared, call, layout, dtype, has_bia
 )
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_is_as_precise_as_torch(shape, outputs, size, convolution, pool, layout):
-    """Against float64, at most twice the error of torch's float32, in the largest and on average."""
-    generator = torch.Generator().manual_seed(7)
-    x = LAYOUTS[layout](torch.randn(shape, generator=generator))
-    w = torch.randn(outputs, shape[1], size, generator=generator) / (shape[1] * size) ** 0.5
-    b = torch.randn(outputs, generator=generator)
-    value = expected(x, w, b, convolution, pool)
+    """Against float64, at most twice the error of torch's float32, on average and in the largest of a draw.
+
+    The largest of one draw is a matter of luck, on either side: that of several draws is averaged.
+    """
     arguments = (convolution,) if pool is None else (convolution, pool)
     function = reference.conv1d_relu_global_max_pool1d if pool is None else reference.conv1d_relu_max_pool1d
-    errors = [
-        (out.double() - value).abs() for out in (forward(x, w, b, convolution, pool)[0], function(x, w, b, *arguments))
-    ]
-    assert errors[0].mean() <= 2 * errors[1].mean()
-    assert errors[0].max() <= 2 * errors[1].max()
+    means, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        x = LAYOUTS[layout](torch.randn(shape, generator=generator))
+        w = torch.randn(outputs, shape[1], size, generator=generator) / (shape[1] * size) ** 0.5
+        b = torch.randn(outputs, generator=generator)
+        value = expected(x, w, b, convolution, pool)
+        results = forward(x, w, b, convolution, pool)[0], function(x, w, b, *arguments)
+        errors = [(out.double() - value).abs() for out in results]
+        means += torch.stack([one.mean() for one in errors])
+        largest += torch.stack([one.max() for one in errors])
+    assert means[0] <= 2 * means[1]
+    assert largest[0] <= 2 * largest[1]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
