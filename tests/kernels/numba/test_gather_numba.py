@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import fold, gather, gather_backward, gather_plans, threads
+from seqconv.kernels.numba import fold, gather, gather_backward, gather_backward_direct, gather_plans, threads
 from seqconv.kernels.reference import gather as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -403,6 +403,23 @@ def test_reruns_give_the_same_bits(shared, samples, plan):
     first = step(samples=samples, pool=Pool(3, 3), plan=plan)
     for _ in range(20):
         assert all(map(torch.equal, first, step(samples=samples, pool=Pool(3, 3), plan=plan)))
+
+
+def test_winners_of_many_samples_are_listed_together(shared):
+    """In several lists, of which the last is shorter, and over padding; the table's sums do not depend on threads."""
+    generator = torch.Generator().manual_seed(3)
+    table, w, b = (integers(generator, *shape) for shape in ((50, 19), (9, 19, 3), (9,)))
+    case = tokens_case((2 * gather_backward_direct.LISTED + 5, 12), table, Convolution(1, (2, 1), 2), padding_idx=7)
+    out, argmax = case.forward(w, b)
+    upstream = integers(generator, *out.shape)
+    outcomes = case.backward(upstream, argmax, w, "direct")
+    for gradient, other in zip(outcomes, case.expected(w, b, upstream)[1], strict=True):
+        assert torch.equal(gradient.double(), other)
+    rounded = torch.randn(out.shape, generator=generator)
+    ours = case.backward(rounded, argmax, w, "direct")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        assert torch.equal(ours, case.backward(rounded, argmax, w, "direct")[0])
 
 
 @pytest.mark.parametrize("plan", ["folded", "direct"])
