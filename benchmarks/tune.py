@@ -212,8 +212,7 @@ def inspect(one: Entry, target: str, tile: Any) -> Record:
                 kernel = "forward" if launch.name.startswith("forward") else launch.name.removesuffix("_kernel")
                 if kernel == one.key.kernel:
                     taken = census.figures(launch, target)
-                    words = f"{taken.registers} regs, {taken.shared} B, {taken.matrix}"
-                    return {"faults": census.faults(launch, one.kind, target, taken), "figures": words}
+                    return {"faults": census.faults(launch, one.kind, target, taken), "figures": taken.words}
     except Exception as error:  # what the compiler raises is no tile to use
         return {"faults": [" ".join(f"{type(error).__name__}: {error}".split())[:300]]}
     return {"faults": ["no such launch"]}

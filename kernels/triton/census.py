@@ -122,6 +122,11 @@ class Figures(NamedTuple):
     shared: int
     matrix: str
 
+    @property
+    def words(self) -> str:
+        """What stands in the table: registers, shared bytes, how it multiplies."""
+        return f"{self.registers}, {self.shared}, {self.matrix}"
+
 
 HEADER = '''\
 """The tiles of layers that were looked at, as ``python -m seqconv.kernels.triton.census --table`` writes them.
@@ -242,9 +247,7 @@ def table(targets: Sequence[str] = CHECKED) -> str:
                     seen.add((kernel, chosen[kernel]))
                     taken = figures(launch, target)
                     key = ", ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in (kernel, *described))
-                    lines.append(
-                        f"    ({key}): {tuple(tile)},  # {taken.registers} regs, {taken.shared} B, {taken.matrix}"
-                    )
+                    lines.append(f"    ({key}): {tuple(tile)},  # {taken.words}")
     return HEADER + "\n".join(lines) + "\n}\n"
 
 

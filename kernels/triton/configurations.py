@@ -60,8 +60,8 @@ class Layer(NamedTuple):
 
     ``kind`` is ``"16"`` (float16, bfloat16), ``"tf32"`` or ``"ieee"`` (exact float32); ``phases`` how many of a
     window's phases can share loads of the input at all, 0 for the global maximum, where any can or (-1) none;
-    ``padded`` tells whether the input or the windows have padding; ``architecture`` is ``"sm_90"``, ``"gfx942"`` and
-    the like, ``"cpu"`` in the interpreter.
+    ``padded`` tells whether the input or the windows have padding, ``tokens`` whether rows are looked up, those of
+    one tap at a time; ``architecture`` is ``"sm_90"``, ``"gfx942"`` and the like, ``"cpu"`` in the interpreter.
     """
 
     kind: str
@@ -71,6 +71,7 @@ class Layer(NamedTuple):
     phases: int
     channels_last: bool
     padded: bool
+    tokens: bool
     architecture: str
 
     @property
@@ -90,7 +91,7 @@ def forward_rule(layer: Layer) -> Forward:
     """Return the tile of the forward pass for a layer that is not in the table."""
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     narrow = min(max(power_of_two(layer.channels), 16), 64)
-    flat = min(max(power_of_two(layer.channels * layer.size), 16), 64)
+    flat = narrow if layer.tokens else min(max(power_of_two(layer.channels * layer.size), 16), 64)
     if layer.kind == "ieee":
         block_r = 16 if layer.padded or layer.phases <= 0 else min(flat, 32)
         few = layer.channels_last and (block_o < 64 or layer.padded)
@@ -136,7 +137,8 @@ def weight_gradient_configuration(layer: Layer) -> WeightGradient:
 
 def weight_gradient_rule(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient for a layer that is not in the table."""
-    block_r = min(max(power_of_two(layer.channels * layer.size), 16), 64 if layer.kind == "ieee" else 128)
+    weights = layer.channels * (1 if layer.tokens else layer.size)
+    block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)
 

@@ -28,9 +28,19 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, architecture, layout_of, on_device, precision, processors, refuse_device, winner_dtype
+from .launch import architecture, on_device, precision, processors, refuse_device, winner_dtype
+from .rows import Rows, of_input
 
-__all__ = ["argmax_format", "conv1d_relu_global_max_pool1d_forward", "conv1d_relu_max_pool1d_forward", "refuse"]
+__all__ = [
+    "argmax_format",
+    "conv1d_relu_global_max_pool1d_forward",
+    "conv1d_relu_max_pool1d_forward",
+    "launch_global",
+    "launch_windows",
+    "refuse",
+    "refuse_dtype",
+    "refuse_geometry",
+]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
@@ -50,81 +60,100 @@ def conv1d_relu_max_pool1d_forward(
     ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
     input's memory format. A window without a position, which ``ceil_mode`` can leave, is minus infinity.
     """
-    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
-    positions = convolution.output_length(length, size)
-    windows = pool.output_length(positions)
-    channels_last = is_channels_last(input)
-    if channels_last:
-        out = input.new_empty(samples, windows, outputs).transpose(1, 2)
-    else:
-        out = input.new_empty(samples, outputs, windows)
-    argmax = _new_argmax(input, outputs, windows, pool.size - 1) if want_argmax else None
-    if not out.numel():
-        return out, argmax
-    phase_step = pool.dilation * convolution.stride
-    # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
-    sharing = pool.size if phase_step == convolution.dilation else 1
-    kind = precision(input.dtype)
-    layout = layout_of(input)
-    padded = convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
-    layer = describe(input, weight, layout, sharing, padded)
-    tile = forward_configuration(layer)
-    left = convolution.padding[0]
-    rows = samples * windows
-    kernels = _kernels()
-    with on_device(input):
-        filters, pitch = packed(weight)
-        resident = keeps_weights(tile, channels)
-        programs = -(-rows // tile.block_m)
-        if resident:
-            programs = min(programs, PROGRAMS * processors(input.device))
-        kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
-            input, filters, bias, out, argmax, rows, windows, length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c,
-            window_step=pool.stride * convolution.stride,
-            window_start=-pool.padding * convolution.stride - left,
-            phase_step=phase_step, tap_step=convolution.dilation,
-            pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
-            C=channels, O=outputs, K=size, P=pool.size, PITCH=pitch,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
-            CHECK=padded or pool.size % tile.phases > 0, OUT_LAST=channels_last,
-            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=resident,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
-    return out, argmax
+    return launch_windows(
+        of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=is_channels_last(input)
+    )
 
 
 def conv1d_relu_global_max_pool1d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the reference's ``conv1d_relu_global_max_pool1d``, ``(N, O)``, and, if wanted, ``argmax``."""
-    (samples, channels, length), (outputs, _, size) = input.shape, weight.shape
-    positions = convolution.output_length(length, size)
-    out = input.new_empty(samples, outputs)
-    argmax = _new_argmax(input, outputs, 1, positions - 1) if want_argmax else None
+    return launch_global(of_input(input), weight, bias, convolution, want_argmax=want_argmax)
+
+
+def launch_windows(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool,
+    *,
+    want_argmax: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return :func:`conv1d_relu_max_pool1d_forward` of rows, wherever they are; channels-last if ``last``."""
+    outputs, channels, size = weight.shape
+    positions = convolution.output_length(rows.length, size)
+    windows = pool.output_length(positions)
+    source, layout = rows.source, rows.layout
+    if last:
+        out = source.new_empty(rows.samples, windows, outputs).transpose(1, 2)
+    else:
+        out = source.new_empty(rows.samples, outputs, windows)
+    argmax = new_argmax(rows, outputs, windows, pool.size - 1) if want_argmax else None
+    if not out.numel():
+        return out, argmax
+    phase_step = pool.dilation * convolution.stride
+    # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
+    sharing = pool.size if phase_step == convolution.dilation else 1
+    padded = is_padded(convolution, pool)
+    layer = describe(rows, weight, sharing, padded)
+    tile = forward_configuration(layer)
+    count = rows.samples * windows
+    kernels = _kernels()
+    with on_device(source):
+        filters, pitch = packed(weight)
+        resident = keeps_weights(tile, channels)
+        programs = -(-count // tile.block_m)
+        if resident:
+            programs = min(programs, PROGRAMS * processors(source.device))
+        kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
+            source, filters, bias, out, argmax, count, windows, rows.length, positions,
+            layout.stride_n, layout.stride_l, layout.stride_c, rows.index, rows.index_n, rows.index_l, rows.count,
+            window_step=pool.stride * convolution.stride,
+            window_start=-pool.padding * convolution.stride - convolution.padding[0],
+            phase_step=phase_step, tap_step=convolution.dilation,
+            pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
+            C=channels, O=outputs, K=size, P=pool.size, PITCH=pitch,
+            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+            CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
+            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            PHASES=tile.phases, RESIDENT=resident,
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, argmax
+
+
+def launch_global(
+    rows: Rows, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return :func:`conv1d_relu_global_max_pool1d_forward` of rows, wherever they are."""
+    outputs, channels, size = weight.shape
+    positions = convolution.output_length(rows.length, size)
+    source, layout = rows.source, rows.layout
+    out = source.new_empty(rows.samples, outputs)
+    argmax = new_argmax(rows, outputs, 1, positions - 1) if want_argmax else None
     if not out.numel():
         return out, argmax
     sharing = 0 if convolution.stride == convolution.dilation else -1
-    kind = precision(input.dtype)
-    layout = layout_of(input)
-    layer = describe(input, weight, layout, sharing, convolution.padding != (0, 0))
+    layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
     tile = forward_configuration(layer)
     kernels = _kernels()
-    with on_device(input):
+    with on_device(source):
         filters, pitch = packed(weight)
-        kernels.forward_global_kernel[(samples * -(-outputs // tile.block_o),)](
-            input, filters, bias, out, argmax, length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c,
+        kernels.forward_global_kernel[(rows.samples * -(-outputs // tile.block_o),)](
+            source, filters, bias, out, argmax, rows.length, positions,
+            layout.stride_n, layout.stride_l, layout.stride_c, rows.index, rows.index_n, rows.index_l, rows.count,
             window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
             C=channels, O=outputs, K=size, PITCH=pitch,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, ROWS=rows.mode,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=keeps_weights(tile, channels),
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+            PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -132,18 +161,28 @@ def conv1d_relu_global_max_pool1d_forward(
 
 def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_pool: Pool) -> str | None:  # noqa: ARG001
     """Return why the kernels cannot serve a call, or ``None``."""
-    if (reason := refuse_device(input.device)) is not None:
+    return refuse_dtype(input) or refuse_geometry(input.size(2), weight, convolution)
+
+
+def refuse_dtype(source: Tensor) -> str | None:
+    """Return why the kernels cannot read a tensor's numbers, or ``None``."""
+    if (reason := refuse_device(source.device)) is not None:
         return reason
-    if input.dtype not in DTYPES:
-        return f"it serves float32, float16 and bfloat16, got {input.dtype}"
-    if input.dtype == torch.float32 and architecture(input.device) in INEXACT and precision(input.dtype) == "ieee":
-        return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {input.device}"
+    if source.dtype not in DTYPES:
+        return f"it serves float32, float16 and bfloat16, got {source.dtype}"
+    if source.dtype == torch.float32 and architecture(source.device) in INEXACT and precision(source.dtype) == "ieee":
+        return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {source.device}"
+    return None
+
+
+def refuse_geometry(length: int, weight: Tensor, convolution: Convolution) -> str | None:
+    """Return why the kernels cannot convolve samples of ``length`` positions, or ``None``."""
     if convolution.groups != 1:
         return f"it serves one group, got {convolution.groups}"
     if not weight.numel():
         return f"it serves at least one channel, got a weight of shape {tuple(weight.shape)}"
-    if input.size(2) + sum(convolution.padding) > LONGEST:
-        return f"it serves at most {LONGEST} positions, got {input.size(2)}"
+    if length + sum(convolution.padding) > LONGEST:
+        return f"it serves at most {LONGEST} positions, got {length}"
     return None
 
 
@@ -200,16 +239,24 @@ def launch_over_weights(
     return packed
 
 
-def describe(input: Tensor, weight: Tensor, layout: Layout, phases: int, padded: bool) -> Layer:
+def is_padded(convolution: Convolution, pool: Pool) -> bool:
+    """Tell whether windows or the kernel's positions may lie outside the input."""
+    return convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
+
+
+def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
     """Return what the kernels' configurations depend on."""
-    kind = precision(input.dtype) if input.dtype == torch.float32 else "16"
+    dtype = rows.source.dtype
+    kind = precision(dtype) if dtype == torch.float32 else "16"
     outputs, channels, size = weight.shape
-    return Layer(kind, channels, outputs, size, phases, layout.unit_c, padded, architecture(input.device))
+    is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
+    return Layer(kind, channels, outputs, size, phases, rows.layout.unit_c, padded, is_tokens, target)
 
 
-def _new_argmax(input: Tensor, outputs: int, windows: int, greatest: int) -> Tensor:
-    shape, dtype = argmax_format(input.size(0), outputs, windows, greatest, input.dtype)
-    return input.new_empty(shape, dtype=dtype)
+def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:
+    """Return memory for ``argmax``."""
+    shape, dtype = argmax_format(rows.samples, outputs, windows, greatest, rows.source.dtype)
+    return rows.source.new_empty(shape, dtype=dtype)
 
 
 @functools.cache

@@ -16,8 +16,9 @@ from ..geometry import Convolution, Pool
 from .configurations import input_gradient_configuration, weight_gradient_configuration
 from .conv_pool import describe, launch_over_weights
 from .launch import layout_of, on_device, precision, processors
+from .rows import Rows, of_input
 
-__all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
+__all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward", "launch_backward"]
 
 # Programs of the weight gradient for each multiprocessor: enough that some compute while others wait.
 PROGRAMS = 4
@@ -67,55 +68,80 @@ def _backward(
     pool: Pool,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
-    (samples, channels, length), (outputs, _, size), windows = input.shape, weight.shape, gradient.size(2)
-    channels_last = not input.is_contiguous()
+    (samples, channels, length), last = input.shape, not input.is_contiguous()
     new = input.new_empty if gradient.numel() else input.new_zeros
-    dx = new(samples, *((length, channels) if channels_last else (channels, length))) if wanted[0] else None
-    dw = new(outputs, channels, size) if wanted[1] else None
-    db = new(outputs) if wanted[2] else None
-    as_input = None if dx is None else dx.transpose(1, 2) if channels_last else dx
+    dx = new(samples, *((length, channels) if last else (channels, length))) if wanted[0] else None
+    dw, db = launch_backward(gradient, argmax, of_input(input), weight, convolution, pool, wanted[1:], dx, last=last)
+    return None if dx is None else dx.transpose(1, 2) if last else dx, dw, db
+
+
+def launch_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool,
+    wanted: tuple[bool, bool],
+    dx: Tensor | None,
+    *,
+    last: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of weight and bias that are wanted; write those of all rows to ``dx`` unless it is ``None``.
+
+    ``dx`` is ``(N, L, C)`` if ``last``, else ``(N, C, L)``, contiguous, of any dtype; it is not written if ``gradient``
+    has no elements.
+    """
+    (outputs, channels, size), windows = weight.shape, gradient.size(2)
+    source, layout = rows.source, rows.layout
+    new = weight.new_empty if gradient.numel() else weight.new_zeros
+    dw = new(outputs, channels, size) if wanted[0] else None
+    db = new(outputs) if wanted[1] else None
     if not gradient.numel():
-        return as_input, dw, db
-    positions = convolution.output_length(length, size)
-    kind, kernels = precision(input.dtype), _kernels()
-    upstream, layout = layout_of(gradient), layout_of(input)
-    layer = describe(input, weight, layout, 1, convolution.padding != (0, 0))
+        return dw, db
+    positions = convolution.output_length(rows.length, size)
+    kind, kernels = precision(source.dtype), _kernels()
+    upstream = layout_of(gradient)
+    layer = describe(rows, weight, 1, convolution.padding != (0, 0))
     upstream_strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
     overlap = -(-(pool.dilation * (pool.size - 1) + 1) // pool.stride)
     pooling = (pool.size, pool.stride, pool.padding, pool.dilation)
-    with on_device(input):
+    with on_device(source):
         partials, splits = None, 0
-        if wanted[1] or wanted[2]:
+        if wanted[0] or wanted[1]:
             tile = weight_gradient_configuration(layer)
-            blocks = (-(-channels * size // tile.block_r) if wanted[1] else 1) * -(-outputs // tile.block_o)
-            tiles = -(-samples * positions // tile.block_m)
-            tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(input.device) // blocks)))
+            taps, channels_of = (size, channels) if layer.tokens else (1, channels * size)
+            blocks = (taps * -(-channels_of // tile.block_r) if wanted[0] else 1) * -(-outputs // tile.block_o)
+            tiles = -(-rows.samples * positions // tile.block_m)
+            tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(source.device) // blocks)))
             splits = -(-tiles // tiles_of_split)
-            partials = input.new_empty((splits, outputs * (channels * size + 1)), dtype=torch.float32)
+            partials = source.new_empty((splits, outputs * (channels * size + 1)), dtype=torch.float32)
             kernels.weight_gradient_kernel[(splits * blocks,)](
-                gradient, argmax, input, partials, samples * positions, tiles_of_split * tile.block_m,
-                windows, length, positions, *upstream_strides, layout.stride_n, layout.stride_l, layout.stride_c,
+                gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
+                windows, rows.length, positions, *upstream_strides, layout.stride_n, layout.stride_l, layout.stride_c,
+                rows.index, rows.index_n, rows.index_l, rows.count,
                 convolution.padding[0], convolution.stride, convolution.dilation, *pooling,
                 C=channels, O=outputs, K=size, OVERLAP=overlap, GRADIENT_ALIGN=upstream.align, UNIT_O=upstream.unit_c,
                 ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
-                CHECK=convolution.padding != (0, 0), WANT_W=wanted[1], WANT_B=wanted[2],
+                CHECK=convolution.padding != (0, 0), ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
                 BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
                 PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
-        packed = launch_over_weights(weight, wanted[0], partials, splits, dw, db)
+        packed = launch_over_weights(weight, dx is not None, partials, splits, dw, db)
         if packed is not None:
-            step = input_gradient_configuration(layer)
-            kernels.input_gradient_kernel[(-(-samples * length // step.block_m) * -(-channels // step.block_c),)](
-                gradient, argmax, packed, dx, samples * length, windows, length, positions, *upstream_strides,
+            step = input_gradient_configuration(layer._replace(tokens=False))
+            count = rows.samples * rows.length
+            kernels.input_gradient_kernel[(-(-count // step.block_m) * -(-channels // step.block_c),)](
+                gradient, argmax, packed, dx, count, windows, rows.length, positions, *upstream_strides,
                 convolution.padding[0], convolution.stride, convolution.dilation, *pooling,
                 C=channels, O=outputs, K=size, PITCH=packed.size(1), OVERLAP=overlap,
-                ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=channels_last,
+                ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=last,
                 BLOCK_M=step.block_m, BLOCK_C=step.block_c, BLOCK_O=step.block_o,
                 PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
                 num_warps=step.num_warps, num_stages=step.num_stages,
             )  # fmt: skip
-    return as_input, dw, db
+    return dw, db
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import rounded
+from .conv_pool_kernels import INTERPRETED, rows_of
+from .convolution_kernels import look_up, rounded
 
 __all__ = ["INTERPRETED", "input_gradient_kernel", "weight_gradient_kernel"]
 
@@ -34,6 +34,9 @@ SIZES = [
     "stride_n",
     "stride_l",
     "stride_c",
+    "index_n",
+    "index_l",
+    "count",
     "left",
     "stride",
     "dilation",
@@ -160,7 +163,7 @@ def input_gradient_kernel(
 def weight_gradient_kernel(
     gradient: tl.tensor,  # (N, O, Q), strides as given
     argmax: tl.tensor,  # (N, Q, O)
-    x: tl.tensor,  # (N, C, L), strides as given
+    x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
     partials: tl.tensor,  # (splits, O * K * C + O), of the weights as (O, K, C), then of the bias
     rows: tl.int64,  # N * positions
     rows_of_split: tl.int64,  # a multiple of BLOCK_M
@@ -173,6 +176,10 @@ def weight_gradient_kernel(
     stride_n: tl.int64,
     stride_l: tl.int64,
     stride_c: tl.int64,
+    index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
+    index_n: tl.int64,
+    index_l: tl.int64,
+    count: tl.int64,  # numbers in the index are below it
     left: tl.int32,
     stride: tl.int32,
     dilation: tl.int32,
@@ -190,6 +197,7 @@ def weight_gradient_kernel(
     UNIT_C: tl.constexpr,
     UNIT_L: tl.constexpr,
     CHECK: tl.constexpr,  # positions may lie outside the input
+    ROWS: tl.constexpr,
     WANT_W: tl.constexpr,
     WANT_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -201,13 +209,22 @@ def weight_gradient_kernel(
 ) -> tl.tensor:
     """Sum one split's gradient of ``BLOCK_R`` weights, ``r = (k, c)``, of ``BLOCK_O`` outputs, and of their bias."""
     R: tl.constexpr = K * C
-    TILES_R: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R if WANT_W else 1
+    # Rows that are looked up are one tap's in a block.
+    TILES_C: tl.constexpr = (C + BLOCK_R - 1) // BLOCK_R
+    TILES_R: tl.constexpr = (K * TILES_C if ROWS == "tokens" else (R + BLOCK_R - 1) // BLOCK_R) if WANT_W else 1
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     i_split = (tl.program_id(0) // (TILES_R * TILES_O)).to(tl.int64)
     i_r = tl.program_id(0) % TILES_R
-    b_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    i_k = i_r // TILES_C
+    if ROWS == "tokens":
+        b_c = i_r % TILES_C * BLOCK_R + tl.arange(0, BLOCK_R)
+        b_r = i_k * C + b_c
+        m_r = b_c < C
+    else:
+        b_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+        m_r = b_r < R
     b_o = tl.program_id(0) // TILES_R % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
-    m_r, m_o = b_r < R, b_o < O
+    m_o = b_o < O
     b_k = b_r // C
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
     gradient_o = 1 if UNIT_O else gradient_o
@@ -230,11 +247,19 @@ def weight_gradient_kernel(
             b_db += tl.sum(b_dy, axis=0)
         if WANT_W:
             b_at = b_t * stride - left
-            m = m_t[:, None] & m_r[None, :]
-            if CHECK:
-                b_seen = b_at[:, None] + (b_k * dilation)[None, :]
-                m = m & (b_seen >= 0) & (b_seen < length)
-            p_x = x + (b_n * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l)[:, None] + b_tap[None, :]
+            if ROWS == "tokens":
+                b_at += i_k * dilation
+                m_x = m_t & (b_at >= 0) & (b_at < length) if CHECK else m_t
+                b_row, m_x = look_up(index + b_n * index_n + b_at.to(tl.int64) * index_l, m_x, count)
+                p_x = (x + b_row * (stride_n * ALIGN))[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+                m = m_x[:, None] & m_r[None, :]
+            else:
+                p_n, _, m_x = rows_of(x, index, b_n, m_t, stride_n * ALIGN, index_n, count, ROWS)
+                m = m_x[:, None] & m_r[None, :]
+                if CHECK:
+                    b_seen = b_at[:, None] + (b_k * dilation)[None, :]
+                    m = m & (b_seen >= 0) & (b_seen < length)
+                p_x = (p_n + b_at.to(tl.int64) * stride_l)[:, None] + b_tap[None, :]
             b_x = tl.load(p_x, mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
             b_dy = b_dy.to(x.dtype.element_ty)
             if INTERPRETED:

@@ -9,6 +9,10 @@ Then come the bias and the running maximum over ``p`` with the number of the pha
 serve phase ``p`` at ``k + 1`` and phase ``p + 1`` at ``k`` where a phase is as long a step as the kernel's dilation, so
 ``PHASES`` of them are computed together: row ``j = p + k`` is loaded once and multiplied by every ``W_k`` it meets.
 
+``ROWS`` says where a position's row is: in the input itself (``"own"``); in a table, at the number that the position's
+token is (``"tokens"``); in a series, so many rows behind its window's start (``"windows"``). Numbers that the table has
+no row for are read as rows of zeros.
+
 Names: ``i_`` a scalar index, ``b_`` a block, ``m_`` a mask, ``p_`` a block of pointers; shapes stand beside the blocks.
 Sizes and strides are run-time numbers that no compilation depends on, channels and window sizes are compile-time ones.
 Strides are given in units of ``ALIGN`` elements, so that the compiler knows how far loads may be vectorised.
@@ -21,13 +25,12 @@ import triton.language as tl
 from triton import knobs
 
 from .convolution_kernels import convolve, load_filters
+from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "forward_global_kernel", "forward_windows_kernel"]
 
 # Whether Triton's interpreter runs the kernels, on CPU tensors: decided when a kernel is decorated.
 INTERPRETED = bool(knobs.runtime.interpret)
-
-NOWHERE = tl.constexpr(2**31 - 1)  # a position that none has
 
 # Numbers that differ from call to call.
 SIZES = [
@@ -38,6 +41,9 @@ SIZES = [
     "stride_n",
     "stride_l",
     "stride_c",
+    "index_n",
+    "index_l",
+    "count",
     "window_step",
     "window_start",
     "phase_step",
@@ -46,6 +52,29 @@ SIZES = [
     "pool_padding",
     "pool_dilation",
 ]
+
+
+@triton.jit
+def rows_of(
+    x: tl.tensor,
+    index: tl.tensor,
+    b_n: tl.tensor,  # samples, a block or one
+    m: tl.tensor,
+    row_stride: tl.tensor,  # elements
+    index_n: tl.tensor,
+    count: tl.tensor,
+    ROWS: tl.constexpr,
+) -> tl.tensor:
+    """Return where the samples' rows begin (or the table), where their tokens, and which samples have all their rows.
+
+    A window whose start is not below ``count`` would run over the end of its series.
+    """
+    if ROWS == "tokens":
+        return x, index + b_n * index_n, m
+    if ROWS == "windows":
+        b_start = tl.load(index + b_n * index_n, mask=m, other=0).to(tl.int64)
+        return x + b_start * row_stride, None, (b_start >= 0) & (b_start < count) & m
+    return x + b_n * row_stride, None, m
 
 
 @triton.jit
@@ -66,6 +95,10 @@ def pool_tile(
     stride_n: tl.tensor,
     stride_l: tl.tensor,
     stride_c: tl.tensor,
+    index: tl.tensor,
+    index_n: tl.tensor,
+    index_l: tl.tensor,
+    count: tl.tensor,
     window_step: tl.tensor,
     window_start: tl.tensor,
     phase_step: tl.tensor,
@@ -80,6 +113,7 @@ def pool_tile(
     PACKED: tl.constexpr,
     ALIGN: tl.constexpr,
     CHECK: tl.constexpr,
+    ROWS: tl.constexpr,
     OUT_LAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
@@ -99,7 +133,7 @@ def pool_tile(
     b_n = i_row // windows + (b_q // windows).to(tl.int64)
     b_q = b_q % windows
     m_q = i_row + tl.arange(0, BLOCK_M) < rows
-    p_x = x + b_n * (stride_n * ALIGN)
+    p_x, p_index, m_x = rows_of(x, index, b_n, m_q, stride_n * ALIGN, index_n, count, ROWS)
     b_start = window_start + b_q * window_step
     b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
@@ -107,42 +141,28 @@ def pool_tile(
     for p0 in range(0, P, PHASES):
         b_at = b_start + p0 * phase_step
         accs = convolve(
-            p_x + b_at.to(tl.int64) * stride_l, b_at, m_q, p_w, m_o, resident,
+            p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_x, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
+            p_index + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
+            tap_step * index_l, stride_n * ALIGN, count,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, ROWS == "tokens",
+            PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]
             if HAS_BIAS:
                 b_value += b_bias[None, :]
-            wins = (b_value > b_best) | (b_value != b_value)  # of several NaN the last one, as in torch
-            if CHECK:
-                b_t = b_first + (p0 + i) * pool_dilation
-                wins = wins & ((b_t >= 0) & (b_t < positions) & (p0 + i < P))[:, None]
-            b_best = tl.where(wins, b_value, b_best)
-            b_won = tl.where(wins, p0 + i, b_won)
-    b_out = b_best.to(out.dtype.element_ty)
-    b_rounded = b_out.to(tl.float32)
-    alive = (b_rounded > 0) | (b_rounded != b_rounded)
-    if CHECK:  # a window without a position has no activation whose positive part it could be
-        b_skipped = tl.maximum(-b_first + pool_dilation - 1, 0) // pool_dilation
-        seen = (b_skipped < P) & (b_first + b_skipped * pool_dilation < positions)
-        b_out = tl.where(alive | (seen == 0)[:, None], b_out, 0.0)
-    else:
-        b_out = tl.where(alive, b_out, 0.0)
-    m = m_q[:, None] & m_o[None, :]
-    p_last = (i_row + tl.arange(0, BLOCK_M))[:, None] * O + b_o[None, :]
-    if OUT_LAST:
-        tl.store(out + p_last, b_out, mask=m)
-    else:
-        tl.store(out + ((b_n * O)[:, None] + b_o[None, :]) * windows + b_q[:, None], b_out, mask=m)
-    if WANT_ARGMAX:
-        tl.store(argmax + p_last, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m)
+            b_t = b_first + (p0 + i) * pool_dilation
+            b_best, b_won = later_phase(b_best, b_won, b_value, p0 + i, b_t, positions, P, CHECK)
+    store_windows(
+        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
+        O, P, CHECK, OUT_LAST, WANT_ARGMAX, BLOCK_M,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_windows_kernel(
-    x: tl.tensor,  # (N, C, L), strides as given
+    x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
     w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
     bias: tl.tensor,  # (O,)
     out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
@@ -151,9 +171,13 @@ def forward_windows_kernel(
     windows: tl.int32,  # Q
     length: tl.int32,  # L
     positions: tl.int32,  # the convolution's
-    stride_n: tl.int64,
+    stride_n: tl.int64,  # from row to row of a table or a series
     stride_l: tl.int64,
     stride_c: tl.int64,
+    index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
+    index_n: tl.int64,
+    index_l: tl.int64,
+    count: tl.int64,  # numbers in the index are below it
     window_step: tl.int32,  # input positions from window to window
     window_start: tl.int32,  # the first window's first input position, not positive
     phase_step: tl.int32,  # input positions from phase to phase
@@ -170,6 +194,7 @@ def forward_windows_kernel(
     UNIT_C: tl.constexpr,  # neighbouring channels are neighbours in memory
     UNIT_L: tl.constexpr,  # neighbouring positions are
     CHECK: tl.constexpr,  # positions may lie outside the input, or phases outside the window
+    ROWS: tl.constexpr,
     OUT_LAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
@@ -198,33 +223,39 @@ def forward_windows_kernel(
         for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
             pool_tile(
                 i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
-                stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
+                stride_n, stride_l, stride_c, index, index_n, index_l, count,
+                window_step, window_start, phase_step, tap_step,
                 pool_stride, pool_padding, pool_dilation,
-                C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+                C, O, K, P, PITCH > 0, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
                 BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
             )  # fmt: skip
     else:
         pool_tile(
             i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
-            stride_n, stride_l, stride_c, window_step, window_start, phase_step, tap_step,
+            stride_n, stride_l, stride_c, index, index_n, index_l, count,
+            window_step, window_start, phase_step, tap_step,
             pool_stride, pool_padding, pool_dilation,
-            C, O, K, P, PITCH > 0, ALIGN, CHECK, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+            C, O, K, P, PITCH > 0, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
             BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_global_kernel(
-    x: tl.tensor,  # (N, C, L), strides as given
+    x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
     w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
     bias: tl.tensor,  # (O,)
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
     length: tl.int32,  # L
     positions: tl.int32,  # the convolution's
-    stride_n: tl.int64,
+    stride_n: tl.int64,  # from row to row of a table or a series
     stride_l: tl.int64,
     stride_c: tl.int64,
+    index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
+    index_n: tl.int64,
+    index_l: tl.int64,
+    count: tl.int64,  # numbers in the index are below it
     window_start: tl.int32,  # the first input position, not positive
     phase_step: tl.int32,  # input positions from position to position: the convolution's stride
     tap_step: tl.int32,  # input positions from tap to tap
@@ -235,6 +266,7 @@ def forward_global_kernel(
     ALIGN: tl.constexpr,
     UNIT_C: tl.constexpr,
     UNIT_L: tl.constexpr,
+    ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
     PHASES: tl.constexpr,
@@ -261,32 +293,24 @@ def forward_global_kernel(
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     if HAS_BIAS:
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
+    p_x, p_index, m_n = rows_of(x, index, i_n, True, stride_n * ALIGN, index_n, count, ROWS)
     for t0 in range(0, positions, BLOCK_M * PHASES):
         b_t = t0 + tl.arange(0, BLOCK_M) * PHASES
         b_at = window_start + b_t * phase_step
+        m_t = b_t < positions
+        if ROWS == "windows":
+            m_t = m_t & m_n
         accs = convolve(
-            x + i_n * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l, b_at, b_t < positions, p_w, m_o, resident,
+            p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_t, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, PRECISION, ROUND, INTERPRETED,
+            p_index + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
+            tap_step * index_l, stride_n * ALIGN, count,
+            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, ROWS == "tokens",
+            PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]
             if HAS_BIAS:
                 b_value += b_bias[None, :]
-            # A row's positions ascend: its first NaN stays, and so does the first of equal values.
-            wins = (b_value > b_best) | ((b_value != b_value) & (b_best == b_best))
-            wins = wins & (b_t + i < positions)[:, None]
-            b_best = tl.where(wins, b_value, b_best)
-            b_won = tl.where(wins, (b_t + i)[:, None], b_won)
-    # Of all rows' maxima the first NaN wins, else the first of the greatest.
-    is_nan = b_best != b_best
-    b_nan_at = tl.min(tl.where(is_nan, b_won, NOWHERE), axis=0)
-    b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=0)
-    b_won = tl.min(tl.where(b_best == b_most[None, :], b_won, NOWHERE), axis=0)
-    b_won = tl.where(b_nan_at < NOWHERE, b_nan_at, b_won)
-    b_out = tl.where(b_nan_at < NOWHERE, float("nan"), b_most).to(out.dtype.element_ty)
-    b_rounded = b_out.to(tl.float32)
-    alive = (b_rounded > 0) | (b_rounded != b_rounded)
-    tl.store(out + i_n * O + b_o, tl.where(alive, b_out, 0.0), mask=m_o)
-    if WANT_ARGMAX:
-        tl.store(argmax + i_n * O + b_o, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m_o)
+            b_best, b_won = later_position(b_best, b_won, b_value, b_t + i, positions)
+    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, O, WANT_ARGMAX)

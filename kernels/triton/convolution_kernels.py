@@ -1,6 +1,7 @@
 """A tile's convolution on the device, at one phase of its pooling windows or at several that share their input.
 
-Naming and arguments are as in :mod:`.conv_pool_kernels`.
+Naming and arguments are as in :mod:`.conv_pool_kernels`. Where ``TOKENS``, positions hold numbers of rows of a table,
+and the rows are looked up: a block of the reduction then is of one tap, whose tokens are read once.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["convolve", "load_filters", "rounded"]
+__all__ = ["convolve", "load_filters", "look_up", "rounded"]
 
 
 @triton.jit
@@ -23,8 +24,19 @@ def rounded(b: tl.tensor, ROUND: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def look_up(
+    p_index: tl.tensor,  # (BLOCK_M,) where the tokens lie
+    m: tl.tensor,  # (BLOCK_M,)
+    count: tl.tensor,  # rows of the table
+) -> tl.tensor:
+    """Return the tokens that the table has a row for, and the mask of those."""
+    b_row = tl.load(p_index, mask=m, other=0).to(tl.int64)
+    return b_row, m & (b_row >= 0) & (b_row < count)
+
+
+@triton.jit
 def convolve_one(
-    p_x: tl.tensor,  # (BLOCK_M,) where each row's sample would have tap 0, channel 0
+    p_x: tl.tensor,  # (BLOCK_M,) where each row's sample would have tap 0, channel 0, or where the table lies
     b_start: tl.tensor,  # (BLOCK_M,) the position of that number in its sample
     m_x: tl.tensor,  # (BLOCK_M,)
     p_w: tl.tensor,  # (BLOCK_O,) each output's weights
@@ -33,6 +45,10 @@ def convolve_one(
     tap_step: tl.tensor,
     tap_stride: tl.tensor,  # elements from tap to tap
     stride_c: tl.tensor,
+    p_index: tl.tensor,  # (BLOCK_M,) where each row's sample would have the token of tap 0, if TOKENS
+    tap_index: tl.tensor,  # numbers from tap to tap there
+    row_stride: tl.tensor,  # elements from row to row of the table
+    count: tl.tensor,  # rows of the table
     C: tl.constexpr,
     K: tl.constexpr,
     PACKED: tl.constexpr,
@@ -40,6 +56,7 @@ def convolve_one(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -47,21 +64,40 @@ def convolve_one(
     """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
     R: tl.constexpr = K * C
     acc = tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32)
-    for r0 in range(0, R, BLOCK_R):
-        b_r = r0 + tl.arange(0, BLOCK_R)
-        b_k = b_r // C
-        m = m_x[:, None] & (b_r < R)[None, :]
-        if CHECK:
-            b_at = b_start[:, None] + (b_k * tap_step)[None, :]
-            m = m & (b_at >= 0) & (b_at < length)
-        b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64) * stride_c
-        b_x = tl.load(p_x[:, None] + b_offset[None, :], mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
-        b_weight = b_r if PACKED else b_r % C * K + b_k
-        b_w = tl.load(p_w[:, None] + b_weight[None, :], mask=m_o[:, None] & (b_r < R)[None, :], other=0.0)
-        if INTERPRETED:
-            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
-        b_x, b_w = rounded(b_x, ROUND), rounded(b_w, ROUND)
-        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
+    if TOKENS:
+        TILES_C: tl.constexpr = (C + BLOCK_R - 1) // BLOCK_R
+        for step in range(K * TILES_C):
+            k = step // TILES_C
+            b_c = (step % TILES_C) * BLOCK_R + tl.arange(0, BLOCK_R)
+            m = m_x
+            if CHECK:
+                b_at = b_start + k * tap_step
+                m = m & (b_at >= 0) & (b_at < length)
+            b_row, m = look_up(p_index + k * tap_index, m, count)
+            p_r = (p_x + b_row * row_stride)[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+            b_x = tl.load(p_r, mask=m[:, None] & (b_c < C)[None, :], other=0.0)  # (BLOCK_M, BLOCK_R)
+            b_weight = k * C + b_c if PACKED else b_c * K + k
+            b_w = tl.load(p_w[:, None] + b_weight[None, :], mask=m_o[:, None] & (b_c < C)[None, :], other=0.0)
+            if INTERPRETED:
+                b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
+            b_x, b_w = rounded(b_x, ROUND), rounded(b_w, ROUND)
+            acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
+    else:
+        for r0 in range(0, R, BLOCK_R):
+            b_r = r0 + tl.arange(0, BLOCK_R)
+            b_k = b_r // C
+            m = m_x[:, None] & (b_r < R)[None, :]
+            if CHECK:
+                b_at = b_start[:, None] + (b_k * tap_step)[None, :]
+                m = m & (b_at >= 0) & (b_at < length)
+            b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64) * stride_c
+            b_x = tl.load(p_x[:, None] + b_offset[None, :], mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
+            b_weight = b_r if PACKED else b_r % C * K + b_k
+            b_w = tl.load(p_w[:, None] + b_weight[None, :], mask=m_o[:, None] & (b_r < R)[None, :], other=0.0)
+            if INTERPRETED:
+                b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
+            b_x, b_w = rounded(b_x, ROUND), rounded(b_w, ROUND)
+            acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
     return acc
 
 
@@ -100,6 +136,10 @@ def convolve_several(
     tap_step: tl.tensor,
     tap_stride: tl.tensor,
     stride_c: tl.tensor,
+    p_index: tl.tensor,
+    tap_index: tl.tensor,
+    row_stride: tl.tensor,
+    count: tl.tensor,
     C: tl.constexpr,
     K: tl.constexpr,
     PACKED: tl.constexpr,
@@ -109,6 +149,7 @@ def convolve_several(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -124,13 +165,18 @@ def convolve_several(
         b_c = c0 + tl.arange(0, BLOCK_R)
         m_c = (b_c < C)[None, :]
         filters = resident if RESIDENT else load_filters(p_w, m_o, b_c, C, K, PACKED, ROUND, INTERPRETED)
-        p_c = p_x[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+        b_channel = (b_c.to(tl.int64) * stride_c)[None, :]
         for j in tl.static_range(K + PHASES - 1):
             m = m_x
             if CHECK:
                 b_at = b_start + j * tap_step
                 m = m & (b_at >= 0) & (b_at < length)
-            b_x = tl.load(p_c + j * tap_stride, mask=m[:, None] & m_c, other=0.0)  # (BLOCK_M, BLOCK_R)
+            if TOKENS:
+                b_row, m = look_up(p_index + j * tap_index, m, count)
+                p_r = (p_x + b_row * row_stride)[:, None] + b_channel
+            else:
+                p_r = p_x[:, None] + b_channel + j * tap_stride
+            b_x = tl.load(p_r, mask=m[:, None] & m_c, other=0.0)  # (BLOCK_M, BLOCK_R)
             if INTERPRETED:
                 b_x = b_x.to(tl.float32)
             b_x = rounded(b_x, ROUND)
@@ -156,6 +202,10 @@ def convolve(
     tap_step: tl.tensor,
     tap_stride: tl.tensor,
     stride_c: tl.tensor,
+    p_index: tl.tensor,
+    tap_index: tl.tensor,
+    row_stride: tl.tensor,
+    count: tl.tensor,
     C: tl.constexpr,
     K: tl.constexpr,
     PACKED: tl.constexpr,
@@ -165,6 +215,7 @@ def convolve(
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -173,12 +224,14 @@ def convolve(
     if PHASES == 1:
         acc = convolve_one(
             p_x, b_start, m_x, p_w, m_o, length, tap_step, tap_stride, stride_c,
-            C, K, PACKED, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
+            p_index, tap_index, row_stride, count,
+            C, K, PACKED, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, TOKENS, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
         accs = (acc,)
     else:
         accs = convolve_several(
             p_x, b_start, m_x, p_w, m_o, resident, length, tap_step, tap_stride, stride_c,
-            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, PRECISION, ROUND, INTERPRETED,
+            p_index, tap_index, row_stride, count,
+            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, TOKENS, PRECISION, ROUND, INTERPRETED,
         )  # fmt: skip
     return accs

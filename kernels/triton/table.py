@@ -13,295 +13,295 @@ __all__ = ["TABLE"]
 
 TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     # imdb1
-    ("forward", "16", 128, 32, 7, 5, True, False, "sm_80"): (128, 32, 16, 5, 8, 2),  # 170 regs, 52224 B, mma
-    ("weight_gradient", "16", 128, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 160 regs, 26624 B, mma
-    ("input_gradient", "16", 128, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 139 regs, 18432 B, mma
-    ("forward", "16", 128, 32, 7, 5, True, False, "sm_90"): (128, 32, 16, 5, 8, 2),  # 128 regs, 104448 B, wgmma
-    ("weight_gradient", "16", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 126 regs, 43008 B, wgmma
-    ("input_gradient", "16", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_80"): (64, 32, 16, 5, 4, 2),  # 214 regs, 59392 B, mma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 238 regs, 25600 B, mma
-    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 182 regs, 34816 B, mma
-    ("forward", "tf32", 128, 32, 7, 5, True, False, "sm_90"): (64, 32, 16, 5, 4, 2),  # 166 regs, 73728 B, wgmma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 246 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 165 regs, 51200 B, wgmma
-    ("forward", "ieee", 128, 32, 7, 5, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 90 regs, 17920 B, fma
-    ("input_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
-    ("forward", "ieee", 128, 32, 7, 5, True, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_90"): (32, 64, 32, 4, 2),  # 80 regs, 17920 B, fma
-    ("input_gradient", "ieee", 128, 32, 7, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 115 regs, 26624 B, fma
+    ("forward", "16", 128, 32, 7, 5, True, False, False, "sm_80"): (128, 32, 16, 5, 8, 2),  # 170, 52224, mma
+    ("weight_gradient", "16", 128, 32, 7, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 160, 26624, mma
+    ("input_gradient", "16", 128, 32, 7, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 139, 18432, mma
+    ("forward", "16", 128, 32, 7, 5, True, False, False, "sm_90"): (128, 32, 16, 5, 8, 2),  # 128, 104448, wgmma
+    ("weight_gradient", "16", 128, 32, 7, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 126, 43008, wgmma
+    ("input_gradient", "16", 128, 32, 7, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 112, 24576, wgmma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, False, "sm_80"): (64, 32, 16, 5, 4, 2),  # 214, 59392, mma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, False, "sm_80"): (32, 128, 32, 4, 2),  # 238, 25600, mma
+    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 182, 34816, mma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, False, "sm_90"): (64, 32, 16, 5, 4, 2),  # 166, 73728, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, False, "sm_90"): (32, 128, 32, 4, 2),  # 246, 25600, wgmma
+    ("input_gradient", "tf32", 128, 32, 7, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 165, 51200, wgmma
+    ("forward", "ieee", 128, 32, 7, 5, True, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 90, 17920, fma
+    ("input_gradient", "ieee", 128, 32, 7, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
+    ("forward", "ieee", 128, 32, 7, 5, True, False, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 80, 17920, fma
+    ("input_gradient", "ieee", 128, 32, 7, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 115, 26624, fma
     # imdb2
-    ("forward", "16", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 164 regs, 47104 B, mma
-    ("weight_gradient", "16", 32, 32, 7, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 164 regs, 24576 B, mma
-    ("input_gradient", "16", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 95 regs, 10240 B, mma
-    ("forward", "16", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 158 regs, 79872 B, wgmma
-    ("weight_gradient", "16", 32, 32, 7, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 140 regs, 40960 B, wgmma
-    ("input_gradient", "16", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 86 regs, 12288 B, wgmma
-    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 16, 2, 4, 2),  # 186 regs, 47104 B, mma
-    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 236 regs, 26624 B, mma
-    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 127 regs, 24576 B, mma
-    ("forward", "tf32", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 152 regs, 61440 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 240 regs, 26624 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 113 regs, 28672 B, wgmma
-    ("forward", "ieee", 32, 32, 7, 0, True, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
-    ("weight_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 109 regs, 18944 B, fma
-    ("input_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 24576 B, fma
-    ("forward", "ieee", 32, 32, 7, 0, True, False, "sm_90"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
-    ("weight_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_90"): (32, 64, 32, 4, 2),  # 94 regs, 18944 B, fma
-    ("input_gradient", "ieee", 32, 32, 7, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 96 regs, 24576 B, fma
+    ("forward", "16", 32, 32, 7, 0, True, False, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 164, 47104, mma
+    ("weight_gradient", "16", 32, 32, 7, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 164, 24576, mma
+    ("input_gradient", "16", 32, 32, 7, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 95, 10240, mma
+    ("forward", "16", 32, 32, 7, 0, True, False, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 158, 79872, wgmma
+    ("weight_gradient", "16", 32, 32, 7, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 140, 40960, wgmma
+    ("input_gradient", "16", 32, 32, 7, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 86, 12288, wgmma
+    ("forward", "tf32", 32, 32, 7, 0, True, False, False, "sm_80"): (64, 32, 16, 2, 4, 2),  # 186, 47104, mma
+    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, False, "sm_80"): (32, 128, 32, 4, 2),  # 236, 26624, mma
+    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 127, 24576, mma
+    ("forward", "tf32", 32, 32, 7, 0, True, False, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 152, 61440, wgmma
+    ("weight_gradient", "tf32", 32, 32, 7, 1, True, False, False, "sm_90"): (32, 128, 32, 4, 2),  # 240, 26624, wgmma
+    ("input_gradient", "tf32", 32, 32, 7, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 113, 28672, wgmma
+    ("forward", "ieee", 32, 32, 7, 0, True, False, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128, 12288, fma
+    ("weight_gradient", "ieee", 32, 32, 7, 1, True, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 109, 18944, fma
+    ("input_gradient", "ieee", 32, 32, 7, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 96, 24576, fma
+    ("forward", "ieee", 32, 32, 7, 0, True, False, False, "sm_90"): (64, 32, 16, 1, 4, 3),  # 128, 12288, fma
+    ("weight_gradient", "ieee", 32, 32, 7, 1, True, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 94, 18944, fma
+    ("input_gradient", "ieee", 32, 32, 7, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 96, 24576, fma
     # jena1
-    ("forward", "16", 14, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 122 regs, 41984 B, mma
-    ("weight_gradient", "16", 14, 32, 5, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 255 regs, 26624 B, mma
-    ("input_gradient", "16", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 67 regs, 11264 B, mma
-    ("forward", "16", 14, 32, 5, 3, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 105 regs, 70656 B, wgmma
-    ("weight_gradient", "16", 14, 32, 5, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 254 regs, 43008 B, wgmma
-    ("input_gradient", "16", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 56 regs, 10240 B, wgmma
-    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 162 regs, 83968 B, mma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, mma
-    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 80 regs, 20480 B, mma
-    ("forward", "tf32", 14, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 104 regs, 47104 B, wgmma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 72 regs, 22528 B, wgmma
-    ("forward", "ieee", 14, 32, 5, 3, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 254 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 96 regs, 17920 B, fma
-    ("input_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 64 regs, 20480 B, fma
-    ("forward", "ieee", 14, 32, 5, 3, True, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 168 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_90"): (32, 64, 32, 4, 2),  # 96 regs, 17920 B, fma
-    ("input_gradient", "ieee", 14, 32, 5, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 56 regs, 20480 B, fma
+    ("forward", "16", 14, 32, 5, 3, True, False, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 122, 41984, mma
+    ("weight_gradient", "16", 14, 32, 5, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 255, 26624, mma
+    ("input_gradient", "16", 14, 32, 5, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 67, 11264, mma
+    ("forward", "16", 14, 32, 5, 3, True, False, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 105, 70656, wgmma
+    ("weight_gradient", "16", 14, 32, 5, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 254, 43008, wgmma
+    ("input_gradient", "16", 14, 32, 5, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 56, 10240, wgmma
+    ("forward", "tf32", 14, 32, 5, 3, True, False, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 162, 83968, mma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, False, "sm_80"): (32, 128, 32, 4, 2),  # 216, 25600, mma
+    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 80, 20480, mma
+    ("forward", "tf32", 14, 32, 5, 3, True, False, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 104, 47104, wgmma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, True, False, False, "sm_90"): (32, 128, 32, 4, 2),  # 216, 25600, wgmma
+    ("input_gradient", "tf32", 14, 32, 5, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 72, 22528, wgmma
+    ("forward", "ieee", 14, 32, 5, 3, True, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 254, 24576, fma
+    ("weight_gradient", "ieee", 14, 32, 5, 1, True, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 96, 17920, fma
+    ("input_gradient", "ieee", 14, 32, 5, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 64, 20480, fma
+    ("forward", "ieee", 14, 32, 5, 3, True, False, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 168, 24576, fma
+    ("weight_gradient", "ieee", 14, 32, 5, 1, True, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 96, 17920, fma
+    ("input_gradient", "ieee", 14, 32, 5, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 56, 20480, fma
     # jena2
-    ("forward", "16", 32, 32, 5, 3, True, False, "sm_80"): (128, 32, 32, 3, 8, 2),  # 154 regs, 75776 B, mma
-    ("weight_gradient", "16", 32, 32, 5, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 161 regs, 26624 B, mma
-    ("input_gradient", "16", 32, 32, 5, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 80 regs, 12288 B, mma
-    ("forward", "16", 32, 32, 5, 3, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 106 regs, 62464 B, wgmma
-    ("weight_gradient", "16", 32, 32, 5, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 128 regs, 43008 B, wgmma
-    ("input_gradient", "16", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 64 regs, 12288 B, wgmma
-    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 142 regs, 67584 B, mma
-    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 226 regs, 25600 B, mma
-    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 22528 B, mma
-    ("forward", "tf32", 32, 32, 5, 3, True, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 108 regs, 49152 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 218 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 80 regs, 26624 B, wgmma
-    ("forward", "ieee", 32, 32, 5, 3, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 92 regs, 17920 B, fma
-    ("input_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 72 regs, 22528 B, fma
-    ("forward", "ieee", 32, 32, 5, 3, True, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_90"): (32, 64, 32, 4, 2),  # 90 regs, 17920 B, fma
-    ("input_gradient", "ieee", 32, 32, 5, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 76 regs, 22528 B, fma
+    ("forward", "16", 32, 32, 5, 3, True, False, False, "sm_80"): (128, 32, 32, 3, 8, 2),  # 154, 75776, mma
+    ("weight_gradient", "16", 32, 32, 5, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 161, 26624, mma
+    ("input_gradient", "16", 32, 32, 5, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 80, 12288, mma
+    ("forward", "16", 32, 32, 5, 3, True, False, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 106, 62464, wgmma
+    ("weight_gradient", "16", 32, 32, 5, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 128, 43008, wgmma
+    ("input_gradient", "16", 32, 32, 5, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 64, 12288, wgmma
+    ("forward", "tf32", 32, 32, 5, 3, True, False, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 142, 67584, mma
+    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, False, "sm_80"): (32, 128, 32, 4, 2),  # 226, 25600, mma
+    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 96, 22528, mma
+    ("forward", "tf32", 32, 32, 5, 3, True, False, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 108, 49152, wgmma
+    ("weight_gradient", "tf32", 32, 32, 5, 1, True, False, False, "sm_90"): (32, 128, 32, 4, 2),  # 218, 25600, wgmma
+    ("input_gradient", "tf32", 32, 32, 5, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 80, 26624, wgmma
+    ("forward", "ieee", 32, 32, 5, 3, True, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 32, 32, 5, 1, True, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 92, 17920, fma
+    ("input_gradient", "ieee", 32, 32, 5, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 72, 22528, fma
+    ("forward", "ieee", 32, 32, 5, 3, True, False, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 32, 32, 5, 1, True, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 90, 17920, fma
+    ("input_gradient", "ieee", 32, 32, 5, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 76, 22528, fma
     # jena3
-    ("forward", "16", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 156 regs, 34816 B, mma
-    ("forward", "16", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 134 regs, 59392 B, wgmma
-    ("forward", "tf32", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 234 regs, 69632 B, mma
-    ("forward", "tf32", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 133 regs, 45056 B, wgmma
-    ("forward", "ieee", 32, 32, 5, 0, True, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
-    ("forward", "ieee", 32, 32, 5, 0, True, False, "sm_90"): (64, 32, 16, 1, 4, 3),  # 128 regs, 12288 B, fma
+    ("forward", "16", 32, 32, 5, 0, True, False, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 156, 34816, mma
+    ("forward", "16", 32, 32, 5, 0, True, False, False, "sm_90"): (64, 32, 32, 2, 4, 2),  # 134, 59392, wgmma
+    ("forward", "tf32", 32, 32, 5, 0, True, False, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 234, 69632, mma
+    ("forward", "tf32", 32, 32, 5, 0, True, False, False, "sm_90"): (64, 32, 16, 2, 4, 2),  # 133, 45056, wgmma
+    ("forward", "ieee", 32, 32, 5, 0, True, False, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 128, 12288, fma
+    ("forward", "ieee", 32, 32, 5, 0, True, False, False, "sm_90"): (64, 32, 16, 1, 4, 3),  # 128, 12288, fma
     # imdb1, contiguous
-    ("forward", "16", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 64, 1, 8, 3),  # 199 regs, 16384 B, mma
-    ("weight_gradient", "16", 128, 32, 7, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 213 regs, 16384 B, mma
-    ("input_gradient", "16", 128, 32, 7, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 128 regs, 16384 B, mma
-    ("forward", "16", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 64, 1, 8, 3),  # 209 regs, 20480 B, wgmma
-    ("weight_gradient", "16", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 216 regs, 22528 B, wgmma
-    ("input_gradient", "16", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 146 regs, 22528 B, wgmma
-    ("forward", "tf32", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 97 regs, 24576 B, mma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 25600 B, mma
-    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 170 regs, 34816 B, mma
-    ("forward", "tf32", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 116 regs, 28672 B, wgmma
-    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 188 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 158 regs, 51200 B, wgmma
-    ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 80 regs, 18432 B, fma
-    ("input_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (64, 64, 32, 8, 2),  # 101 regs, 26624 B, fma
-    ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_90"): (32, 64, 32, 8, 2),  # 80 regs, 18432 B, fma
-    ("input_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_90"): (64, 64, 32, 8, 2),  # 106 regs, 26624 B, fma
+    ("forward", "16", 128, 32, 7, 5, False, False, False, "sm_80"): (64, 32, 64, 1, 8, 3),  # 199, 16384, mma
+    ("weight_gradient", "16", 128, 32, 7, 1, False, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 213, 16384, mma
+    ("input_gradient", "16", 128, 32, 7, 1, False, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 128, 16384, mma
+    ("forward", "16", 128, 32, 7, 5, False, False, False, "sm_90"): (64, 32, 64, 1, 8, 3),  # 209, 20480, wgmma
+    ("weight_gradient", "16", 128, 32, 7, 1, False, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 216, 22528, wgmma
+    ("input_gradient", "16", 128, 32, 7, 1, False, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 146, 22528, wgmma
+    ("forward", "tf32", 128, 32, 7, 5, False, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 97, 24576, mma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128, 25600, mma
+    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 170, 34816, mma
+    ("forward", "tf32", 128, 32, 7, 5, False, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 116, 28672, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, False, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 188, 25600, wgmma
+    ("input_gradient", "tf32", 128, 32, 7, 1, False, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 158, 51200, wgmma
+    ("forward", "ieee", 128, 32, 7, 5, False, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 80, 18432, fma
+    ("input_gradient", "ieee", 128, 32, 7, 1, False, False, False, "sm_80"): (64, 64, 32, 8, 2),  # 101, 26624, fma
+    ("forward", "ieee", 128, 32, 7, 5, False, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, False, "sm_90"): (32, 64, 32, 8, 2),  # 80, 18432, fma
+    ("input_gradient", "ieee", 128, 32, 7, 1, False, False, False, "sm_90"): (64, 64, 32, 8, 2),  # 106, 26624, fma
     # jena1, contiguous
-    ("forward", "16", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 64, 1, 8, 3),  # 231 regs, 12288 B, mma
-    ("weight_gradient", "16", 14, 32, 5, 1, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 228 regs, 16384 B, mma
-    ("input_gradient", "16", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 7168 B, mma
-    ("forward", "16", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 64, 1, 8, 3),  # 220 regs, 12288 B, wgmma
-    ("weight_gradient", "16", 14, 32, 5, 1, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 240 regs, 22528 B, wgmma
-    ("input_gradient", "16", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77 regs, 8192 B, wgmma
-    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 119 regs, 24576 B, mma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128 regs, 25600 B, mma
-    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 20480 B, mma
-    ("forward", "tf32", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 123 regs, 28672 B, wgmma
-    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 160 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 72 regs, 22528 B, wgmma
-    ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 216 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 79 regs, 18432 B, fma
-    ("input_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 79 regs, 20480 B, fma
-    ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 176 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_90"): (32, 64, 32, 8, 2),  # 80 regs, 18432 B, fma
-    ("input_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 78 regs, 20480 B, fma
+    ("forward", "16", 14, 32, 5, 3, False, False, False, "sm_80"): (64, 32, 64, 1, 8, 3),  # 231, 12288, mma
+    ("weight_gradient", "16", 14, 32, 5, 1, False, False, False, "sm_80"): (64, 128, 32, 8, 2),  # 228, 16384, mma
+    ("input_gradient", "16", 14, 32, 5, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80, 7168, mma
+    ("forward", "16", 14, 32, 5, 3, False, False, False, "sm_90"): (64, 32, 64, 1, 8, 3),  # 220, 12288, wgmma
+    ("weight_gradient", "16", 14, 32, 5, 1, False, False, False, "sm_90"): (64, 128, 32, 8, 2),  # 240, 22528, wgmma
+    ("input_gradient", "16", 14, 32, 5, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77, 8192, wgmma
+    ("forward", "tf32", 14, 32, 5, 3, False, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 119, 24576, mma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, False, "sm_80"): (32, 128, 32, 8, 2),  # 128, 25600, mma
+    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80, 20480, mma
+    ("forward", "tf32", 14, 32, 5, 3, False, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 123, 28672, wgmma
+    ("weight_gradient", "tf32", 14, 32, 5, 1, False, False, False, "sm_90"): (32, 128, 32, 8, 2),  # 160, 25600, wgmma
+    ("input_gradient", "tf32", 14, 32, 5, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 72, 22528, wgmma
+    ("forward", "ieee", 14, 32, 5, 3, False, False, False, "sm_80"): (64, 32, 32, 1, 8, 3),  # 216, 24576, fma
+    ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, False, "sm_80"): (32, 64, 32, 8, 2),  # 79, 18432, fma
+    ("input_gradient", "ieee", 14, 32, 5, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 79, 20480, fma
+    ("forward", "ieee", 14, 32, 5, 3, False, False, False, "sm_90"): (64, 32, 32, 1, 8, 3),  # 176, 24576, fma
+    ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, False, "sm_90"): (32, 64, 32, 8, 2),  # 80, 18432, fma
+    ("input_gradient", "ieee", 14, 32, 5, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 78, 20480, fma
     # univariate
-    ("forward", "16", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 64 regs, 4096 B, mma
-    ("weight_gradient", "16", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 112 regs, 6144 B, mma
-    ("input_gradient", "16", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 7168 B, mma
-    ("forward", "16", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 58 regs, 4096 B, wgmma
-    ("weight_gradient", "16", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 112 regs, 6144 B, mma
-    ("input_gradient", "16", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77 regs, 7168 B, wgmma
-    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 76 regs, 10240 B, mma
-    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 74 regs, 11264 B, mma
-    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80 regs, 20480 B, mma
-    ("forward", "tf32", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 80 regs, 10240 B, wgmma
-    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 74 regs, 11264 B, mma
-    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 73 regs, 22528 B, wgmma
-    ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 101 regs, 10240 B, fma
-    ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 72 regs, 12288 B, fma
-    ("input_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 64 regs, 20480 B, fma
-    ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 104 regs, 10240 B, fma
-    ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 57 regs, 12288 B, fma
-    ("input_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 64 regs, 20480 B, fma
+    ("forward", "16", 1, 32, 7, 2, False, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 64, 4096, mma
+    ("weight_gradient", "16", 1, 32, 7, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 112, 6144, mma
+    ("input_gradient", "16", 1, 32, 7, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80, 7168, mma
+    ("forward", "16", 1, 32, 7, 2, False, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 58, 4096, wgmma
+    ("weight_gradient", "16", 1, 32, 7, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 112, 6144, mma
+    ("input_gradient", "16", 1, 32, 7, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 77, 7168, wgmma
+    ("forward", "tf32", 1, 32, 7, 2, False, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 76, 10240, mma
+    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 74, 11264, mma
+    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 80, 20480, mma
+    ("forward", "tf32", 1, 32, 7, 2, False, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 80, 10240, wgmma
+    ("weight_gradient", "tf32", 1, 32, 7, 1, False, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 74, 11264, mma
+    ("input_gradient", "tf32", 1, 32, 7, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 73, 22528, wgmma
+    ("forward", "ieee", 1, 32, 7, 2, False, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 101, 10240, fma
+    ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 72, 12288, fma
+    ("input_gradient", "ieee", 1, 32, 7, 1, False, False, False, "sm_80"): (64, 16, 32, 8, 2),  # 64, 20480, fma
+    ("forward", "ieee", 1, 32, 7, 2, False, False, False, "sm_90"): (64, 32, 16, 1, 8, 3),  # 104, 10240, fma
+    ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 57, 12288, fma
+    ("input_gradient", "ieee", 1, 32, 7, 1, False, False, False, "sm_90"): (64, 16, 32, 8, 2),  # 64, 20480, fma
     # four channels
-    ("forward", "16", 4, 64, 3, 2, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 142 regs, 8192 B, mma
-    ("weight_gradient", "16", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 64, 4, 2),  # 96 regs, 22528 B, mma
-    ("input_gradient", "16", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 62 regs, 11264 B, mma
-    ("forward", "16", 4, 64, 3, 2, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 138 regs, 8192 B, wgmma
-    ("weight_gradient", "16", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 64, 4, 2),  # 108 regs, 22528 B, mma
-    ("input_gradient", "16", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 56 regs, 10240 B, wgmma
-    ("forward", "tf32", 4, 64, 3, 2, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 166 regs, 12288 B, mma
-    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (32, 16, 64, 4, 2),  # 128 regs, 20480 B, mma
-    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 72 regs, 20480 B, mma
-    ("forward", "tf32", 4, 64, 3, 2, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 144 regs, 16384 B, wgmma
-    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (32, 16, 64, 4, 2),  # 125 regs, 20480 B, mma
-    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 70 regs, 22528 B, wgmma
-    ("forward", "ieee", 4, 64, 3, 2, True, False, "sm_80"): (64, 64, 16, 1, 8, 3),  # 128 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_80"): (32, 16, 64, 4, 2),  # 72 regs, 21504 B, fma
-    ("input_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_80"): (64, 16, 32, 4, 2),  # 57 regs, 20480 B, fma
-    ("forward", "ieee", 4, 64, 3, 2, True, False, "sm_90"): (64, 64, 16, 1, 8, 3),  # 128 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_90"): (32, 16, 64, 4, 2),  # 72 regs, 21504 B, fma
-    ("input_gradient", "ieee", 4, 64, 3, 1, True, False, "sm_90"): (64, 16, 32, 4, 2),  # 49 regs, 20480 B, fma
+    ("forward", "16", 4, 64, 3, 2, True, False, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 142, 8192, mma
+    ("weight_gradient", "16", 4, 64, 3, 1, True, False, False, "sm_80"): (64, 16, 64, 4, 2),  # 96, 22528, mma
+    ("input_gradient", "16", 4, 64, 3, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 62, 11264, mma
+    ("forward", "16", 4, 64, 3, 2, True, False, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 138, 8192, wgmma
+    ("weight_gradient", "16", 4, 64, 3, 1, True, False, False, "sm_90"): (64, 16, 64, 4, 2),  # 108, 22528, mma
+    ("input_gradient", "16", 4, 64, 3, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 56, 10240, wgmma
+    ("forward", "tf32", 4, 64, 3, 2, True, False, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 166, 12288, mma
+    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, False, "sm_80"): (32, 16, 64, 4, 2),  # 128, 20480, mma
+    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 72, 20480, mma
+    ("forward", "tf32", 4, 64, 3, 2, True, False, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 144, 16384, wgmma
+    ("weight_gradient", "tf32", 4, 64, 3, 1, True, False, False, "sm_90"): (32, 16, 64, 4, 2),  # 125, 20480, mma
+    ("input_gradient", "tf32", 4, 64, 3, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 70, 22528, wgmma
+    ("forward", "ieee", 4, 64, 3, 2, True, False, False, "sm_80"): (64, 64, 16, 1, 8, 3),  # 128, 16384, fma
+    ("weight_gradient", "ieee", 4, 64, 3, 1, True, False, False, "sm_80"): (32, 16, 64, 4, 2),  # 72, 21504, fma
+    ("input_gradient", "ieee", 4, 64, 3, 1, True, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 57, 20480, fma
+    ("forward", "ieee", 4, 64, 3, 2, True, False, False, "sm_90"): (64, 64, 16, 1, 8, 3),  # 128, 16384, fma
+    ("weight_gradient", "ieee", 4, 64, 3, 1, True, False, False, "sm_90"): (32, 16, 64, 4, 2),  # 72, 21504, fma
+    ("input_gradient", "ieee", 4, 64, 3, 1, True, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 49, 20480, fma
     # 64 to 128
-    ("forward", "16", 64, 128, 3, 2, True, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 166 regs, 45056 B, mma
-    ("weight_gradient", "16", 64, 128, 3, 1, True, False, "sm_80"): (64, 128, 64, 4, 2),  # 218 regs, 36864 B, mma
-    ("input_gradient", "16", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 14336 B, mma
-    ("forward", "16", 64, 128, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 124 regs, 90112 B, wgmma
-    ("weight_gradient", "16", 64, 128, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
-    ("input_gradient", "16", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 80 regs, 16384 B, wgmma
-    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, mma
-    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 128 regs, 26624 B, mma
-    ("forward", "tf32", 64, 128, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
-    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, wgmma
-    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 101 regs, 34816 B, wgmma
-    ("forward", "ieee", 64, 128, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
-    ("forward", "ieee", 64, 128, 3, 2, True, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 64, 128, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 111 regs, 26624 B, fma
+    ("forward", "16", 64, 128, 3, 2, True, False, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 166, 45056, mma
+    ("weight_gradient", "16", 64, 128, 3, 1, True, False, False, "sm_80"): (64, 128, 64, 4, 2),  # 218, 36864, mma
+    ("input_gradient", "16", 64, 128, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 14336, mma
+    ("forward", "16", 64, 128, 3, 2, True, False, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 124, 90112, wgmma
+    ("weight_gradient", "16", 64, 128, 3, 1, True, False, False, "sm_90"): (64, 128, 64, 4, 2),  # 168, 53248, wgmma
+    ("input_gradient", "16", 64, 128, 3, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 80, 16384, wgmma
+    ("forward", "tf32", 64, 128, 3, 2, True, False, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168, 45056, mma
+    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, False, "sm_80"): (32, 128, 64, 4, 2),  # 255, 34816, mma
+    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 128, 26624, mma
+    ("forward", "tf32", 64, 128, 3, 2, True, False, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129, 57344, wgmma
+    ("weight_gradient", "tf32", 64, 128, 3, 1, True, False, False, "sm_90"): (32, 128, 64, 4, 2),  # 254, 34816, wgmma
+    ("input_gradient", "tf32", 64, 128, 3, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 101, 34816, wgmma
+    ("forward", "ieee", 64, 128, 3, 2, True, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 64, 128, 3, 1, True, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 64, 128, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
+    ("forward", "ieee", 64, 128, 3, 2, True, False, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 64, 128, 3, 1, True, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 64, 128, 3, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # 256 to 256
-    ("forward", "16", 256, 256, 3, 2, True, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 194 regs, 45056 B, mma
-    ("weight_gradient", "16", 256, 256, 3, 1, True, False, "sm_80"): (64, 128, 64, 4, 2),  # 216 regs, 36864 B, mma
-    ("input_gradient", "16", 256, 256, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 140 regs, 18432 B, mma
-    ("forward", "16", 256, 256, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122 regs, 90112 B, wgmma
-    ("weight_gradient", "16", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
-    ("input_gradient", "16", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, mma
-    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 166 regs, 34816 B, mma
-    ("forward", "tf32", 256, 256, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
-    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
-    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 158 regs, 51200 B, wgmma
-    ("forward", "ieee", 256, 256, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
-    ("forward", "ieee", 256, 256, 3, 2, True, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 256, 256, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 111 regs, 26624 B, fma
+    ("forward", "16", 256, 256, 3, 2, True, False, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 194, 45056, mma
+    ("weight_gradient", "16", 256, 256, 3, 1, True, False, False, "sm_80"): (64, 128, 64, 4, 2),  # 216, 36864, mma
+    ("input_gradient", "16", 256, 256, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 140, 18432, mma
+    ("forward", "16", 256, 256, 3, 2, True, False, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122, 90112, wgmma
+    ("weight_gradient", "16", 256, 256, 3, 1, True, False, False, "sm_90"): (64, 128, 64, 4, 2),  # 168, 53248, wgmma
+    ("input_gradient", "16", 256, 256, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 112, 24576, wgmma
+    ("forward", "tf32", 256, 256, 3, 2, True, False, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168, 45056, mma
+    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, False, "sm_80"): (32, 128, 64, 4, 2),  # 254, 34816, mma
+    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 166, 34816, mma
+    ("forward", "tf32", 256, 256, 3, 2, True, False, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129, 57344, wgmma
+    ("weight_gradient", "tf32", 256, 256, 3, 1, True, False, False, "sm_90"): (32, 128, 64, 4, 2),  # 255, 34816, wgmma
+    ("input_gradient", "tf32", 256, 256, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 158, 51200, wgmma
+    ("forward", "ieee", 256, 256, 3, 2, True, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 256, 256, 3, 1, True, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 256, 256, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
+    ("forward", "ieee", 256, 256, 3, 2, True, False, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 256, 256, 3, 1, True, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 256, 256, 3, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # 512 to 512
-    ("forward", "16", 512, 512, 3, 2, True, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 178 regs, 45056 B, mma
-    ("weight_gradient", "16", 512, 512, 3, 1, True, False, "sm_80"): (64, 128, 64, 4, 2),  # 216 regs, 36864 B, mma
-    ("input_gradient", "16", 512, 512, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 140 regs, 18432 B, mma
-    ("forward", "16", 512, 512, 3, 2, True, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122 regs, 90112 B, wgmma
-    ("weight_gradient", "16", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 168 regs, 53248 B, wgmma
-    ("input_gradient", "16", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 112 regs, 24576 B, wgmma
-    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168 regs, 45056 B, mma
-    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 254 regs, 34816 B, mma
-    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 166 regs, 34816 B, mma
-    ("forward", "tf32", 512, 512, 3, 2, True, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129 regs, 57344 B, wgmma
-    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
-    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 158 regs, 51200 B, wgmma
-    ("forward", "ieee", 512, 512, 3, 2, True, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
-    ("forward", "ieee", 512, 512, 3, 2, True, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128 regs, 32768 B, fma
-    ("weight_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 512, 512, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 111 regs, 26624 B, fma
+    ("forward", "16", 512, 512, 3, 2, True, False, False, "sm_80"): (128, 64, 32, 2, 8, 2),  # 178, 45056, mma
+    ("weight_gradient", "16", 512, 512, 3, 1, True, False, False, "sm_80"): (64, 128, 64, 4, 2),  # 216, 36864, mma
+    ("input_gradient", "16", 512, 512, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 140, 18432, mma
+    ("forward", "16", 512, 512, 3, 2, True, False, False, "sm_90"): (128, 64, 32, 2, 8, 2),  # 122, 90112, wgmma
+    ("weight_gradient", "16", 512, 512, 3, 1, True, False, False, "sm_90"): (64, 128, 64, 4, 2),  # 168, 53248, wgmma
+    ("input_gradient", "16", 512, 512, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 112, 24576, wgmma
+    ("forward", "tf32", 512, 512, 3, 2, True, False, False, "sm_80"): (128, 64, 16, 2, 8, 2),  # 168, 45056, mma
+    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, False, "sm_80"): (32, 128, 64, 4, 2),  # 254, 34816, mma
+    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 166, 34816, mma
+    ("forward", "tf32", 512, 512, 3, 2, True, False, False, "sm_90"): (128, 64, 16, 2, 8, 2),  # 129, 57344, wgmma
+    ("weight_gradient", "tf32", 512, 512, 3, 1, True, False, False, "sm_90"): (32, 128, 64, 4, 2),  # 255, 34816, wgmma
+    ("input_gradient", "tf32", 512, 512, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 158, 51200, wgmma
+    ("forward", "ieee", 512, 512, 3, 2, True, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 512, 512, 3, 1, True, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 512, 512, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
+    ("forward", "ieee", 512, 512, 3, 2, True, False, False, "sm_90"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
+    ("weight_gradient", "ieee", 512, 512, 3, 1, True, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 512, 512, 3, 1, True, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # padded, dilated
-    ("forward", "16", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 64, 1, 4, 3),  # 255 regs, 32768 B, mma
-    ("weight_gradient", "16", 64, 64, 3, 1, True, True, "sm_80"): (64, 128, 64, 4, 2),  # 233 regs, 36864 B, mma
-    ("input_gradient", "16", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 14336 B, mma
-    ("forward", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 64, 1, 4, 3),  # 187 regs, 49152 B, wgmma
-    ("weight_gradient", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 128, 64, 4, 2),  # 179 regs, 53248 B, wgmma
-    ("input_gradient", "16", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 80 regs, 16384 B, wgmma
-    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 234 regs, 32768 B, mma
-    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, mma
-    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 128 regs, 26624 B, mma
-    ("forward", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 208 regs, 40960 B, wgmma
-    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 255 regs, 34816 B, wgmma
-    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 101 regs, 34816 B, wgmma
-    ("forward", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 96 regs, 27648 B, fma
-    ("input_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 96 regs, 26624 B, fma
-    ("forward", "ieee", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_90"): (32, 64, 64, 4, 2),  # 92 regs, 27648 B, fma
-    ("input_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 111 regs, 26624 B, fma
+    ("forward", "16", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 64, 1, 4, 3),  # 255, 32768, mma
+    ("weight_gradient", "16", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 128, 64, 4, 2),  # 233, 36864, mma
+    ("input_gradient", "16", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 14336, mma
+    ("forward", "16", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 64, 1, 4, 3),  # 187, 49152, wgmma
+    ("weight_gradient", "16", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 179, 53248, wgmma
+    ("input_gradient", "16", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 80, 16384, wgmma
+    ("forward", "tf32", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 32, 1, 4, 3),  # 234, 32768, mma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 255, 34816, mma
+    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 128, 26624, mma
+    ("forward", "tf32", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 32, 1, 4, 3),  # 208, 40960, wgmma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 255, 34816, wgmma
+    ("input_gradient", "tf32", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 101, 34816, wgmma
+    ("forward", "ieee", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254, 16384, fma
+    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("input_gradient", "ieee", 64, 64, 3, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
+    ("forward", "ieee", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228, 16384, fma
+    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 92, 27648, fma
+    ("input_gradient", "ieee", 64, 64, 3, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # wide windows
-    ("forward", "16", 32, 32, 3, 16, True, False, "sm_80"): (128, 32, 32, 3, 8, 2),  # 222 regs, 47104 B, mma
-    ("weight_gradient", "16", 32, 32, 3, 1, True, False, "sm_80"): (64, 128, 32, 4, 2),  # 161 regs, 26624 B, mma
-    ("input_gradient", "16", 32, 32, 3, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 80 regs, 12288 B, mma
-    ("forward", "16", 32, 32, 3, 16, True, False, "sm_90"): (128, 32, 32, 3, 8, 2),  # 164 regs, 88064 B, wgmma
-    ("weight_gradient", "16", 32, 32, 3, 1, True, False, "sm_90"): (64, 128, 32, 4, 2),  # 128 regs, 43008 B, wgmma
-    ("input_gradient", "16", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 64 regs, 12288 B, wgmma
-    ("forward", "tf32", 32, 32, 3, 16, True, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 247 regs, 47104 B, mma
-    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_80"): (32, 128, 32, 4, 2),  # 222 regs, 25600 B, mma
-    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 96 regs, 22528 B, mma
-    ("forward", "tf32", 32, 32, 3, 16, True, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 166 regs, 53248 B, wgmma
-    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (32, 128, 32, 4, 2),  # 216 regs, 25600 B, wgmma
-    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 80 regs, 26624 B, wgmma
-    ("forward", "ieee", 32, 32, 3, 16, True, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_80"): (32, 64, 32, 4, 2),  # 92 regs, 17920 B, fma
-    ("input_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_80"): (64, 32, 32, 4, 2),  # 72 regs, 22528 B, fma
-    ("forward", "ieee", 32, 32, 3, 16, True, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128 regs, 24576 B, fma
-    ("weight_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_90"): (32, 64, 32, 4, 2),  # 80 regs, 17920 B, fma
-    ("input_gradient", "ieee", 32, 32, 3, 1, True, False, "sm_90"): (64, 32, 32, 4, 2),  # 76 regs, 22528 B, fma
+    ("forward", "16", 32, 32, 3, 16, True, False, False, "sm_80"): (128, 32, 32, 3, 8, 2),  # 222, 47104, mma
+    ("weight_gradient", "16", 32, 32, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 161, 26624, mma
+    ("input_gradient", "16", 32, 32, 3, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 80, 12288, mma
+    ("forward", "16", 32, 32, 3, 16, True, False, False, "sm_90"): (128, 32, 32, 3, 8, 2),  # 164, 88064, wgmma
+    ("weight_gradient", "16", 32, 32, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 128, 43008, wgmma
+    ("input_gradient", "16", 32, 32, 3, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 64, 12288, wgmma
+    ("forward", "tf32", 32, 32, 3, 16, True, False, False, "sm_80"): (128, 32, 16, 3, 8, 2),  # 247, 47104, mma
+    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, False, "sm_80"): (32, 128, 32, 4, 2),  # 222, 25600, mma
+    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 96, 22528, mma
+    ("forward", "tf32", 32, 32, 3, 16, True, False, False, "sm_90"): (128, 32, 16, 3, 8, 2),  # 166, 53248, wgmma
+    ("weight_gradient", "tf32", 32, 32, 3, 1, True, False, False, "sm_90"): (32, 128, 32, 4, 2),  # 216, 25600, wgmma
+    ("input_gradient", "tf32", 32, 32, 3, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 80, 26624, wgmma
+    ("forward", "ieee", 32, 32, 3, 16, True, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 32, 32, 3, 1, True, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 92, 17920, fma
+    ("input_gradient", "ieee", 32, 32, 3, 1, True, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 72, 22528, fma
+    ("forward", "ieee", 32, 32, 3, 16, True, False, False, "sm_90"): (64, 32, 32, 1, 4, 3),  # 128, 24576, fma
+    ("weight_gradient", "ieee", 32, 32, 3, 1, True, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 80, 17920, fma
+    ("input_gradient", "ieee", 32, 32, 3, 1, True, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 76, 22528, fma
     # long kernel
-    ("forward", "16", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 64, 1, 4, 3),  # 139 regs, 18432 B, mma
-    ("weight_gradient", "16", 8, 16, 31, 1, True, False, "sm_80"): (64, 128, 16, 4, 2),  # 119 regs, 21504 B, mma
-    ("input_gradient", "16", 8, 16, 31, 1, True, False, "sm_80"): (64, 16, 16, 4, 2),  # 48 regs, 3584 B, mma
-    ("forward", "16", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 64, 1, 4, 3),  # 96 regs, 26624 B, wgmma
-    ("weight_gradient", "16", 8, 16, 31, 1, True, False, "sm_90"): (64, 128, 16, 4, 2),  # 80 regs, 37888 B, wgmma
-    ("input_gradient", "16", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 40 regs, 6144 B, wgmma
-    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 154 regs, 20480 B, mma
-    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_80"): (32, 128, 16, 4, 2),  # 168 regs, 20992 B, mma
-    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_80"): (64, 16, 16, 4, 2),  # 56 regs, 6144 B, mma
-    ("forward", "tf32", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 124 regs, 22528 B, wgmma
-    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (32, 128, 16, 4, 2),  # 216 regs, 20992 B, wgmma
-    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 53 regs, 11264 B, wgmma
-    ("forward", "ieee", 8, 16, 31, 4, True, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 128 regs, 20480 B, fma
-    ("weight_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_80"): (32, 64, 16, 4, 2),  # 72 regs, 13056 B, fma
-    ("input_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_80"): (64, 16, 16, 4, 2),  # 56 regs, 10240 B, fma
-    ("forward", "ieee", 8, 16, 31, 4, True, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 168 regs, 20480 B, fma
-    ("weight_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_90"): (32, 64, 16, 4, 2),  # 72 regs, 13056 B, fma
-    ("input_gradient", "ieee", 8, 16, 31, 1, True, False, "sm_90"): (64, 16, 16, 4, 2),  # 48 regs, 10240 B, fma
+    ("forward", "16", 8, 16, 31, 4, True, False, False, "sm_80"): (64, 16, 64, 1, 4, 3),  # 139, 18432, mma
+    ("weight_gradient", "16", 8, 16, 31, 1, True, False, False, "sm_80"): (64, 128, 16, 4, 2),  # 119, 21504, mma
+    ("input_gradient", "16", 8, 16, 31, 1, True, False, False, "sm_80"): (64, 16, 16, 4, 2),  # 48, 3584, mma
+    ("forward", "16", 8, 16, 31, 4, True, False, False, "sm_90"): (64, 16, 64, 1, 4, 3),  # 96, 26624, wgmma
+    ("weight_gradient", "16", 8, 16, 31, 1, True, False, False, "sm_90"): (64, 128, 16, 4, 2),  # 80, 37888, wgmma
+    ("input_gradient", "16", 8, 16, 31, 1, True, False, False, "sm_90"): (64, 16, 16, 4, 2),  # 40, 6144, wgmma
+    ("forward", "tf32", 8, 16, 31, 4, True, False, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 154, 20480, mma
+    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, False, "sm_80"): (32, 128, 16, 4, 2),  # 168, 20992, mma
+    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, False, "sm_80"): (64, 16, 16, 4, 2),  # 56, 6144, mma
+    ("forward", "tf32", 8, 16, 31, 4, True, False, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 124, 22528, wgmma
+    ("weight_gradient", "tf32", 8, 16, 31, 1, True, False, False, "sm_90"): (32, 128, 16, 4, 2),  # 216, 20992, wgmma
+    ("input_gradient", "tf32", 8, 16, 31, 1, True, False, False, "sm_90"): (64, 16, 16, 4, 2),  # 53, 11264, wgmma
+    ("forward", "ieee", 8, 16, 31, 4, True, False, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 128, 20480, fma
+    ("weight_gradient", "ieee", 8, 16, 31, 1, True, False, False, "sm_80"): (32, 64, 16, 4, 2),  # 72, 13056, fma
+    ("input_gradient", "ieee", 8, 16, 31, 1, True, False, False, "sm_80"): (64, 16, 16, 4, 2),  # 56, 10240, fma
+    ("forward", "ieee", 8, 16, 31, 4, True, False, False, "sm_90"): (64, 16, 32, 1, 4, 3),  # 168, 20480, fma
+    ("weight_gradient", "ieee", 8, 16, 31, 1, True, False, False, "sm_90"): (32, 64, 16, 4, 2),  # 72, 13056, fma
+    ("input_gradient", "ieee", 8, 16, 31, 1, True, False, False, "sm_90"): (64, 16, 16, 4, 2),  # 48, 10240, fma
     # overlapping
-    ("forward", "16", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 64, 1, 4, 3),  # 255 regs, 32768 B, mma
-    ("weight_gradient", "16", 64, 64, 5, 1, True, True, "sm_80"): (64, 128, 64, 4, 2),  # 239 regs, 32768 B, mma
-    ("input_gradient", "16", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 110 regs, 8192 B, mma
-    ("forward", "16", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 64, 1, 4, 3),  # 167 regs, 49152 B, wgmma
-    ("weight_gradient", "16", 64, 64, 5, 1, True, True, "sm_90"): (64, 128, 64, 4, 2),  # 220 regs, 24576 B, wgmma
-    ("input_gradient", "16", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 89 regs, 8192 B, wgmma
-    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 32, 1, 4, 3),  # 228 regs, 32768 B, mma
-    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (32, 128, 64, 4, 2),  # 224 regs, 32768 B, mma
-    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 127 regs, 8192 B, mma
-    ("forward", "tf32", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 32, 1, 4, 3),  # 207 regs, 40960 B, wgmma
-    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (32, 128, 64, 4, 2),  # 216 regs, 16384 B, wgmma
-    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 121 regs, 16384 B, wgmma
-    ("forward", "ieee", 64, 64, 5, 3, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 122 regs, 16384 B, fma
-    ("input_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_80"): (64, 64, 32, 4, 2),  # 110 regs, 16384 B, fma
-    ("forward", "ieee", 64, 64, 5, 3, True, True, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228 regs, 16384 B, fma
-    ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_90"): (32, 64, 64, 4, 2),  # 127 regs, 16384 B, fma
-    ("input_gradient", "ieee", 64, 64, 5, 1, True, True, "sm_90"): (64, 64, 32, 4, 2),  # 104 regs, 16384 B, fma
+    ("forward", "16", 64, 64, 5, 3, True, True, False, "sm_80"): (64, 64, 64, 1, 4, 3),  # 255, 32768, mma
+    ("weight_gradient", "16", 64, 64, 5, 1, True, True, False, "sm_80"): (64, 128, 64, 4, 2),  # 239, 32768, mma
+    ("input_gradient", "16", 64, 64, 5, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 110, 8192, mma
+    ("forward", "16", 64, 64, 5, 3, True, True, False, "sm_90"): (64, 64, 64, 1, 4, 3),  # 167, 49152, wgmma
+    ("weight_gradient", "16", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 128, 64, 4, 2),  # 220, 24576, wgmma
+    ("input_gradient", "16", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 89, 8192, wgmma
+    ("forward", "tf32", 64, 64, 5, 3, True, True, False, "sm_80"): (64, 64, 32, 1, 4, 3),  # 228, 32768, mma
+    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, False, "sm_80"): (32, 128, 64, 4, 2),  # 224, 32768, mma
+    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 127, 8192, mma
+    ("forward", "tf32", 64, 64, 5, 3, True, True, False, "sm_90"): (64, 64, 32, 1, 4, 3),  # 207, 40960, wgmma
+    ("weight_gradient", "tf32", 64, 64, 5, 1, True, True, False, "sm_90"): (32, 128, 64, 4, 2),  # 216, 16384, wgmma
+    ("input_gradient", "tf32", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 121, 16384, wgmma
+    ("forward", "ieee", 64, 64, 5, 3, True, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 254, 16384, fma
+    ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 122, 16384, fma
+    ("input_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 110, 16384, fma
+    ("forward", "ieee", 64, 64, 5, 3, True, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228, 16384, fma
+    ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 127, 16384, fma
+    ("input_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 104, 16384, fma
 }

@@ -1,0 +1,116 @@
+"""Running maxima on the device, with their winners: of pooling windows, tile by tile, and of all positions of a sample.
+
+Naming and arguments are as in :mod:`.conv_pool_kernels`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["NOWHERE", "later_phase", "later_position", "store_greatest", "store_windows"]
+
+NOWHERE = tl.constexpr(2**31 - 1)  # a position that none has
+
+
+@triton.jit
+def later_phase(
+    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    phase: tl.tensor,
+    b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
+    positions: tl.tensor,
+    P: tl.constexpr,
+    CHECK: tl.constexpr,
+) -> tl.tensor:
+    """Return the maxima of windows, and the phases that won, after one more phase."""
+    wins = (b_value > b_best) | (b_value != b_value)  # of several NaN the last one, as in torch
+    if CHECK:
+        wins = wins & ((b_t >= 0) & (b_t < positions) & (phase < P))[:, None]
+    return tl.where(wins, b_value, b_best), tl.where(wins, phase, b_won)
+
+
+@triton.jit
+def store_windows(
+    out: tl.tensor,
+    argmax: tl.tensor,
+    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    i_row: tl.tensor,
+    b_n: tl.tensor,  # (BLOCK_M,)
+    b_q: tl.tensor,  # (BLOCK_M,)
+    b_first: tl.tensor,  # (BLOCK_M,) the convolution's position at phase 0
+    m_q: tl.tensor,  # (BLOCK_M,)
+    b_o: tl.tensor,  # (BLOCK_O,)
+    m_o: tl.tensor,  # (BLOCK_O,)
+    windows: tl.tensor,
+    positions: tl.tensor,
+    pool_dilation: tl.tensor,
+    O: tl.constexpr,  # noqa: E741
+    P: tl.constexpr,
+    CHECK: tl.constexpr,
+    OUT_LAST: tl.constexpr,
+    WANT_ARGMAX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> tl.tensor:
+    """Store the positive parts of a tile's maxima and their winners."""
+    b_out = b_best.to(out.dtype.element_ty)
+    b_rounded = b_out.to(tl.float32)
+    alive = (b_rounded > 0) | (b_rounded != b_rounded)
+    if CHECK:  # a window without a position has no activation whose positive part it could be
+        b_skipped = tl.maximum(-b_first + pool_dilation - 1, 0) // pool_dilation
+        seen = (b_skipped < P) & (b_first + b_skipped * pool_dilation < positions)
+        b_out = tl.where(alive | (seen == 0)[:, None], b_out, 0.0)
+    else:
+        b_out = tl.where(alive, b_out, 0.0)
+    m = m_q[:, None] & m_o[None, :]
+    p_last = (i_row + tl.arange(0, BLOCK_M))[:, None] * O + b_o[None, :]
+    if OUT_LAST:
+        tl.store(out + p_last, b_out, mask=m)
+    else:
+        tl.store(out + ((b_n * O)[:, None] + b_o[None, :]) * windows + b_q[:, None], b_out, mask=m)
+    if WANT_ARGMAX:
+        tl.store(argmax + p_last, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def later_position(
+    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
+    positions: tl.tensor,
+) -> tl.tensor:
+    """Return every row's maxima, and the positions that won, after one more position of each row."""
+    # A row's positions ascend: its first NaN stays, and so does the first of equal values.
+    wins = (b_value > b_best) | ((b_value != b_value) & (b_best == b_best))
+    wins = wins & (b_t < positions)[:, None]
+    return tl.where(wins, b_value, b_best), tl.where(wins, b_t[:, None], b_won)
+
+
+@triton.jit
+def store_greatest(
+    out: tl.tensor,
+    argmax: tl.tensor,
+    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    i_n: tl.tensor,
+    b_o: tl.tensor,  # (BLOCK_O,)
+    m_o: tl.tensor,  # (BLOCK_O,)
+    O: tl.constexpr,  # noqa: E741
+    WANT_ARGMAX: tl.constexpr,
+) -> tl.tensor:
+    """Store the positive part of the greatest of all rows' maxima and its position, for one sample."""
+    # Of all rows' maxima the first NaN wins, else the first of the greatest.
+    is_nan = b_best != b_best
+    b_nan_at = tl.min(tl.where(is_nan, b_won, NOWHERE), axis=0)
+    b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=0)
+    b_won = tl.min(tl.where(b_best == b_most[None, :], b_won, NOWHERE), axis=0)
+    b_won = tl.where(b_nan_at < NOWHERE, b_nan_at, b_won)
+    b_out = tl.where(b_nan_at < NOWHERE, float("nan"), b_most).to(out.dtype.element_ty)
+    b_rounded = b_out.to(tl.float32)
+    alive = (b_rounded > 0) | (b_rounded != b_rounded)
+    tl.store(out + i_n * O + b_o, tl.where(alive, b_out, 0.0), mask=m_o)
+    if WANT_ARGMAX:
+        tl.store(argmax + i_n * O + b_o, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m_o)

@@ -1,0 +1,69 @@
+"""Where the kernels find the rows of a batch: in the input itself, or in a table or a series through an index."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .launch import VECTOR_BYTES, Layout, layout_of
+
+__all__ = ["Rows", "of_input", "of_tokens", "of_windows", "tokens_of"]
+
+
+class Rows(NamedTuple):
+    """A batch of ``samples`` x ``length`` rows of ``source``.
+
+    ``mode`` is ``"own"`` where ``source`` is the input ``(N, C, L)``; else ``source`` is ``(V, C)``, ``layout`` that of
+    its rows, and ``mode`` ``"tokens"`` or ``"windows"``: ``index``, of the strides ``index_n`` and ``index_l``, holds
+    the number of every position's row, or of every window's first one. Rows whose number is not in 0 .. ``count`` - 1
+    read as zeros, and so do windows whose first row's is not: they would leave the series.
+    """
+
+    mode: str
+    source: Tensor
+    layout: Layout
+    index: Tensor | None
+    index_n: int
+    index_l: int
+    count: int
+    samples: int
+    length: int
+
+
+def of_input(input: Tensor) -> Rows:
+    """Return the rows of an input ``(N, C, L)``."""
+    return Rows("own", input, layout_of(input), None, 0, 0, 0, input.size(0), input.size(2))
+
+
+def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
+    """Return the rows of ``table`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64 of any strides, count."""
+    return Rows("tokens", table, _layout(table, 0), tokens, *tokens.stride(), table.size(0), *tokens.shape)
+
+
+def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
+    """Return the windows of ``series`` ``(V, C)`` that begin at the rows ``starts`` ``(N,)``, ``step`` rows apart."""
+    count = series.size(0) - (length - 1) * step
+    return Rows("windows", series, _layout(series, step), starts, starts.stride(0), 0, count, starts.size(0), length)
+
+
+def tokens_of(rows: Rows, step: int) -> Tensor:
+    """Return the numbers of all rows, ``(N, L)``: the tokens as they are, or those of windows."""
+    assert rows.index is not None
+    if rows.mode == "tokens":
+        return rows.index
+    offsets = torch.arange(rows.length, device=rows.index.device) * step
+    outside = (rows.index < 0) | (rows.index >= rows.count)
+    starts = rows.index.to(torch.int64).masked_fill(outside, rows.source.size(0))  # none of its rows is there
+    return starts.unsqueeze(1) + offsets
+
+
+def _layout(table: Tensor, step: int) -> Layout:
+    """Return the layout of rows that are ``step`` rows of a table apart from position to position."""
+    row, column = table.stride()
+    if column != 1 and table.size(1) > 1:
+        return Layout(row, step * row, column, 1, False, False)
+    align = math.gcd(VECTOR_BYTES // table.element_size(), row)
+    return Layout(row // align, step * row // align, 1, align, True, False)
