@@ -14,10 +14,12 @@ from typing import NamedTuple
 from .table import TABLE
 
 __all__ = [
+    "Folded",
     "Forward",
     "InputGradient",
     "Layer",
     "WeightGradient",
+    "folded_configuration",
     "forward_configuration",
     "input_gradient_configuration",
     "weight_gradient_configuration",
@@ -33,6 +35,15 @@ class Forward(NamedTuple):
     phases: int
     num_warps: int
     num_stages: int
+
+
+class Folded(NamedTuple):
+    """A tile of the forward pass on folded rows: windows x outputs; rows that are loaded together for each window."""
+
+    block_m: int
+    block_o: int
+    unroll: int
+    num_warps: int
 
 
 class InputGradient(NamedTuple):
@@ -141,6 +152,17 @@ def weight_gradient_rule(layer: Layer) -> WeightGradient:
     block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)
+
+
+@functools.cache
+def folded_configuration(width: int, size: int, is_global: bool) -> Folded:
+    """Return the tile of the forward pass on rows of ``width`` numbers: 8 of them for each thread and load.
+
+    A tile of the global maximum is a sample's, alone on its multiprocessor where samples are few: it has more warps.
+    """
+    block_o = min(power_of_two(width), 128)
+    warps = 8 if is_global else 4
+    return Folded(warps * 32 * 8 // block_o, block_o, shared_phases(size, 8), warps)
 
 
 # Bytes of shared memory for each of two blocks on a multiprocessor; little where it is not known.

@@ -69,12 +69,16 @@ def rows_of(
 
     A window whose start is not below ``count`` would run over the end of its series.
     """
+    p_x, p_index = x, None
     if ROWS == "tokens":
-        return x, index + b_n * index_n, m
-    if ROWS == "windows":
+        p_index = index + b_n * index_n
+    elif ROWS == "windows":
         b_start = tl.load(index + b_n * index_n, mask=m, other=0).to(tl.int64)
-        return x + b_start * row_stride, None, (b_start >= 0) & (b_start < count) & m
-    return x + b_n * row_stride, None, m
+        p_x = x + b_start * row_stride
+        m = (b_start >= 0) & (b_start < count) & m
+    else:
+        p_x = x + b_n * row_stride
+    return p_x, p_index, m
 
 
 @triton.jit

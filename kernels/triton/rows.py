@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .launch import VECTOR_BYTES, Layout, layout_of
 
-__all__ = ["Rows", "of_input", "of_tokens", "of_windows", "tokens_of"]
+__all__ = ["Rows", "layout_of_rows", "of_input", "of_tokens", "of_windows", "tokens_of"]
 
 
 class Rows(NamedTuple):
@@ -40,13 +40,14 @@ def of_input(input: Tensor) -> Rows:
 
 def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
     """Return the rows of ``table`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64 of any strides, count."""
-    return Rows("tokens", table, _layout(table, 0), tokens, *tokens.stride(), table.size(0), *tokens.shape)
+    return Rows("tokens", table, layout_of_rows(table, 0), tokens, *tokens.stride(), table.size(0), *tokens.shape)
 
 
 def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
     """Return the windows of ``series`` ``(V, C)`` that begin at the rows ``starts`` ``(N,)``, ``step`` rows apart."""
     count = series.size(0) - (length - 1) * step
-    return Rows("windows", series, _layout(series, step), starts, starts.stride(0), 0, count, starts.size(0), length)
+    layout = layout_of_rows(series, step)
+    return Rows("windows", series, layout, starts, starts.stride(0), 0, count, starts.size(0), length)
 
 
 def tokens_of(rows: Rows, step: int) -> Tensor:
@@ -60,7 +61,7 @@ def tokens_of(rows: Rows, step: int) -> Tensor:
     return starts.unsqueeze(1) + offsets
 
 
-def _layout(table: Tensor, step: int) -> Layout:
+def layout_of_rows(table: Tensor, step: int) -> Layout:
     """Return the layout of rows that are ``step`` rows of a table apart from position to position."""
     row, column = table.stride()
     if column != 1 and table.size(1) > 1:

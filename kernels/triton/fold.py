@@ -1,0 +1,67 @@
+"""A table folded into a convolution: every row's products with every kernel position, computed once, on a GPU.
+
+``conv(table[tok])[t] = sum_k folded[tok[t + k], k]``: with ``folded`` at hand a position costs ``K`` additions of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .configurations import forward_configuration
+from .conv_pool import describe, launch_over_weights
+from .launch import VECTOR_BYTES, on_device
+from .rows import Rows, layout_of_rows
+
+__all__ = ["fold", "folded_shape"]
+
+
+def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int, int]:
+    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
+    numbers = VECTOR_BYTES // (dtype or weight.dtype).itemsize
+    return rows, weight.size(2), -(-weight.size(0) // numbers) * numbers
+
+
+def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return ``folded[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, zeros behind the last ``o``.
+
+    ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32, float16 or bfloat16;
+    products and sums are those of the forward pass. Given ``rows``, int64, ``folded[i]`` is that of row ``rows[i]``.
+    See :func:`folded_shape`. ``dtype`` is the result's, the table's if ``None``: sums are rounded to it once, so that a
+    position of a float16 or bfloat16 folded table is off by at most ``eps / 2 * sum_k |folded[tok[t + k], k]|`` before
+    the forward pass rounds its own result, where float32 is not off at all.
+    """
+    table, weight = table.detach(), weight.detach()
+    table = table if rows is None else table[rows]
+    folded = table.new_empty(folded_shape(table.size(0), weight, dtype or table.dtype), dtype=dtype)
+    if not folded.numel():
+        return folded
+    outputs, channels, size = weight.shape
+    layout = layout_of_rows(table, 0)
+    source = Rows("own", table, layout, None, 0, 0, 0, table.size(0), 1)  # V samples of one position
+    layer = describe(source, weight[:, :, :1], 1, False)
+    tile = forward_configuration(layer)
+    kernels = _kernels()
+    with on_device(table):
+        packed = launch_over_weights(weight, True)
+        assert packed is not None
+        tiles = -(-table.size(0) // tile.block_m)
+        kernels.fold_kernel[(tiles * size * -(-outputs // tile.block_o),)](
+            table, packed, folded, table.size(0), layout.stride_n, layout.stride_c,
+            C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),
+            ALIGN=layout.align, UNIT_C=layout.unit_c,
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION="tf32" if layer.kind == "tf32" else "ieee", ROUND=layer.rounds,
+            INTERPRETED=kernels.INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return folded
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import gather_kernels
+
+    return gather_kernels

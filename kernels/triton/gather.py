@@ -1,0 +1,238 @@
+"""The conv stack on rows gathered from a table, on a GPU: the forward pass, without the gathered tensor.
+
+Two plans give the reference's results but for rounding, see :mod:`.gather_plans`. Under *direct* the kernels of
+:mod:`.conv_pool` read the rows through the index; under *folded* a row's products with all weights are looked up in a
+folded table, which a caller that keeps table and weight may :func:`fold` once and pass in; else the whole table is
+folded first, into float32, so that nothing is rounded that *direct* would not round. Tokens and starts, int32 or int64,
+are read in place through their strides.
+
+Numbers out of range are the caller's mistake, and telling would mean to wait for the device: nothing outside the table
+is read. A token without a row counts as a row of zeros, and so do all rows of a window that leaves its series.
+
+``argmax`` is that of :mod:`.conv_pool`, for the backward pass.
+
+Where these kernels are slow: as in :mod:`.conv_pool`; in *direct*, blocks of channels are cut for each kernel position,
+so that few channels waste products; a folded table that is larger than the second cache is read from memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .configurations import folded_configuration
+from .conv_pool import describe, is_padded, launch_global, launch_windows, new_argmax, refuse_dtype, refuse_geometry
+from .fold import fold, folded_shape
+from .gather_plans import PLANS, forward_plan
+from .launch import on_device
+from .rows import Rows, of_tokens, of_windows
+
+__all__ = [
+    "embedding_conv1d_relu_global_max_pool1d_forward",
+    "embedding_conv1d_relu_max_pool1d_forward",
+    "fold",
+    "folded_shape",
+    "refuse_embedding",
+    "refuse_window",
+    "window_conv1d_relu_global_max_pool1d_forward",
+    "window_conv1d_relu_max_pool1d_forward",
+]
+
+
+def embedding_conv1d_relu_max_pool1d_forward(
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool,
+    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
+    *,
+    want_argmax: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
+
+    ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
+    ``(N, O, Q)``, channels-last, of the table's dtype. ``folded`` is what :func:`fold` made of ``table`` and
+    ``weight``, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen. Raises ``ValueError`` for another plan.
+    """
+    return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, pool, want_argmax, folded, plan)
+
+
+def embedding_conv1d_relu_global_max_pool1d_forward(
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
+    *,
+    want_argmax: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``(N, O)``, the maxima over all positions, as :func:`embedding_conv1d_relu_max_pool1d_forward` does."""
+    return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, None, want_argmax, folded, plan)
+
+
+def window_conv1d_relu_max_pool1d_forward(
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool,
+    length: int,
+    step: int,
+    *,
+    want_argmax: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the reference's ``window_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
+
+    ``series`` ``(V, C)``, ``starts`` ``(N,)``; the rest is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
+    """
+    rows = of_windows(series, starts, length, step)
+    return _forward(rows, step, weight, bias, convolution, pool, want_argmax, folded, plan)
+
+
+def window_conv1d_relu_global_max_pool1d_forward(
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    length: int,
+    step: int,
+    *,
+    want_argmax: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``(N, O)``, the maxima over all positions, as :func:`window_conv1d_relu_max_pool1d_forward` does."""
+    rows = of_windows(series, starts, length, step)
+    return _forward(rows, step, weight, bias, convolution, None, want_argmax, folded, plan)
+
+
+def refuse_embedding(
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    convolution: Convolution,
+    *_options: object,
+) -> str | None:
+    """Return why the kernels cannot serve a call on embedded tokens, of whatever pool, or ``None``."""
+    return _refuse(table, tokens, "tokens") or refuse_geometry(tokens.size(-1), weight, convolution)
+
+
+def refuse_window(
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    convolution: Convolution,
+    *options: object,
+) -> str | None:
+    """Return why the kernels cannot serve a call on windows, or ``None``; the last options are length and step."""
+    length = options[-2]
+    assert isinstance(length, int)
+    return _refuse(series, starts, "starts") or refuse_geometry(length, weight, convolution)
+
+
+def _refuse(source: Tensor, index: Tensor, name: str) -> str | None:
+    if (reason := refuse_dtype(source)) is not None:
+        return reason
+    if index.device != source.device:
+        return f"it serves {name} on the rows' device, {source.device}, got them on {index.device}"
+    if index.dtype not in (torch.int32, torch.int64):
+        return f"it serves {name} of int32 and int64, got {index.dtype}"
+    return None
+
+
+def _forward(
+    rows: Rows,
+    step: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    want_argmax: bool,
+    folded: Tensor | None,
+    plan: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    if plan is not None and plan not in PLANS:
+        raise ValueError(f"plan must be one of {', '.join(PLANS)}, or None, got {plan!r}")
+    outputs, channels, size = weight.shape
+    if folded is None:
+        if plan is None:
+            positions, kind = convolution.output_length(rows.length, size), describe(rows, weight, 1, False).kind
+            counts = (rows.samples, positions, rows.source.size(0), channels, outputs, size)
+            plan = forward_plan(*counts, kind=kind).name
+        if plan == "direct":
+            if pool is None:
+                return launch_global(rows, weight, bias, convolution, want_argmax=want_argmax)
+            return launch_windows(rows, weight, bias, convolution, pool, want_argmax=want_argmax, last=True)
+    return _add(rows, step, weight, bias, convolution, pool, want_argmax, folded)
+
+
+def _add(
+    rows: Rows,
+    step: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    want_argmax: bool,
+    folded: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the result and ``argmax`` from a folded table, which is made if there is none."""
+    outputs, _, size = weight.shape
+    positions = convolution.output_length(rows.length, size)
+    windows = 1 if pool is None else pool.output_length(positions)
+    out = rows.source.new_empty(rows.samples, windows, outputs)
+    greatest = positions if pool is None else pool.size
+    argmax = new_argmax(rows, outputs, windows, greatest - 1) if want_argmax else None
+    result = out.squeeze(1) if pool is None else out.transpose(1, 2)
+    if not out.numel():
+        return result, argmax
+    if folded is None:
+        folded = fold(rows.source, weight, dtype=torch.float32)
+    tile, kernels = folded_configuration(folded.size(2), size, pool is None), _kernels()
+    tiles_o = -(-outputs // tile.block_o)
+    index = (rows.index, rows.index_n, rows.index_l, rows.count, step)
+    shape = {"O": outputs, "K": size, "WIDTH": folded.size(2), "TOKENS": rows.mode == "tokens"}
+    wants = {"HAS_BIAS": bias is not None, "WANT_ARGMAX": want_argmax}
+    blocks = {"UNROLL": tile.unroll, "BLOCK_M": tile.block_m, "BLOCK_O": tile.block_o, "num_warps": tile.num_warps}
+    with on_device(folded):
+        if pool is None:
+            kernels.folded_global_kernel[(rows.samples * tiles_o,)](
+                folded, bias, out, argmax, rows.length, positions, *index,
+                window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
+                CHECK=convolution.padding != (0, 0), **shape, **wants, **blocks,
+            )  # fmt: skip
+        else:
+            count = rows.samples * windows
+            kernels.folded_windows_kernel[(-(-count // tile.block_m) * tiles_o,)](
+                folded, bias, out, argmax, count, windows, rows.length, positions, *index,
+                window_step=pool.stride * convolution.stride,
+                window_start=-pool.padding * convolution.stride - convolution.padding[0],
+                phase_step=pool.dilation * convolution.stride, tap_step=convolution.dilation,
+                pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
+                P=pool.size, CHECK=is_padded(convolution, pool), **shape, **wants, **blocks,
+            )  # fmt: skip
+    return result, argmax
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import gather_kernels
+
+    return gather_kernels

@@ -1,0 +1,167 @@
+"""The conv stack on gathered rows: gradients of table, weight and bias on a GPU.
+
+Those of weight and bias are computed as in :mod:`.conv_pool_backward`, from rows that are read through the index. For
+that of the table the gradient of every position's row is written down, in float32, the tokens are sorted, and what
+meets at a row is added up in the order of its positions, see :mod:`.gather_backward_kernels`: the same bits on every
+run, without atomics and without waiting for the device. Numbers out of range get nothing.
+
+Where this is slow: the gradients of all positions take ``N * L * C`` float32 numbers of memory for a while, whether or
+not a row is in use often; the table's gradient is dense.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .configurations import power_of_two
+from .conv_pool_backward import Gradients, launch_backward
+from .launch import on_device
+from .rows import Rows, of_tokens, of_windows, tokens_of
+
+__all__ = [
+    "embedding_conv1d_relu_global_max_pool1d_backward",
+    "embedding_conv1d_relu_max_pool1d_backward",
+    "window_conv1d_relu_global_max_pool1d_backward",
+    "window_conv1d_relu_max_pool1d_backward",
+]
+
+# So many sorted gradients a program sums, of so many channels, and so many groups' sums at a time.
+GROUP = 32
+CHANNELS = 128
+GROUPS = 32
+
+
+def embedding_conv1d_relu_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool,
+    padding_idx: int | None = None,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,  # noqa: ARG001  (there is one)
+) -> Gradients:
+    """Return the gradients of ``table``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
+
+    ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. Row
+    ``padding_idx`` of the table gets zeros, and so do rows that no token names.
+    """
+    rows = of_tokens(tokens, table)
+    return _backward(gradient, argmax, rows, 0, weight, convolution, pool, padding_idx, wanted)
+
+
+def embedding_conv1d_relu_global_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    padding_idx: int | None = None,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,  # noqa: ARG001
+) -> Gradients:
+    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`embedding_conv1d_relu_max_pool1d_backward` does."""
+    rows = of_tokens(tokens, table)
+    return _backward(gradient.unsqueeze(2), argmax, rows, 0, weight, convolution, None, padding_idx, wanted)
+
+
+def window_conv1d_relu_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool,
+    length: int,
+    step: int,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,  # noqa: ARG001
+) -> Gradients:
+    """Return the gradients of ``series``, ``weight`` and ``bias`` that are wanted.
+
+    The rest is as in :func:`embedding_conv1d_relu_max_pool1d_backward`.
+    """
+    rows = of_windows(series, starts, length, step)
+    return _backward(gradient, argmax, rows, step, weight, convolution, pool, None, wanted)
+
+
+def window_conv1d_relu_global_max_pool1d_backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    series: Tensor,
+    starts: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    length: int,
+    step: int,
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,  # noqa: ARG001
+) -> Gradients:
+    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`window_conv1d_relu_max_pool1d_backward` does."""
+    rows = of_windows(series, starts, length, step)
+    return _backward(gradient.unsqueeze(2), argmax, rows, step, weight, convolution, None, None, wanted)
+
+
+def _backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    step: int,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    padding_idx: int | None,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    table = rows.source
+    if pool is None:
+        positions = convolution.output_length(rows.length, weight.size(2))
+        pool = Pool(positions, positions)
+    dtable = table.new_zeros(table.shape) if wanted[0] else None
+    dx = None
+    if wanted[0]:
+        dx = table.new_empty((rows.samples, rows.length, table.size(1)), dtype=torch.float32)
+    given = (gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
+    dweight, dbias = launch_backward(*given, last=True)
+    if dx is not None and dtable is not None and gradient.numel():
+        _sum_rows(dx, tokens_of(rows, step), dtable, -1 if padding_idx is None else padding_idx)
+    return dtable, dweight, dbias
+
+
+def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
+    """Add the gradients of all positions, ``(N, L, C)``, to the rows that ``tokens`` ``(N, L)`` name."""
+    total, (count, channels) = tokens.numel(), dtable.shape
+    in_order, order = torch.sort(tokens.reshape(-1), stable=True)
+    groups = -(-total // GROUP)
+    partials = dx.new_empty((groups, 2, channels))
+    block_c = min(power_of_two(channels), CHANNELS)
+    grid, kernels = (groups * -(-channels // block_c),), _kernels()
+    with on_device(dx):
+        kernels.sum_groups_kernel[grid](
+            dx, in_order, order, dtable, partials, total, count, skipped,
+            C=channels, BLOCK_S=GROUP, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+        kernels.join_groups_kernel[grid](
+            in_order, dtable, partials, total, count, skipped,
+            C=channels, BLOCK_S=GROUP, BLOCK_G=GROUPS, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import gather_backward_kernels
+
+    return gather_backward_kernels

@@ -1,0 +1,245 @@
+"""The conv stack on rows of a folded table, on the device: no products, ``K`` rows added at every position.
+
+    acc[m, o] = sum over k of folded[row of window m at position p + k, k, o]
+
+Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool_kernels`. Rows that are padding, or that the
+table has not, are not read and add nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .conv_pool_kernels import INTERPRETED
+from .convolution_kernels import convolve_one, look_up
+from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
+
+__all__ = ["INTERPRETED", "fold_kernel", "folded_global_kernel", "folded_windows_kernel"]
+
+# Numbers that differ from call to call.
+SIZES = [
+    "rows",
+    "windows",
+    "length",
+    "positions",
+    "stride_v",
+    "stride_c",
+    "index_n",
+    "index_l",
+    "count",
+    "step",
+    "window_step",
+    "window_start",
+    "phase_step",
+    "tap_step",
+    "pool_stride",
+    "pool_padding",
+    "pool_dilation",
+]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def fold_kernel(
+    table: tl.tensor,  # (V, C), strides as given
+    w: tl.tensor,  # (O, PITCH), of which K * C are used
+    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    rows: tl.int64,  # V
+    stride_v: tl.int64,
+    stride_c: tl.int64,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    PITCH: tl.constexpr,
+    WIDTH: tl.constexpr,  # O, rounded up to whole vectors
+    ALIGN: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Multiply ``BLOCK_M`` rows with one tap's weights of ``BLOCK_O`` outputs."""
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    b_o = tl.program_id(0) % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
+    k = tl.program_id(0) // TILES_O % K
+    b_v = (tl.program_id(0) // (TILES_O * K)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_v = b_v < rows
+    p_w = w + b_o.to(tl.int64) * PITCH + k * C
+    acc = convolve_one(
+        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, None, 0, 1 if UNIT_C else stride_c,
+        None, None, None, None,
+        C, 1, True, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, INTERPRETED,
+    )  # fmt: skip
+    p = folded + (b_v * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
+    tl.store(p, acc.to(folded.dtype.element_ty), mask=m_v[:, None] & (b_o < WIDTH)[None, :])
+
+
+@triton.jit
+def first_rows(
+    index: tl.tensor,
+    b_n: tl.tensor,  # samples, a block or one
+    m: tl.tensor,
+    index_n: tl.tensor,
+    count: tl.tensor,
+    TOKENS: tl.constexpr,
+) -> tl.tensor:
+    """Return where the samples' tokens lie, or their windows' first rows; and which samples have all their rows."""
+    b_rows = index + b_n * index_n
+    if not TOKENS:
+        b_rows, m = look_up(b_rows, m, count)
+    return b_rows, m
+
+
+@triton.jit
+def add_rows(
+    folded: tl.tensor,
+    b_rows: tl.tensor,  # (BLOCK_M,) or one: what first_rows returns
+    b_at: tl.tensor,  # (BLOCK_M,) the position of tap 0
+    m_x: tl.tensor,  # (BLOCK_M,)
+    b_o: tl.tensor,  # (BLOCK_O,)
+    length: tl.tensor,
+    index_l: tl.tensor,
+    count: tl.tensor,
+    step: tl.tensor,
+    tap_step: tl.tensor,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+) -> tl.tensor:
+    """Return the sums of ``K`` rows, ``(BLOCK_M, BLOCK_O)`` in float32, of which ``UNROLL`` are loaded together."""
+    acc = tl.full((BLOCK_M, BLOCK_O), 0.0, tl.float32)
+    for k0 in range(0, K, UNROLL):
+        for i in tl.static_range(UNROLL):
+            k = k0 + i
+            b_i = b_at + k * tap_step
+            m = m_x
+            if CHECK:
+                m = m & (b_i >= 0) & (b_i < length)
+            if K % UNROLL:
+                m = m & (k < K)
+            if TOKENS:
+                b_row, m = look_up(b_rows + b_i.to(tl.int64) * index_l, m, count)
+            else:
+                b_row = b_rows + b_i.to(tl.int64) * step
+            p = folded + (b_row * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
+            acc += tl.load(p, mask=m[:, None] & (b_o < WIDTH)[None, :], other=0.0).to(tl.float32)
+    return acc
+
+
+@triton.jit(do_not_specialize=SIZES)
+def folded_windows_kernel(
+    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    bias: tl.tensor,  # (O,)
+    out: tl.tensor,  # (N, Q, O), contiguous
+    argmax: tl.tensor,  # (N, Q, O)
+    rows: tl.int64,  # N * Q
+    windows: tl.int32,  # Q
+    length: tl.int32,  # L
+    positions: tl.int32,  # the convolution's
+    index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given
+    index_n: tl.int64,
+    index_l: tl.int64,
+    count: tl.int64,  # numbers in the index are below it
+    step: tl.int64,  # rows from position to position of a window
+    window_step: tl.int32,  # input positions from window to window
+    window_start: tl.int32,  # the first window's first input position, not positive
+    phase_step: tl.int32,  # input positions from phase to phase
+    tap_step: tl.int32,  # input positions from tap to tap
+    pool_stride: tl.int32,
+    pool_padding: tl.int32,
+    pool_dilation: tl.int32,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_ARGMAX: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+) -> tl.tensor:
+    """Pool ``BLOCK_M`` windows, of whichever samples, for ``BLOCK_O`` outputs."""
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
+    m_o = b_o < O
+    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
+    i_row = (tl.program_id(0) // TILES_O).to(tl.int64) * BLOCK_M
+    b_q = (i_row % windows).to(tl.int32) + tl.arange(0, BLOCK_M)
+    b_n = i_row // windows + (b_q // windows).to(tl.int64)
+    b_q = b_q % windows
+    m_q = i_row + tl.arange(0, BLOCK_M) < rows
+    b_rows, m_x = first_rows(index, b_n, m_q, index_n, count, TOKENS)
+    b_start = window_start + b_q * window_step
+    b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
+    b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
+    b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
+    for p in range(P):
+        b_value = add_rows(
+            folded, b_rows, b_start + p * phase_step, m_x, b_o, length, index_l, count, step, tap_step,
+            K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
+        )  # fmt: skip
+        if HAS_BIAS:
+            b_value += b_bias[None, :]
+        b_t = b_first + p * pool_dilation
+        b_best, b_won = later_phase(b_best, b_won, b_value, p, b_t, positions, P, CHECK)
+    store_windows(
+        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
+        O, P, CHECK, True, WANT_ARGMAX, BLOCK_M,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
+def folded_global_kernel(
+    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    bias: tl.tensor,  # (O,)
+    out: tl.tensor,  # (N, O), contiguous
+    argmax: tl.tensor,  # (N, O)
+    length: tl.int32,  # L
+    positions: tl.int32,  # the convolution's
+    index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given
+    index_n: tl.int64,
+    index_l: tl.int64,
+    count: tl.int64,  # numbers in the index are below it
+    step: tl.int64,  # rows from position to position of a window
+    window_start: tl.int32,  # the first input position, not positive
+    phase_step: tl.int32,  # input positions from position to position: the convolution's stride
+    tap_step: tl.int32,  # input positions from tap to tap
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHECK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_ARGMAX: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+) -> tl.tensor:
+    """Find one sample's greatest activations of ``BLOCK_O`` outputs, ``BLOCK_M`` positions at a time."""
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    i_n = (tl.program_id(0) // TILES_O).to(tl.int64)
+    b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
+    m_o = b_o < O
+    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
+    i_rows, m_n = first_rows(index, i_n, i_n >= 0, index_n, count, TOKENS)
+    b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
+    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
+    for t0 in range(0, positions, BLOCK_M):
+        b_t = t0 + tl.arange(0, BLOCK_M)
+        b_value = add_rows(
+            folded, i_rows, window_start + b_t * phase_step, (b_t < positions) & m_n, b_o, length,
+            index_l, count, step, tap_step, K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
+        )  # fmt: skip
+        if HAS_BIAS:
+            b_value += b_bias[None, :]
+        b_best, b_won = later_position(b_best, b_won, b_value, b_t, positions)
+    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, O, WANT_ARGMAX)
