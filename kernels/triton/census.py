@@ -16,14 +16,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from . import conv_pool, conv_pool_backward
+from . import conv_pool, conv_pool_backward, fold, gather, gather_backward
 
 __all__ = [
     "KINDS",
@@ -41,7 +42,11 @@ __all__ = [
 
 
 class Layer(NamedTuple):
-    """A layer of the census; ``pool`` is ``None`` for the global maximum."""
+    """A layer of the census; ``pool`` is ``None`` for the global maximum.
+
+    ``rows`` is ``"own"`` for an input of its own; ``"tokens"`` for rows of a table, ``"folded"`` for those of a folded
+    one, ``"windows"`` for those of a series.
+    """
 
     channels: int
     outputs: int
@@ -49,6 +54,7 @@ class Layer(NamedTuple):
     convolution: Convolution
     pool: Pool | None
     channels_last: bool = True
+    rows: str = "own"
 
 
 def layer(channels: int, outputs: int, size: int, pool: int | None, **options: Any) -> Layer:
@@ -74,13 +80,27 @@ LAYERS = {
     "wide windows": layer(32, 32, 3, 16),
     "long kernel": layer(8, 16, 31, 4),
     "overlapping": Layer(64, 64, 5, Convolution(1, (2, 2)), Pool(3, 2, 1)),
+    "imdb1, tokens": layer(128, 32, 7, 5, rows="tokens"),
+    "imdb1, folded": layer(128, 32, 7, 5, rows="folded"),
+    "textcnn": layer(300, 100, 3, None, rows="tokens"),
+    "textcnn, folded": layer(300, 100, 3, None, rows="folded"),
+    "padded tokens": layer(64, 64, 3, 2, padding=(1, 1), rows="tokens"),
+    "jena1, windows": layer(14, 32, 5, 3, rows="windows"),
+}
+# Kernels that multiply nothing with tensor cores, or at all.
+NO_PRODUCTS = {
+    "weights_kernel",
+    "folded_windows_kernel",
+    "folded_global_kernel",
+    "sum_groups_kernel",
+    "join_groups_kernel",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 # Bytes of shared memory that a block may have.
 TARGETS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 CHECKED = ("sm_80", "sm_90")
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"} | {
-    getattr(torch, f"int{bits}"): f"*i{bits}" for bits in (8, 16, 32)
+    getattr(torch, f"int{bits}"): f"*i{bits}" for bits in (8, 16, 32, 64)
 }
 MATRIX = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"mma\.sync", "mfma": r"v_mfma"}
 
@@ -164,29 +184,38 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     positions = windows if layer.pool is None else (windows - 1) * layer.pool.stride + span - 2 * layer.pool.padding
     length = positions - 1 + layer.convolution.dilation * (layer.size - 1) + 1 - sum(layer.convolution.padding)
     dtype = KINDS[kind]
-    shape = (samples, length, layer.channels) if layer.channels_last else (samples, layer.channels, length)
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    x = x.transpose(1, 2) if layer.channels_last else x
     w = torch.empty(layer.outputs, layer.channels, layer.size, dtype=dtype, device="meta")
     b = torch.empty(layer.outputs, dtype=dtype, device="meta")
+    geometry = (layer.convolution,) if layer.pool is None else (layer.convolution, layer.pool)
+    name = "conv1d_relu_global_max_pool1d" if layer.pool is None else "conv1d_relu_max_pool1d"
+    inputs, options, forward, backward = _inputs(layer, dtype, samples, length)
+    prefix, plan = "", {}
+    if layer.rows != "own":
+        prefix = "window_" if layer.rows == "windows" else "embedding_"
+        plan = {"plan": "folded" if layer.rows == "folded" else "direct"}
     recorded: list[Launch] = []
-    every = (True, True, True)
     with _recording(recorded, "tf32" if kind == "tf32" else "ieee", target):
-        if layer.pool is None:
-            out, winners = conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, layer.convolution, want_argmax=True)
-            assert winners is not None
-            conv_pool_backward.conv1d_relu_global_max_pool1d_backward(
-                out, winners, x, w, layer.convolution, wanted=every
-            )
-        else:
-            out, winners = conv_pool.conv1d_relu_max_pool1d_forward(
-                x, w, b, layer.convolution, layer.pool, want_argmax=True
-            )
-            assert winners is not None
-            conv_pool_backward.conv1d_relu_max_pool1d_backward(
-                out, winners, x, w, layer.convolution, layer.pool, wanted=every
-            )
+        given = (*inputs, w, b, *geometry, *options)
+        out, winners = getattr(forward, f"{prefix}{name}_forward")(*given, want_argmax=True, **plan)
+        given = (out, winners, *inputs, w, *geometry, *options)
+        getattr(backward, f"{prefix}{name}_backward")(*given, wanted=(True, True, True))
     return recorded
+
+
+def _inputs(
+    layer: Layer, dtype: torch.dtype, samples: int, length: int
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...], ModuleType, ModuleType]:
+    """Return a layer's inputs and its options behind the geometry, and the modules that have its two passes."""
+    if layer.rows == "own":
+        shape = (samples, length, layer.channels) if layer.channels_last else (samples, layer.channels, length)
+        x = torch.empty(shape, dtype=dtype, device="meta")
+        return (x.transpose(1, 2) if layer.channels_last else x,), (), conv_pool, conv_pool_backward
+    source = torch.empty(10000, layer.channels, dtype=dtype, device="meta")
+    if layer.rows == "windows":
+        starts = torch.empty(samples, dtype=torch.int64, device="meta")
+        return (source, starts), (length, 6), gather, gather_backward
+    tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
+    return (tokens, source), (None,), gather, gather_backward
 
 
 @contextmanager
@@ -197,9 +226,16 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         return lambda: SimpleNamespace(**kernels, INTERPRETED=False)
 
     with ExitStack() as stack:
-        for module, loaders in ((conv_pool, ("_kernels", "_weights")), (conv_pool_backward, ("_kernels",))):
+        for module, loaders in (
+            (conv_pool, ("_kernels", "_weights")),
+            (conv_pool_backward, ("_kernels",)),
+            (fold, ("_kernels",)),
+            (gather, ("_kernels",)),
+            (gather_backward, ("_kernels",)),
+        ):
             for name in loaders:
                 stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
+        for module in (conv_pool, conv_pool_backward):
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
         stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
         for module in (conv_pool, conv_pool_backward):
@@ -296,7 +332,7 @@ def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
         wrong.append(f"spills {taken.stack} bytes")
     if taken.shared > TARGETS[target]:
         wrong.append(f"takes {taken.shared} of {TARGETS[target]} bytes of shared memory")
-    multiplies = launch.name != "weights_kernel"
+    multiplies = launch.name not in NO_PRODUCTS
     expected = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}.get(target, "mfma")
     if launch.arguments.get("BLOCK_R" if launch.name == "weight_gradient_kernel" else "BLOCK_M", 64) < 64:
         expected = "mfma" if expected == "mfma" else "mma"  # the larger instructions take 64 rows

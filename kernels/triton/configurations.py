@@ -108,7 +108,8 @@ def forward_rule(layer: Layer) -> Forward:
         few = layer.channels_last and (block_o < 64 or layer.padded)
         return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
     # Sums of so many phases fit into the registers; more phases than the kernel's size share nothing new.
-    most = min((96 if layer.padded else 160) // block_o, layer.size)
+    checked = layer.padded or (layer.tokens and layer.phases <= 0)
+    most = min((96 if checked else 160) // block_o, layer.size)
     if not layer.channels_last:
         most = 1  # the addresses of several phases would fill the registers
     shared = shared_phases(layer.phases, most) if layer.phases > 0 else min(2 + layer.phases * 2, most)
@@ -117,7 +118,8 @@ def forward_rule(layer: Layer) -> Forward:
         rows = (128, 64) if layer.phases > 0 and not layer.padded else (64,)
         budget = BUDGET[layer.architecture]
         for block_m, block_r in itertools.product(rows, (64, 32, 16)):
-            tile = Forward(block_m, block_o, block_r, shared, 8 if block_m > 64 or layer.padded else 4, 2)
+            many = block_m > 64 or layer.padded or (layer.tokens and block_o > 32)
+            tile = Forward(block_m, block_o, block_r, shared, 8 if many else 4, 2)
             is_last = (block_m, block_r) == (64, 16)
             if block_r <= narrow and staged_bytes(layer, tile) <= (2 * budget if is_last else budget):
                 return tile
@@ -149,8 +151,9 @@ def weight_gradient_configuration(layer: Layer) -> WeightGradient:
 def weight_gradient_rule(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient for a layer that is not in the table."""
     weights = layer.channels * (1 if layer.tokens else layer.size)
-    block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
+    narrow = layer.kind == "ieee" or (layer.kind == "tf32" and layer.tokens and block_o > 32)
+    block_r = min(max(power_of_two(weights), 16), 64 if narrow else 128)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)
 
 

@@ -20,9 +20,12 @@ __all__ = ["fold", "folded_shape"]
 
 
 def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int, int]:
-    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
+    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows + 1, K, O)``, ``O`` in whole vectors.
+
+    The last row is one of zeros folded, for positions without a row: zeros, but NaN where weights are not finite.
+    """
     numbers = VECTOR_BYTES // (dtype or weight.dtype).itemsize
-    return rows, weight.size(2), -(-weight.size(0) // numbers) * numbers
+    return rows + 1, weight.size(2), -(-weight.size(0) // numbers) * numbers
 
 
 def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -48,7 +51,7 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     with on_device(table):
         packed = launch_over_weights(weight, True)
         assert packed is not None
-        tiles = -(-table.size(0) // tile.block_m)
+        tiles = -(-folded.size(0) // tile.block_m)
         kernels.fold_kernel[(tiles * size * -(-outputs // tile.block_o),)](
             table, packed, folded, table.size(0), layout.stride_n, layout.stride_c,
             C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),

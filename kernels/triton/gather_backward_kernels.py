@@ -2,9 +2,9 @@
 
 The tokens of all positions come sorted, each with the number of its position; equal ones follow each other in the order
 of their positions. A group of ``BLOCK_S`` of them is summed token by token; what belongs to a token that goes on in the
-next group, or comes from the last one, is kept as the group's tail or head, and summed behind: no atomics, the same bits
-on every run, and a token that fills half of a batch, as padding does, is shared among many programs. Naming is as in
-:mod:`.conv_pool_kernels`.
+next group, or comes from the last one, is kept as the group's tail or head, and summed behind: no atomics, the same
+bits on every run, and a token that fills half of a batch, as padding does, is shared among many programs. Naming is as
+in :mod:`.conv_pool_kernels`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def join_groups_kernel(
         b_sum = tl.load(partials + (i_group * 2 + 1) * C + b_c, mask=m_c, other=0.0)  # (BLOCK_C,)
         i_from = i_group + 1
         more = 1
-        while more:
+        while more > 0:
             b_group = i_from + tl.arange(0, BLOCK_G)
             m_group = b_group * BLOCK_S < total
             b_v = tl.load(tokens + b_group * BLOCK_S, mask=m_group, other=-1).to(tl.int64)

@@ -2,8 +2,8 @@
 
     acc[m, o] = sum over k of folded[row of window m at position p + k, k, o]
 
-Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool_kernels`. Rows that are padding, or that the
-table has not, are not read and add nothing.
+Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool_kernels`. Positions that are padding, or whose
+row the table has not, read the folded table's last row, that of zeros: its products are NaN where weights are infinite.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SIZES = [
     "index_l",
     "count",
     "step",
+    "empty",
     "window_step",
     "window_start",
     "phase_step",
@@ -43,7 +44,7 @@ SIZES = [
 def fold_kernel(
     table: tl.tensor,  # (V, C), strides as given
     w: tl.tensor,  # (O, PITCH), of which K * C are used
-    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     rows: tl.int64,  # V
     stride_v: tl.int64,
     stride_c: tl.int64,
@@ -74,29 +75,13 @@ def fold_kernel(
         C, 1, True, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, INTERPRETED,
     )  # fmt: skip
     p = folded + (b_v * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
-    tl.store(p, acc.to(folded.dtype.element_ty), mask=m_v[:, None] & (b_o < WIDTH)[None, :])
-
-
-@triton.jit
-def first_rows(
-    index: tl.tensor,
-    b_n: tl.tensor,  # samples, a block or one
-    m: tl.tensor,
-    index_n: tl.tensor,
-    count: tl.tensor,
-    TOKENS: tl.constexpr,
-) -> tl.tensor:
-    """Return where the samples' tokens lie, or their windows' first rows; and which samples have all their rows."""
-    b_rows = index + b_n * index_n
-    if not TOKENS:
-        b_rows, m = look_up(b_rows, m, count)
-    return b_rows, m
+    tl.store(p, acc.to(folded.dtype.element_ty), mask=(b_v <= rows)[:, None] & (b_o < WIDTH)[None, :])
 
 
 @triton.jit
 def add_rows(
     folded: tl.tensor,
-    b_rows: tl.tensor,  # (BLOCK_M,) or one: what first_rows returns
+    p_index: tl.tensor,  # (BLOCK_M,) or one: where the samples' tokens lie, or their starts
     b_at: tl.tensor,  # (BLOCK_M,) the position of tap 0
     m_x: tl.tensor,  # (BLOCK_M,)
     b_o: tl.tensor,  # (BLOCK_O,)
@@ -104,6 +89,7 @@ def add_rows(
     index_l: tl.tensor,
     count: tl.tensor,
     step: tl.tensor,
+    empty: tl.tensor,  # the row of zeros
     tap_step: tl.tensor,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -122,12 +108,15 @@ def add_rows(
             m = m_x
             if CHECK:
                 m = m & (b_i >= 0) & (b_i < length)
+            if TOKENS:
+                b_row, m = look_up(p_index + b_i.to(tl.int64) * index_l, m, count)
+            else:
+                b_row, m = look_up(p_index, m, count)
+                b_row += b_i.to(tl.int64) * step
+            b_row = tl.where(m, b_row, empty)
+            m = m_x
             if K % UNROLL:
                 m = m & (k < K)
-            if TOKENS:
-                b_row, m = look_up(b_rows + b_i.to(tl.int64) * index_l, m, count)
-            else:
-                b_row = b_rows + b_i.to(tl.int64) * step
             p = folded + (b_row * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
             acc += tl.load(p, mask=m[:, None] & (b_o < WIDTH)[None, :], other=0.0).to(tl.float32)
     return acc
@@ -135,7 +124,7 @@ def add_rows(
 
 @triton.jit(do_not_specialize=SIZES)
 def folded_windows_kernel(
-    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     bias: tl.tensor,  # (O,)
     out: tl.tensor,  # (N, Q, O), contiguous
     argmax: tl.tensor,  # (N, Q, O)
@@ -148,6 +137,7 @@ def folded_windows_kernel(
     index_l: tl.int64,
     count: tl.int64,  # numbers in the index are below it
     step: tl.int64,  # rows from position to position of a window
+    empty: tl.int64,  # V
     window_step: tl.int32,  # input positions from window to window
     window_start: tl.int32,  # the first window's first input position, not positive
     phase_step: tl.int32,  # input positions from phase to phase
@@ -177,14 +167,14 @@ def folded_windows_kernel(
     b_n = i_row // windows + (b_q // windows).to(tl.int64)
     b_q = b_q % windows
     m_q = i_row + tl.arange(0, BLOCK_M) < rows
-    b_rows, m_x = first_rows(index, b_n, m_q, index_n, count, TOKENS)
+    p_index = index + b_n * index_n
     b_start = window_start + b_q * window_step
     b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
     for p in range(P):
         b_value = add_rows(
-            folded, b_rows, b_start + p * phase_step, m_x, b_o, length, index_l, count, step, tap_step,
+            folded, p_index, b_start + p * phase_step, m_q, b_o, length, index_l, count, step, empty, tap_step,
             K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
         )  # fmt: skip
         if HAS_BIAS:
@@ -199,7 +189,7 @@ def folded_windows_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def folded_global_kernel(
-    folded: tl.tensor,  # (V, K, WIDTH), contiguous
+    folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     bias: tl.tensor,  # (O,)
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
@@ -210,6 +200,7 @@ def folded_global_kernel(
     index_l: tl.int64,
     count: tl.int64,  # numbers in the index are below it
     step: tl.int64,  # rows from position to position of a window
+    empty: tl.int64,  # V
     window_start: tl.int32,  # the first input position, not positive
     phase_step: tl.int32,  # input positions from position to position: the convolution's stride
     tap_step: tl.int32,  # input positions from tap to tap
@@ -230,14 +221,14 @@ def folded_global_kernel(
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
     b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
-    i_rows, m_n = first_rows(index, i_n, i_n >= 0, index_n, count, TOKENS)
+    p_index = index + i_n * index_n + tl.zeros((BLOCK_M,), tl.int64)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     for t0 in range(0, positions, BLOCK_M):
         b_t = t0 + tl.arange(0, BLOCK_M)
         b_value = add_rows(
-            folded, i_rows, window_start + b_t * phase_step, (b_t < positions) & m_n, b_o, length,
-            index_l, count, step, tap_step, K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
+            folded, p_index, window_start + b_t * phase_step, b_t < positions, b_o, length,
+            index_l, count, step, empty, tap_step, K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
         )  # fmt: skip
         if HAS_BIAS:
             b_value += b_bias[None, :]

@@ -304,4 +304,5 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 64, 64, 5, 3, True, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228, 16384, fma
     ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 127, 16384, fma
     ("input_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 104, 16384, fma
+    ("input_gradient", "ieee", 300, 100, 3, 1, True, False, False, "sm_90"): (64, 64, 16, 4, 2),
 }
