@@ -124,7 +124,8 @@ def forward_rule(layer: Layer) -> Forward:
             if block_r <= narrow and staged_bytes(layer, tile) <= (2 * budget if is_last else budget):
                 return tile
     block_r = flat if layer.kind == "16" else min(flat, 32)
-    return Forward(64, block_o, block_r, 1, 4 if layer.channels_last else 8, 3)
+    few = layer.channels_last and not (layer.tokens and checked and block_o > 32)
+    return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
 
 
 @functools.cache
