@@ -110,7 +110,7 @@ def launch_windows(
             programs = min(programs, PROGRAMS * processors(source.device))
         kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
             source, filters, bias, out, argmax, count, windows, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.index, rows.index_n, rows.index_l, rows.count,
+            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             window_step=pool.stride * convolution.stride,
             window_start=-pool.padding * convolution.stride - convolution.padding[0],
             phase_step=phase_step, tap_step=convolution.dilation,
@@ -146,7 +146,7 @@ def launch_global(
         filters, pitch = packed(weight)
         kernels.forward_global_kernel[(rows.samples * -(-outputs // tile.block_o),)](
             source, filters, bias, out, argmax, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.index, rows.index_n, rows.index_l, rows.count,
+            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
             C=channels, O=outputs, K=size, PITCH=pitch,
             ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, ROWS=rows.mode,

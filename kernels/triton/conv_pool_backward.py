@@ -119,7 +119,7 @@ def launch_backward(
             kernels.weight_gradient_kernel[(splits * blocks,)](
                 gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
                 windows, rows.length, positions, *upstream_strides, layout.stride_n, layout.stride_l, layout.stride_c,
-                rows.index, rows.index_n, rows.index_l, rows.count,
+                rows.numbers, rows.index_n, rows.index_l, rows.below,
                 convolution.padding[0], convolution.stride, convolution.dilation, *pooling,
                 C=channels, O=outputs, K=size, OVERLAP=overlap, GRADIENT_ALIGN=upstream.align, UNIT_O=upstream.unit_c,
                 ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,

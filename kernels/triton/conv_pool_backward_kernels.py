@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED, rows_of
+from .conv_pool_kernels import INTERPRETED
 from .convolution_kernels import look_up, rounded
 
 __all__ = ["INTERPRETED", "input_gradient_kernel", "weight_gradient_kernel"]
@@ -254,12 +254,14 @@ def weight_gradient_kernel(
                 p_x = (x + b_row * (stride_n * ALIGN))[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
                 m = m_x[:, None] & m_r[None, :]
             else:
-                p_n, _, m_x = rows_of(x, index, b_n, m_t, stride_n * ALIGN, index_n, count, ROWS)
+                b_first, m_x = b_n, m_t
+                if ROWS == "windows":
+                    b_first, m_x = look_up(index + b_n * index_n, m_t, count)
                 m = m_x[:, None] & m_r[None, :]
                 if CHECK:
                     b_seen = b_at[:, None] + (b_k * dilation)[None, :]
                     m = m & (b_seen >= 0) & (b_seen < length)
-                p_x = (p_n + b_at.to(tl.int64) * stride_l)[:, None] + b_tap[None, :]
+                p_x = x + (b_first * (stride_n * ALIGN) + b_at.to(tl.int64) * stride_l)[:, None] + b_tap[None, :]
             b_x = tl.load(p_x, mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
             b_dy = b_dy.to(x.dtype.element_ty)
             if INTERPRETED:

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from .convolution_kernels import convolve, load_filters
+from .convolution_kernels import convolve, load_filters, look_up
 from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "forward_global_kernel", "forward_windows_kernel"]
@@ -73,9 +73,8 @@ def rows_of(
     if ROWS == "tokens":
         p_index = index + b_n * index_n
     elif ROWS == "windows":
-        b_start = tl.load(index + b_n * index_n, mask=m, other=0).to(tl.int64)
+        b_start, m = look_up(index + b_n * index_n, m, count)
         p_x = x + b_start * row_stride
-        m = (b_start >= 0) & (b_start < count) & m
     else:
         p_x = x + b_n * row_stride
     return p_x, p_index, m
@@ -297,7 +296,7 @@ def forward_global_kernel(
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     if HAS_BIAS:
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
-    p_x, p_index, m_n = rows_of(x, index, i_n, True, stride_n * ALIGN, index_n, count, ROWS)
+    p_x, p_index, m_n = rows_of(x, index, i_n, i_n >= 0, stride_n * ALIGN, index_n, count, ROWS)
     for t0 in range(0, positions, BLOCK_M * PHASES):
         b_t = t0 + tl.arange(0, BLOCK_M) * PHASES
         b_at = window_start + b_t * phase_step

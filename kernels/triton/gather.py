@@ -207,7 +207,7 @@ def _add(
         folded = fold(rows.source, weight, dtype=torch.float32)
     tile, kernels = folded_configuration(folded.size(2), size, pool is None), _kernels()
     tiles_o = -(-outputs // tile.block_o)
-    index = (rows.index, rows.index_n, rows.index_l, rows.count, step, folded.size(0) - 1)
+    index = (rows.numbers, rows.index_n, rows.index_l, rows.below, step, folded.size(0) - 1)
     shape = {"O": outputs, "K": size, "WIDTH": folded.size(2), "TOKENS": rows.mode == "tokens"}
     wants = {"HAS_BIAS": bias is not None, "WANT_ARGMAX": want_argmax}
     blocks = {"UNROLL": tile.unroll, "BLOCK_M": tile.block_m, "BLOCK_O": tile.block_o, "num_warps": tile.num_warps}

@@ -161,7 +161,8 @@ def folded_windows_kernel(
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
-    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
+    if HAS_BIAS:
+        b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     i_row = (tl.program_id(0) // TILES_O).to(tl.int64) * BLOCK_M
     b_q = (i_row % windows).to(tl.int32) + tl.arange(0, BLOCK_M)
     b_n = i_row // windows + (b_q // windows).to(tl.int64)
@@ -220,7 +221,8 @@ def folded_global_kernel(
     i_n = (tl.program_id(0) // TILES_O).to(tl.int64)
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
-    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
+    if HAS_BIAS:
+        b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     p_index = index + i_n * index_n + tl.zeros((BLOCK_M,), tl.int64)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)

@@ -17,18 +17,18 @@ class Rows(NamedTuple):
     """A batch of ``samples`` x ``length`` rows of ``source``.
 
     ``mode`` is ``"own"`` where ``source`` is the input ``(N, C, L)``; else ``source`` is ``(V, C)``, ``layout`` that of
-    its rows, and ``mode`` ``"tokens"`` or ``"windows"``: ``index``, of the strides ``index_n`` and ``index_l``, holds
-    the number of every position's row, or of every window's first one. Rows whose number is not in 0 .. ``count`` - 1
+    its rows, and ``mode`` ``"tokens"`` or ``"windows"``: ``numbers``, of the strides ``index_n`` and ``index_l``, holds
+    the number of every position's row, or of every window's first one. Rows whose number is not in 0 .. ``below`` - 1
     read as zeros, and so do windows whose first row's is not: they would leave the series.
     """
 
     mode: str
     source: Tensor
     layout: Layout
-    index: Tensor | None
+    numbers: Tensor | None
     index_n: int
     index_l: int
-    count: int
+    below: int
     samples: int
     length: int
 
@@ -45,19 +45,19 @@ def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
 
 def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
     """Return the windows of ``series`` ``(V, C)`` that begin at the rows ``starts`` ``(N,)``, ``step`` rows apart."""
-    count = series.size(0) - (length - 1) * step
+    below = series.size(0) - (length - 1) * step
     layout = layout_of_rows(series, step)
-    return Rows("windows", series, layout, starts, starts.stride(0), 0, count, starts.size(0), length)
+    return Rows("windows", series, layout, starts, starts.stride(0), 0, below, starts.size(0), length)
 
 
 def tokens_of(rows: Rows, step: int) -> Tensor:
     """Return the numbers of all rows, ``(N, L)``: the tokens as they are, or those of windows."""
-    assert rows.index is not None
+    assert rows.numbers is not None
     if rows.mode == "tokens":
-        return rows.index
-    offsets = torch.arange(rows.length, device=rows.index.device) * step
-    outside = (rows.index < 0) | (rows.index >= rows.count)
-    starts = rows.index.to(torch.int64).masked_fill(outside, rows.source.size(0))  # none of its rows is there
+        return rows.numbers
+    offsets = torch.arange(rows.length, device=rows.numbers.device) * step
+    outside = (rows.numbers < 0) | (rows.numbers >= rows.below)
+    starts = rows.numbers.to(torch.int64).masked_fill(outside, rows.source.size(0))  # none of its rows is there
     return starts.unsqueeze(1) + offsets
 
 

@@ -304,5 +304,52 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 64, 64, 5, 3, True, True, False, "sm_90"): (64, 64, 16, 1, 4, 3),  # 228, 16384, fma
     ("weight_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 127, 16384, fma
     ("input_gradient", "ieee", 64, 64, 5, 1, True, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 104, 16384, fma
-    ("input_gradient", "ieee", 300, 100, 3, 1, True, False, False, "sm_90"): (64, 64, 16, 4, 2),
+    # imdb1, tokens
+    ("forward", "16", 128, 32, 7, 5, True, False, True, "sm_80"): (128, 32, 16, 5, 8, 2),  # 254, 52224, mma
+    ("weight_gradient", "16", 128, 32, 7, 1, True, False, True, "sm_80"): (64, 128, 32, 4, 2),  # 168, 26624, mma
+    ("forward", "16", 128, 32, 7, 5, True, False, True, "sm_90"): (128, 32, 16, 5, 8, 2),  # 135, 104448, wgmma
+    ("weight_gradient", "16", 128, 32, 7, 1, True, False, True, "sm_90"): (64, 128, 32, 4, 2),  # 143, 43008, wgmma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, True, "sm_80"): (64, 32, 16, 5, 4, 2),  # 255, 59392, mma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, True, "sm_80"): (32, 128, 32, 4, 2),  # 220, 25600, mma
+    ("forward", "tf32", 128, 32, 7, 5, True, False, True, "sm_90"): (64, 32, 16, 5, 4, 2),  # 178, 73728, wgmma
+    ("weight_gradient", "tf32", 128, 32, 7, 1, True, False, True, "sm_90"): (32, 128, 32, 4, 2),  # 254, 25600, wgmma
+    ("forward", "ieee", 128, 32, 7, 5, True, False, True, "sm_80"): (64, 32, 32, 1, 4, 3),  # 128, 12800, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, True, "sm_80"): (32, 64, 32, 4, 2),  # 80, 17920, fma
+    ("forward", "ieee", 128, 32, 7, 5, True, False, True, "sm_90"): (64, 32, 32, 1, 4, 3),  # 168, 12800, fma
+    ("weight_gradient", "ieee", 128, 32, 7, 1, True, False, True, "sm_90"): (32, 64, 32, 4, 2),  # 92, 17920, fma
+    # imdb1, folded
+    # textcnn
+    ("forward", "16", 300, 100, 3, 0, True, False, True, "sm_80"): (64, 64, 64, 1, 8, 3),  # 148, 16896, mma
+    ("weight_gradient", "16", 300, 100, 3, 1, True, False, True, "sm_80"): (64, 128, 64, 4, 2),  # 254, 32768, mma
+    ("input_gradient", "16", 300, 100, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 162, 16384, mma
+    ("forward", "16", 300, 100, 3, 0, True, False, True, "sm_90"): (64, 64, 64, 1, 8, 3),  # 128, 33280, wgmma
+    ("weight_gradient", "16", 300, 100, 3, 1, True, False, True, "sm_90"): (64, 128, 64, 4, 2),  # 255, 49152, wgmma
+    ("input_gradient", "16", 300, 100, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 152, 32768, wgmma
+    ("forward", "tf32", 300, 100, 3, 0, True, False, True, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 16896, mma
+    ("weight_gradient", "tf32", 300, 100, 3, 1, True, False, True, "sm_80"): (32, 64, 64, 4, 2),  # 250, 28672, mma
+    ("input_gradient", "tf32", 300, 100, 3, 1, True, False, False, "sm_80"): (64, 128, 32, 4, 2),  # 255, 36864, mma
+    ("forward", "tf32", 300, 100, 3, 0, True, False, True, "sm_90"): (64, 64, 32, 1, 8, 3),  # 111, 25088, wgmma
+    ("weight_gradient", "tf32", 300, 100, 3, 1, True, False, True, "sm_90"): (32, 64, 64, 4, 2),  # 242, 28672, wgmma
+    ("input_gradient", "tf32", 300, 100, 3, 1, True, False, False, "sm_90"): (64, 128, 32, 4, 2),  # 172, 53248, wgmma
+    ("forward", "ieee", 300, 100, 3, 0, True, False, True, "sm_80"): (64, 64, 16, 1, 8, 3),  # 128, 8704, fma
+    ("weight_gradient", "ieee", 300, 100, 3, 1, True, False, True, "sm_80"): (32, 64, 64, 4, 2),  # 124, 29696, fma
+    ("input_gradient", "ieee", 300, 100, 3, 1, True, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 128, 28672, fma
+    ("forward", "ieee", 300, 100, 3, 0, True, False, True, "sm_90"): (64, 64, 16, 1, 8, 3),  # 128, 8704, fma
+    ("weight_gradient", "ieee", 300, 100, 3, 1, True, False, True, "sm_90"): (32, 64, 64, 4, 2),  # 126, 29696, fma
+    ("input_gradient", "ieee", 300, 100, 3, 1, True, False, False, "sm_90"): (64, 64, 16, 4, 2),  # 96, 14336, fma
+    # textcnn, folded
+    # padded tokens
+    ("forward", "16", 64, 64, 3, 2, True, True, True, "sm_80"): (64, 64, 64, 1, 8, 3),  # 128, 16896, mma
+    ("weight_gradient", "16", 64, 64, 3, 1, True, True, True, "sm_80"): (64, 64, 64, 4, 2),  # 136, 28672, mma
+    ("forward", "16", 64, 64, 3, 2, True, True, True, "sm_90"): (64, 64, 64, 1, 8, 3),  # 111, 33280, wgmma
+    ("weight_gradient", "16", 64, 64, 3, 1, True, True, True, "sm_90"): (64, 64, 64, 4, 2),  # 128, 36864, wgmma
+    ("forward", "tf32", 64, 64, 3, 2, True, True, True, "sm_80"): (64, 64, 32, 1, 8, 3),  # 126, 16896, mma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 228, 26624, mma
+    ("forward", "tf32", 64, 64, 3, 2, True, True, True, "sm_90"): (64, 64, 32, 1, 8, 3),  # 122, 25088, wgmma
+    ("weight_gradient", "tf32", 64, 64, 3, 1, True, True, True, "sm_90"): (32, 64, 64, 4, 2),  # 192, 26624, wgmma
+    ("forward", "ieee", 64, 64, 3, 2, True, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 246, 8704, fma
+    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, True, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
+    ("forward", "ieee", 64, 64, 3, 2, True, True, True, "sm_90"): (64, 64, 16, 1, 4, 3),  # 254, 8704, fma
+    ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, True, "sm_90"): (32, 64, 64, 4, 2),  # 92, 27648, fma
+    # jena1, windows
 }

@@ -15,6 +15,7 @@ from seqconv.kernels.triton import census, configurations
 from seqconv.kernels.triton.table import TABLE
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
+SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16")]
 
 
 def check(name, kind, target):
@@ -69,7 +70,7 @@ def test_no_batch_size_nor_length_compiles_anything_anew(name, kind):
 
 def test_no_size_is_specialised_on_its_value():
     """A launch's integers are of declared types, and their values are not looked at (as 1, or as a multiple of 16)."""
-    for name in ("imdb1", "imdb2"):
+    for name in ("imdb1", "imdb2", "imdb1, tokens", "imdb1, folded", "textcnn, folded"):
         for launch in census.launches(census.LAYERS[name], "16", "sm_90"):
             for parameter in launch.kernel.params:
                 if not parameter.is_constexpr and not isinstance(launch.arguments[parameter.name], torch.Tensor | None):
@@ -79,14 +80,23 @@ def test_no_size_is_specialised_on_its_value():
 
 @pytest.mark.parametrize("name", list(census.LAYERS))
 def test_launches_are_few(name):
-    """One forward, before which many weights are repacked; three backward; their grids have one axis."""
+    """One forward, before which many weights are repacked; three backward; their grids have one axis.
+
+    To fold is two more forward, to sum the gradients of rows two more backward, behind a sort of torch's.
+    """
     layer = census.LAYERS[name]
     recorded = census.launches(layer, "16", "sm_90", samples=2**17, windows=2**10)
     names = [one.name for one in recorded]
-    if layer.channels * layer.outputs * layer.size > 8192:
-        assert names.pop(0) == "weights_kernel"
-    assert names[0] == ("forward_global_kernel" if layer.pool is None else "forward_windows_kernel")
-    assert names[1:] == ["weight_gradient_kernel", "weights_kernel", "input_gradient_kernel"]
+    pooled = "global_kernel" if layer.pool is None else "windows_kernel"
+    forward = [f"forward_{pooled}"]
+    if layer.rows == "folded":
+        forward = ["weights_kernel", "fold_kernel", f"folded_{pooled}"]
+    elif layer.channels * layer.outputs * layer.size > 8192:
+        forward.insert(0, "weights_kernel")
+    backward = ["weight_gradient_kernel", "weights_kernel", "input_gradient_kernel"]
+    if layer.rows != "own":
+        backward += ["sum_groups_kernel", "join_groups_kernel"]
+    assert names == forward + backward
     assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
 
 

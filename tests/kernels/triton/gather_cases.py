@@ -1,0 +1,61 @@
+"""Layers on gathered rows: the kernels' two passes by their names, and what they must give."""
+
+import torch
+
+from seqconv.kernels.geometry import Convolution
+from seqconv.kernels.reference import gather as reference
+
+PLAIN = Convolution()
+PLANS = ["direct", "folded", "ready"]
+
+
+def integers(generator, *shape, dtype=torch.float32, device="cpu", most=3):
+    """Return small integers: every sum of their products is exact, and ties abound."""
+    return torch.randint(-most, most + 1, shape, generator=generator).to(device, dtype)
+
+
+class Case:
+    """One layer on rows of ``table``: by tokens ``(N, L)``, or by ``starts``, a length and a step."""
+
+    def __init__(self, index, table, convolution, pool, *, padding_idx=None, length=None, step=None):
+        self.index, self.table, self.convolution, self.pool = index, table, convolution, pool
+        self.geometry = (convolution,) if pool is None else (convolution, pool)
+        self.options = (padding_idx,) if length is None else (length, step)
+        self.of_tokens = length is None
+        self.name = ("embedding" if self.of_tokens else "window") + "_conv1d_relu_"
+        self.name += "global_max_pool1d" if pool is None else "max_pool1d"
+
+    def sources(self, table=None, index=None):
+        table, index = self.table if table is None else table, self.index if index is None else index
+        return (index, table) if self.of_tokens else (table, index)
+
+    def forward(self, w, b, plan=None, want_argmax=True):
+        from seqconv.kernels.triton import gather
+
+        function = getattr(gather, self.name + "_forward")
+        options = {"folded": gather.fold(self.table, w)} if plan == "ready" else {"plan": plan}
+        return function(*self.sources(), w, b, *self.geometry, *self.options, want_argmax=want_argmax, **options)
+
+    def backward(self, upstream, argmax, w, wanted=(True, True, True)):
+        from seqconv.kernels.triton import gather_backward
+
+        function = getattr(gather_backward, self.name + "_backward")
+        return function(upstream, argmax, *self.sources(), w, *self.geometry, *self.options, wanted=wanted)
+
+    def step(self, w, b, upstream, plan=None):
+        """Return the result and all gradients."""
+        out, argmax = self.forward(w, b, plan)
+        return out, *self.backward(upstream, argmax, w)
+
+    def reference(self, table, w, b, index=None):
+        function = getattr(reference, self.name)
+        return function(*self.sources(table, index), w, b, *self.geometry, *self.options)
+
+    def expected(self, w, b, upstream=None):
+        """Return the reference's result, and its gradients of table, weight and bias, in float64 on the CPU."""
+        b = w.new_zeros(w.size(0)) if b is None else b
+        tensors = [one.detach().cpu().double().requires_grad_() for one in (self.table, w, b)]
+        out = self.reference(*tensors, index=self.index.cpu())
+        if upstream is None:
+            return out.detach()
+        return out.detach(), torch.autograd.grad(out, tensors, upstream.cpu().double())

@@ -1,0 +1,440 @@
+"""The conv stack on gathered rows against the reference in float64: all plans, every argument and trap."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.triton import fold, gather, gather_backward, gather_plans
+from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case, integers
+
+NAN, INF = float("nan"), float("inf")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+INDICES = {
+    "int64": lambda tokens: tokens,
+    "int32": lambda tokens: tokens.int(),
+    "transposed": lambda tokens: tokens.t().contiguous().t(),
+    "every-other": lambda tokens: tokens.int().repeat_interleave(2, -1)[..., ::2],
+    "one for all": lambda tokens: tokens[:1].expand_as(tokens),
+}
+TABLES = {
+    "contiguous": lambda table: table,
+    "cut": lambda table: torch.nn.functional.pad(table, (1, 2), value=NAN)[:, 1:-2],
+    "transposed": lambda table: table.t().contiguous().t(),
+    "every-other row": lambda table: table.repeat_interleave(2, 0)[::2],
+}
+
+
+def every_window_has_a_position(length, pool):
+    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
+    windows = pool.output_length(length)
+    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
+    return windows > 0 and all(
+        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
+    )
+
+
+@st.composite
+def calls(draw):
+    """Draw a layer whose convolution and pool windows have at least one position."""
+    size, dilation = draw(st.integers(1, 10)), draw(st.integers(1, 3))
+    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
+    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
+    length = draw(st.integers(shortest, shortest + 40))
+    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
+    pool_size = draw(st.integers(1, 6))
+    pool = Pool(
+        pool_size,
+        draw(st.integers(1, 7)),
+        draw(st.integers(0, pool_size // 2)),
+        draw(st.integers(1, 3)),
+        draw(st.booleans()),
+    )
+    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
+        pool = None
+    rows = draw(st.sampled_from([1, 2, 7, 200]))
+    shape = (draw(st.integers(0, 4)), length, rows, draw(st.integers(1, 20)))
+    return shape, draw(st.integers(1, 40)), size, convolution, pool
+
+
+def build(call, index, table_layout, dtype, is_window, step, seed, device):
+    """Return the case and exact weights and bias."""
+    (samples, length, rows, channels), outputs, size, convolution, pool = call
+    generator = torch.Generator().manual_seed(seed)
+    most = 1 if dtype == torch.bfloat16 else 3  # no sum takes more bits than the dtype has
+    exact = {"dtype": dtype, "device": device, "most": most}
+    w, b = integers(generator, outputs, channels, size, **exact), integers(generator, outputs, **exact)
+    if is_window:
+        rows = rows + (length - 1) * step
+        numbers = torch.randint(rows - (length - 1) * step, (samples,), generator=generator)
+        index = "int64" if index == "transposed" else index
+    else:
+        numbers = torch.randint(rows, (samples, length), generator=generator)
+    options = {"length": length, "step": step} if is_window else {}
+    if not is_window and numbers.numel() and seed % 2:
+        options["padding_idx"] = int(numbers.flatten()[0])
+    table = TABLES[table_layout](integers(generator, rows, channels, **exact))
+    return Case(INDICES[index](numbers.to(device)), table, convolution, pool, **options), w, b
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    call=calls(),
+    index=st.sampled_from(sorted(INDICES)),
+    table_layout=st.sampled_from(sorted(TABLES)),
+    dtype=st.sampled_from(DTYPES),
+    has_bias=st.booleans(),
+    is_window=st.booleans(),
+    step=st.integers(1, 4),
+    plan=st.sampled_from([None, *PLANS]),
+    upstream_layout=st.sampled_from(["contiguous", "channels-last", "expanded"]),
+    seed=st.integers(0, 2**16),
+)
+@example(  # the convolution reads nothing but its padding
+    ((1, 1, 1, 1), 1, 1, Convolution(2, (3, 0)), None), "int64", "contiguous", torch.float32, True, False, 1, "folded",
+    "contiguous", 0,
+)  # fmt: skip
+@example(  # several tiles of everything, and one token for most of them
+    ((3, 150, 2, 70), 70, 3, Convolution(1, (1, 1)), Pool(2, 2)), "int32", "contiguous", torch.float32, True, False, 1,
+    "direct", "contiguous", 0,
+)  # fmt: skip
+@example(  # phases that share loads
+    ((2, 60, 9, 20), 8, 3, PLAIN, Pool(5, 5)), "int64", "contiguous", torch.float16, True, False, 1, "direct",
+    "channels-last", 1,
+)  # fmt: skip
+@example(
+    ((3, 150, 100, 20), 70, 3, Convolution(1, (1, 1)), None), "int64", "contiguous", torch.float32, True, True, 2,
+    "direct", "contiguous", 0,
+)  # fmt: skip
+@example(
+    ((3, 90, 100, 20), 70, 9, Convolution(1, (1, 1)), Pool(3, 2, 1, 1, True)), "int64", "cut", torch.bfloat16, True,
+    True, 3, "folded", "expanded", 0,
+)  # fmt: skip
+def test_equals_the_reference_on_exact_sums(
+    device, call, index, table_layout, dtype, has_bias, is_window, step, plan, upstream_layout, seed
+):
+    case, w, b = build(call, index, table_layout, dtype, is_window, step, seed, device)
+    b = b if has_bias else None
+    if dtype == torch.bfloat16 and plan == "ready":
+        plan = "folded"  # products of which several make a row need more bits
+    out, argmax = case.forward(w, b, plan)
+    generator = torch.Generator().manual_seed(seed + 1)
+    upstream = integers(generator, *out.shape, dtype=dtype, device=device, most=1)
+    if upstream_layout == "expanded":
+        upstream = upstream[:1, :1].expand_as(out) if upstream.numel() else upstream
+    elif upstream_layout == "channels-last" and out.dim() == 3:
+        upstream = upstream.transpose(1, 2).contiguous().transpose(1, 2)
+    value, gradients = case.expected(w, b, upstream)
+    assert out.dtype == dtype
+    assert torch.equal(out.cpu(), value.to(dtype))
+    assert argmax.shape == (out.size(0), 1 if case.pool is None else out.size(2), out.size(1))
+    if case.pool is not None:
+        assert out.transpose(1, 2).is_contiguous()
+    for gradient, other in zip(case.backward(upstream, argmax, w), gradients, strict=True):
+        assert gradient.dtype == dtype
+        assert torch.equal(gradient.cpu(), other.to(dtype))
+
+
+def tokens_case(shape, table, convolution=PLAIN, pool=None, *, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(table.size(0), shape, generator=generator).to(table.device)
+    return Case(tokens, table, convolution, pool, **options)
+
+
+def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pool", [Pool(5, 5), None])
+@pytest.mark.parametrize("plan", ["direct", "folded"])
+def test_is_as_precise_as_torch(device, dtype, pool, plan):
+    """Against float64, at most twice the error of torch's composition in that precision, and the result's rounding."""
+    case = tokens_case((2, 60), normal(7, 30, 40, dtype=dtype, device=device), PLAIN, pool)
+    w = normal(8, 24, 40, 7, dtype=dtype, device=device, scale=1 / 17)
+    b = normal(9, 24, dtype=dtype, device=device)
+    value = case.expected(w, b)
+    results = (case.forward(w, b, plan)[0], case.reference(case.table, w, b))
+    mine, theirs = ((out.cpu().double() - value).abs() for out in results)
+    eps = torch.finfo(dtype).eps
+    cut = eps / 2 if device.type == "cpu" and dtype == torch.bfloat16 else 0.0  # the interpreter cuts, a GPU rounds
+    assert mine.mean() <= 2 * theirs.mean() + cut * value.mean()
+    assert mine.max() <= 2 * theirs.max() + (cut + eps / 2) * value.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("of", [torch.float32, None])
+def test_a_folded_tables_dtype_bounds_the_error(device, dtype, of):
+    """By eps / 2 for every row that is added, twice as much where the interpreter cuts, and the result's own."""
+    of = dtype if of is None else of
+    table = normal(1, 30, 40, dtype=of, device=device)
+    w, tokens = normal(2, 24, 40, 5, dtype=of, device=device, scale=1 / 14), torch.arange(30, device=device)[None]
+    case = Case(tokens, table, PLAIN, Pool(1, 1))
+    folded = gather.fold(table, w, dtype=dtype)
+    assert folded.dtype == dtype
+    out, _ = gather.embedding_conv1d_relu_max_pool1d_forward(
+        tokens, table, w, None, PLAIN, Pool(1, 1), want_argmax=False, folded=folded
+    )
+    assert out.dtype == of
+    rows = torch.einsum("vc,ock->vko", table.cpu().double(), w.cpu().double()).abs()
+    sums = sum(rows[k : 26 + k, k] for k in range(5)).t()[None]
+    eps, own = torch.finfo(dtype).eps, torch.finfo(of).eps
+    error = (out.cpu().double() - case.expected(w, None)).abs()
+    assert (error <= (eps / 2 if device.type == "cuda" else eps) * sums * 1.001 + own * sums + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [30, 3000])
+def test_gradients_are_as_precise_as_torch(device, dtype, rows):
+    """On inputs whose maxima are clear, so that every precision chooses the same positions."""
+    case = tokens_case((4, 100), normal(11, rows, 24, dtype=dtype, device=device), PLAIN, Pool(4, 4))
+    w = normal(12, 32, 24, 5, dtype=dtype, device=device, scale=1 / 11)
+    b = normal(13, 32, dtype=dtype, device=device)
+    out, argmax = case.forward(w, b)
+    gathered = case.table.cpu().double()[case.index.cpu()].transpose(1, 2)
+    active = torch.nn.functional.conv1d(gathered, w.cpu().double(), b.cpu().double()).relu()
+    highest = active.unflatten(2, (-1, 4)).topk(2, 3).values
+    clear = highest[..., 0] - highest[..., 1] > (0.05 if dtype == torch.bfloat16 else 0.01)
+    upstream = normal(14, *out.shape, dtype=dtype, device=device) * clear.to(device)
+    assert clear.float().mean() > 0.5
+    _, exact = case.expected(w, b, upstream)
+    tensors = [one.detach().requires_grad_() for one in (case.table, w, b)]
+    theirs = torch.autograd.grad(case.reference(*tensors), tensors, upstream)
+    cut = torch.finfo(dtype).eps / 2 if device.type == "cpu" and dtype == torch.bfloat16 else 0.0
+    for mine, their, value in zip(case.backward(upstream, argmax, w), theirs, exact, strict=True):
+        error, other = ((one.cpu().double() - value).abs().mean() for one in (mine, their))
+        assert error <= 2 * other + cut * value.abs().mean()
+
+
+@pytest.mark.parametrize(
+    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("globally", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_special_values_go_where_torch_sends_them(device, values, dtype, globally, plan):
+    """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
+    table = torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1)
+    pool = None if globally else Pool(len(values), len(values))
+    w, b = torch.ones(1, 1, 1, dtype=dtype, device=device), torch.zeros(1, dtype=dtype, device=device)
+    of_tokens = Case(torch.arange(len(values), device=device).reshape(1, -1), table, PLAIN, pool)
+    of_windows = Case(torch.tensor([0], device=device), table, PLAIN, pool, length=len(values), step=1)
+    for case in (of_tokens, of_windows):
+        out, argmax = case.forward(w, b, plan)
+        upstream = torch.full_like(out, 3)
+        value, gradients = case.expected(w, b, upstream)
+        np.testing.assert_array_equal(out.cpu().double(), value)
+        for mine, other in zip(case.backward(upstream, argmax, w), gradients, strict=True):
+            np.testing.assert_array_equal(mine.cpu().double(), other)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_infinite_weight_gives_torchs_nan(device, plan, padding):
+    """Also where it meets padding, and in the gradients of rows that only losers read.
+
+    The first and last positions, which only padding lets all of the kernel see, get NaN where torch has none.
+    """
+    table = normal(5, 40, 3, device=device)
+    case = tokens_case((3, 11), table, Convolution(1, (padding, padding)), Pool(4, 4), padding_idx=7)
+    w = normal(6, 5, 3, 2, device=device)
+    w[2, 1, 0] = INF
+    out, argmax = case.forward(w, None, plan)
+    upstream = normal(7, *out.shape, device=device)
+    value, gradients = case.expected(w, None, upstream)
+    assert value.isnan().any() == (padding > 0)
+    assert gradients[0].isnan().any()
+    mine = (out, *case.backward(upstream, argmax, w, (padding > 0, True, True)))
+    for one, other in zip(mine, (value, *gradients), strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one.cpu().double(), other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_nan_reaches_only_the_windows_and_rows_that_see_it(device, plan):
+    table = torch.ones(64, 20, device=device)
+    table[30, 7] = NAN
+    case = Case(torch.arange(64, device=device).reshape(1, -1), table, PLAIN, Pool(2, 2))
+    w = torch.ones(40, 20, 3, device=device)
+    out, argmax = case.forward(w, None, plan)
+    assert out.isnan().any(1).squeeze(0).nonzero().flatten().tolist() == [14, 15]
+    assert out[..., 14:16].isnan().all()
+    upstream = torch.ones_like(out)
+    upstream[..., 3] = NAN
+    dtable, _, _ = case.backward(upstream, argmax, w, (True, False, False))
+    assert dtable.isnan().all(1).nonzero().flatten().tolist() == [6, 7, 8]  # neighbours in the sorted sum are spared
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, plan, padding):
+    """NaN surround the table and the weights, and rows that no token names are NaN."""
+    room = torch.full((90, 25), NAN, device=device)
+    table = room[10:77, 3:20]
+    used = torch.arange(0, 67, 2)
+    table[used] = normal(1, len(used), 17, device=device)
+    before = room.clone()
+    w = torch.full((20, 19, 7), NAN, device=device)[1:18, 1:18, 2:5].copy_(normal(2, 17, 17, 3))
+    index = used[torch.randint(len(used), (3, 50), generator=torch.Generator().manual_seed(3))].to(device)
+    case = Case(index, table, Convolution(1, (padding, padding)), Pool(3, 2))
+    out, argmax = case.forward(w, None, plan)
+    assert torch.allclose(out.cpu().double(), case.expected(w, None), atol=1e-4)
+    gradients = case.backward(torch.ones_like(out), argmax, w)
+    assert all(one.isfinite().all() for one in gradients)
+    assert not gradients[0][1::2].any()
+    np.testing.assert_array_equal(room.cpu(), before.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("pool", [Pool(3, 2), None])
+@pytest.mark.parametrize("plan", PLANS)
+def test_numbers_out_of_range_count_as_rows_of_zeros(device, dtype, pool, plan):
+    """Of a window that leaves the series all rows; none gets a gradient, and the others theirs."""
+    generator = torch.Generator().manual_seed(0)
+    table, w = integers(generator, 9, 5, device=device), integers(generator, 8, 5, 3, device=device)
+    far = 2**31 - 1 if dtype == torch.int32 else 2**40
+    tokens = torch.randint(9, (3, 50), generator=generator).to(dtype)
+    tokens[0, 5:9] = torch.tensor([-1, 9, far, -far], dtype=dtype)
+    inside = torch.where((tokens < 0) | (tokens >= 9), 9, tokens)
+    starts = torch.tensor([0, 4, -1, far, 2, 5], dtype=dtype)
+    rows = torch.where((starts < 0) | (starts > 4), 1000, starts.long())[:, None] + torch.arange(5)
+    for case, right in (
+        (Case(tokens.to(device), table, PLAIN, pool), inside),
+        (Case(starts.to(device), table, PLAIN, pool, length=5, step=1), rows.clamp(max=9)),
+    ):
+        out, argmax = case.forward(w, None, plan)
+        upstream = torch.ones_like(out)
+        with_zeros = Case(right, torch.cat([table.cpu(), torch.zeros(1, 5)]), PLAIN, pool)
+        value, gradients = with_zeros.expected(w, None, upstream)
+        assert torch.equal(out.cpu().double(), value)
+        expected = (gradients[0][:9], *gradients[1:])
+        for mine, other in zip(case.backward(upstream, argmax, w), expected, strict=True):
+            assert torch.equal(mine.cpu().double(), other)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False,) * 3])
+@pytest.mark.parametrize("is_window", [False, True])
+def test_computes_only_what_is_asked_for(device, wanted, is_window):
+    table, w, b = (normal(0, *shape, device=device) for shape in ((29, 3), (4, 3, 2), (4,)))
+    if is_window:
+        case = Case(torch.tensor([0, 9], device=device), table, PLAIN, Pool(2, 2), length=20, step=1)
+    else:
+        case = tokens_case((2, 20), table, PLAIN, Pool(2, 2))
+    out, argmax = case.forward(w, b)
+    assert case.forward(w, b, want_argmax=False)[1] is None
+    upstream = normal(1, *out.shape, device=device)
+    every = case.backward(upstream, argmax, w)
+    for gradient, other, want in zip(case.backward(upstream, argmax, w, wanted), every, wanted, strict=True):
+        assert torch.equal(gradient, other) if want else gradient is None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_windows_of_padding_alone_are_minus_infinity(device, plan):
+    """As torch has it: such a window sees no activation at all. It has no gradient."""
+    tokens = torch.zeros(2, 2, dtype=torch.int32, device=device)
+    case = Case(tokens, torch.ones(1, 1, device=device), PLAIN, Pool(2, 1, 1, 3))
+    w = torch.ones(1, 1, 1, device=device)
+    out, argmax = case.forward(w, None, plan)
+    np.testing.assert_array_equal(out.cpu(), torch.full((2, 1, 1), -INF))
+    assert not any(one.any() for one in case.backward(torch.ones_like(out), argmax, w))
+
+
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+@pytest.mark.parametrize(
+    ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
+)
+def test_argmax_is_as_narrow_as_the_window_allows(device, pool, dtype, plan):
+    """The last position of the window wins: its number is the largest that must fit."""
+    table = torch.arange(1.0, 301, device=device).reshape(-1, 1)
+    case = Case(torch.arange(300, device=device).reshape(1, -1), table, PLAIN, pool)
+    w = torch.ones(1, 1, 1, device=device)
+    out, argmax = case.forward(w, None, plan)
+    assert argmax.dtype == dtype
+    assert argmax[0, 0, 0] == (299 if pool is None else pool.size - 1)
+    dtable, _, _ = case.backward(torch.ones_like(out), argmax, w)
+    assert dtable.flatten().nonzero().flatten().tolist() == (
+        [299] if pool is None else [pool.size - 1, 255 if pool.size == 128 else 257]
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40, 5000])
+@pytest.mark.parametrize("total", [1, 31, 32, 33, 64, 1100, 2500])
+def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
+    """Within groups of sorted tokens, over a boundary, and over more groups than are summed at a time."""
+    generator = torch.Generator().manual_seed(rows + total)
+    tokens = torch.randint(rows, (1, total), generator=generator)
+    dx = integers(generator, 1, total, 3, device=device)
+    dtable = torch.zeros(rows, 3, device=device)
+    skipped = int(tokens[0, 0]) if rows > 1 else -1
+    gather_backward._sum_rows(dx, tokens.to(device), dtable, skipped)
+    expected = torch.zeros(rows, 3, dtype=torch.float64).index_add_(0, tokens[0], dx[0].cpu().double())
+    if rows > 1:
+        expected[skipped] = 0
+    assert torch.equal(dtable.cpu().double(), expected)
+
+
+@pytest.mark.parametrize("pool", [Pool(3, 3), Pool(3, 2), None])
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+def test_reruns_give_the_same_bits(device, pool, plan):
+    interpreted = device.type == "cpu"
+    case = tokens_case((2 if interpreted else 500, 90), normal(0, 30, 20, device=device), PLAIN, pool)
+    w = normal(1, 40, 20, 3, device=device)
+    upstream = normal(2, *case.forward(w, None, plan)[0].shape, device=device)
+    first = case.step(w, None, upstream, plan)
+    for _ in range(1 if interpreted else 50):
+        assert all(map(torch.equal, first, case.step(w, None, upstream, plan)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", sorted(TABLES))
+@pytest.mark.parametrize(("rows", "channels", "outputs", "size"), [(1, 1, 1, 1), (150, 35, 33, 3), (0, 4, 4, 2)])
+def test_folds_every_row_or_those_listed(device, dtype, layout, rows, channels, outputs, size):
+    generator = torch.Generator().manual_seed(3)
+    exact = {"dtype": dtype, "device": device, "most": 1}
+    table = TABLES[layout](integers(generator, rows, channels, **exact))
+    w = integers(generator, outputs, channels, size, **exact)
+    value = torch.einsum("vc,ock->vko", table.cpu().double(), w.cpu().double())
+    listed = torch.arange(0, rows, 3)
+    for folded, other in ((fold.fold(table, w), value), (fold.fold(table, w, listed.to(device)), value[listed])):
+        assert folded.shape == fold.folded_shape(len(other), w)
+        assert folded.dtype == dtype
+        assert torch.equal(folded[:-1, :, :outputs].cpu().double(), other)
+        assert not folded[..., outputs:].any()
+        assert not folded[-1].any()
+
+
+def test_plans_follow_the_counts():
+    """A vocabulary that recurs is folded; rows that occur once are not, nor rows of few channels."""
+    imdb = {"channels": 128, "outputs": 32, "size": 7}
+    assert gather_plans.forward_plan(128, 494, 10_000, **imdb).name == "folded"
+    assert gather_plans.forward_plan(1, 494, 10_000, **imdb).name == "direct"
+    assert gather_plans.forward_plan(1, 494, 10_000, **imdb, ready=True).name == "folded"
+    assert gather_plans.forward_plan(128, 494, 10_000, **imdb, kind="ieee").name == "folded"
+    assert gather_plans.forward_plan(128, 236, 1000, 14, 32, 5, kind="ieee").name == "direct"
+    plan = gather_plans.forward_plan(128, 494, 10_000, **imdb)
+    assert set(plan.operations) == set(gather_plans.PLANS)
+    assert "10000 rows" in plan.reason
+    fold_operations = gather_plans.fold_operations(10_000, **imdb)
+    ready = gather_plans.forward_plan(128, 494, 10_000, **imdb, ready=True)
+    assert plan.operations["folded"] - ready.operations["folded"] == fold_operations
+
+
+def test_a_plan_that_is_none_is_rejected(device):
+    case = tokens_case((2, 9), torch.ones(3, 4, device=device), PLAIN, Pool(2, 2))
+    with pytest.raises(ValueError, match="plan must be one of"):
+        case.forward(torch.ones(2, 4, 3, device=device), None, "best")
+
+
+def test_refuses_with_a_reason(device):
+    tokens, table = torch.zeros(2, 9, dtype=torch.int64, device=device), torch.ones(4, 4, device=device)
+    w = torch.ones(4, 4, 3, device=device)
+    assert gather.refuse_embedding(tokens, table, w, None, PLAIN, Pool(2, 2), None) is None
+    assert gather.refuse_window(table, tokens[0], w, None, PLAIN, Pool(2, 2), 4, 1) is None
+    assert "group" in gather.refuse_embedding(tokens, table, w[:, :2], None, Convolution(groups=2), None)
+    assert "float64" in gather.refuse_embedding(tokens, table.double(), w.double(), None, PLAIN, None)
+    assert "device" in gather.refuse_embedding(tokens.to("meta"), table, w, None, PLAIN, None)
+    assert "int16" in gather.refuse_window(table, tokens[0].short(), w, None, PLAIN, 4, 1)
+    assert "positions" in gather.refuse_window(table, tokens[0], w, None, PLAIN, 2**31, 0)
+    assert "positions" in gather.refuse_embedding(tokens[:, :1].expand(2, 2**31), table, w, None, PLAIN, None)
