@@ -40,7 +40,8 @@ def of_input(input: Tensor) -> Rows:
 
 def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
     """Return the rows of ``table`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64 of any strides, count."""
-    return Rows("tokens", table, layout_of_rows(table, 0), tokens, *tokens.stride(), table.size(0), *tokens.shape)
+    (samples, length), (index_n, index_l) = tokens.shape, tokens.stride()
+    return Rows("tokens", table, layout_of_rows(table, 0), tokens, index_n, index_l, table.size(0), samples, length)
 
 
 def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:

@@ -79,7 +79,7 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     return Case(INDICES[index](numbers.to(device)), table, convolution, pool, **options), w, b
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     call=calls(),
     index=st.sampled_from(sorted(INDICES)),
@@ -189,7 +189,7 @@ def test_a_folded_tables_dtype_bounds_the_error(device, dtype, of):
 @pytest.mark.parametrize("rows", [30, 3000])
 def test_gradients_are_as_precise_as_torch(device, dtype, rows):
     """On inputs whose maxima are clear, so that every precision chooses the same positions."""
-    case = tokens_case((4, 100), normal(11, rows, 24, dtype=dtype, device=device), PLAIN, Pool(4, 4))
+    case = tokens_case((4, 60), normal(11, rows, 24, dtype=dtype, device=device), PLAIN, Pool(4, 4))
     w = normal(12, 32, 24, 5, dtype=dtype, device=device, scale=1 / 11)
     b = normal(13, 32, dtype=dtype, device=device)
     out, argmax = case.forward(w, b)
@@ -360,7 +360,7 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, pool, dtype, plan):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40, 5000])
-@pytest.mark.parametrize("total", [1, 31, 32, 33, 64, 1100, 2500])
+@pytest.mark.parametrize("total", [1, 33, 64, 2500])
 def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
     """Within groups of sorted tokens, over a boundary, and over more groups than are summed at a time."""
     generator = torch.Generator().manual_seed(rows + total)
@@ -379,7 +379,7 @@ def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
 @pytest.mark.parametrize("plan", ["folded", "direct"])
 def test_reruns_give_the_same_bits(device, pool, plan):
     interpreted = device.type == "cpu"
-    case = tokens_case((2 if interpreted else 500, 90), normal(0, 30, 20, device=device), PLAIN, pool)
+    case = tokens_case((2, 40) if interpreted else (500, 90), normal(0, 30, 20, device=device), PLAIN, pool)
     w = normal(1, 40, 20, 3, device=device)
     upstream = normal(2, *case.forward(w, None, plan)[0].shape, device=device)
     first = case.step(w, None, upstream, plan)
