@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_TESTS = 5  # pytest's exit code where nothing was collected
 LARGE = "2_to_the_31"  # tests whose names say so take most of a card's memory: one after the other
 MOST_PROCESSES = 8
-SANITIZED = ("tests/kernels/triton/test_conv_pool_gpu.py",)
+SANITIZED = tuple(f"tests/kernels/triton/test_{name}.py" for name in ("conv_pool_gpu", "gather_gpu", "gather_triton"))
 # Small sizes in both layouts: instrumented kernels take many times as long.
-SANITIZED_NAMES = "test_runs_on_the_current_stream or test_a_second_batch_size_or_length_compiles_nothing"
+SANITIZED_NAMES = "current_stream or second_batch_size_or_length or out_of_range"
 SANITIZER_EXIT = 86
 MISSING = "not run: the package pytest is not installed"
 
