@@ -60,7 +60,8 @@ class Candidate(NamedTuple):
 
     ``load`` returns the kernel and runs at the first call that needs it. ``refuse`` takes the kernel's own arguments
     and returns why it cannot serve them, or ``None``; ``avoid`` why it should not unless asked for by name. ``plan``
-    returns how it would serve them, where it has a choice. ``loaded`` holds the kernel from then on.
+    returns how it would serve them, where it has a choice; it takes the kernel's keywords, too. ``loaded`` holds the
+    kernel from then on.
     """
 
     backend: str
@@ -165,8 +166,11 @@ def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
     raise _unserved(operation, requested)
 
 
-def explain_call(operation: str, backend: str, arguments: tuple[Any, ...]) -> Explanation:
-    """Return what :func:`choose` would do, without doing it. Raises as it does."""
+def explain_call(operation: str, backend: str, arguments: tuple[Any, ...], **keywords: Any) -> Explanation:
+    """Return what :func:`choose` would do, without doing it. Raises as it does.
+
+    ``keywords`` are those that the kernel would be called with: they matter to its plan alone.
+    """
     requested = _requested(backend)
     reasons: dict[str, str | None] = {}
     chosen = None
@@ -187,7 +191,7 @@ def explain_call(operation: str, backend: str, arguments: tuple[Any, ...]) -> Ex
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reasons[requested]}")
         raise _unserved(operation, requested)
     plan = candidates[chosen].plan
-    return Explanation(operation, chosen, requested, reasons, None if plan is None else plan(*arguments))
+    return Explanation(operation, chosen, requested, reasons, None if plan is None else plan(*arguments, **keywords))
 
 
 _candidates: dict[str, tuple[Candidate, ...]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from torch import Tensor
 
@@ -18,7 +19,10 @@ from .products import TILE, multiply, odd_lines
 from .simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .threads import run, share, thread_count
 
-__all__ = ["copy_row", "fold", "folded_shape"]
+__all__ = ["KEPT", "copy_row", "fold", "folded_shape"]
+
+# Numba has no such types: of a folded table's numbers, a zero whose type tells the kernels what they are.
+KEPT = {**DTYPES, torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)}
 
 # Rows of the table that a thread takes at a time: with their results they stay in the second cache.
 ROWS = 8 * TILE
@@ -29,12 +33,15 @@ def folded_shape(rows: int, weight: Tensor) -> tuple[int, int, int]:
     return rows, weight.size(2), padded_outputs(weight.size(0), DTYPES[weight.dtype])
 
 
-def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
     """Return ``folded[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, zeros behind the last ``o``.
 
     ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32 or float64. Given
-    ``rows``, int64 and contiguous, ``folded[i]`` is that of row ``rows[i]``. See :func:`folded_shape`.
+    ``rows``, int64 and contiguous, ``folded[i]`` is that of row ``rows[i]``. See :func:`folded_shape`. ``dtype`` is
+    the result's, the table's if ``None``; of float32 tables float16 or bfloat16, too, to which every sum is rounded.
     """
+    if dtype is not None and dtype != table.dtype:
+        return fold(table, weight, rows).to(dtype)
     count = table.size(0) if rows is None else rows.size(0)
     folded = table.new_empty(folded_shape(count, weight))
     channels, columns = table.size(1), folded.size(1) * folded.size(2)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .conv_pool import CODES, DTYPES, argmax_format, forward_windows, padded_outputs
-from .fold import fold, folded_shape
+from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
 from .gather_plans import forward_plan
@@ -73,8 +73,8 @@ def embedding_conv1d_relu_max_pool1d_forward(
     """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
 
     ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
-    ``(N, O, Q)``, channels-last. ``folded`` is what :func:`fold` made of ``table`` and ``weight``, ``plan``
-    ``"folded"`` or ``"direct"`` if it is not to be chosen.
+    ``(N, O, Q)``, channels-last. ``folded`` is what :func:`fold` made of ``table`` and ``weight``, in whichever dtype,
+    ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
     """
     index, samples = of_tokens(tokens), tokens.size(0)
     return _pooled(index, samples, table, weight, bias, convolution, pool, want_argmax, folded, plan)
@@ -255,10 +255,11 @@ def _compute(
         run(convolve, blocks, threads)
         return
     ready = fold(table, weight, rows) if folded is None else folded
+    kept = KEPT[ready.dtype]
 
     def add(begin: int, end: int, threads: int, launch: int) -> None:
         given = (ready.data_ptr(), 0 if places is None else places.ctypes.data, *results)
-        forward_folded(layer, index, given, blocks, is_global, like, code, begin, end, threads, launch)
+        forward_folded(layer, index, given, blocks, is_global, like, code, kept, begin, end, threads, launch)
 
     run(add, blocks, threads)
 

@@ -271,7 +271,7 @@ def sums_first(layer: Layer, rows: int) -> bool:
 
 
 @njit(inline="always")
-def owner_of(row: int, shares: int) -> int:
+def owner_of(row: int, shares: int) -> Any:
     """Return which share a row of the table is in: neighbours, often alike, are in different ones."""
     mixed = np.uint64(row) * np.uint64(0x9E3779B1) & np.uint64(0xFFFFFFFF)
     return np.int64(mixed * np.uint64(shares) >> np.uint64(32))

@@ -35,6 +35,8 @@ def embedding_conv1d_relu_max_pool1d(
     convolution: Convolution,
     pool: Pool,
     padding_idx: int | None,
+    *,
+    folded_dtype: torch.dtype | None = None,  # noqa: ARG001  (nothing is folded here)
 ) -> Tensor:
     """Return the conv stack's result on ``embedding(tokens, table)``.
 
@@ -51,6 +53,8 @@ def embedding_conv1d_relu_global_max_pool1d(
     bias: Tensor | None,
     convolution: Convolution,
     padding_idx: int | None,
+    *,
+    folded_dtype: torch.dtype | None = None,  # noqa: ARG001
 ) -> Tensor:
     """Return ``(N, O)``, the maximum over all positions; else as :func:`embedding_conv1d_relu_max_pool1d`."""
     return conv1d_relu_global_max_pool1d(embed(tokens, table, padding_idx), weight, bias, convolution)
@@ -63,6 +67,8 @@ def embedding_conv1ds_relu_global_max_pool1d(
     biases: Sequence[Tensor | None],
     convolutions: Sequence[Convolution],
     padding_idx: int | None,
+    *,
+    folded_dtype: torch.dtype | None = None,  # noqa: ARG001
 ) -> Tensor:
     """Return several layers' :func:`embedding_conv1d_relu_global_max_pool1d` on the same tokens, side by side.
 

@@ -14,6 +14,7 @@ __all__ = [
     "IntOrTuple",
     "convolution",
     "floating",
+    "folded_dtype",
     "integer",
     "operands",
     "pool",
@@ -39,6 +40,24 @@ def floating(name: str, value: Tensor) -> None:
     """Raise ``TypeError`` for a dtype that no kernel takes."""
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+
+
+def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | None:
+    """Return ``value`` if it is ``None`` or a dtype that the folded table of a ``table`` of float32 may have.
+
+    Raises ``TypeError`` for what is no dtype or where ``table``, the table's dtype if known, has no such folded table,
+    ``ValueError`` for another dtype.
+    """
+    if value is None:
+        return None
+    allowed = "None, torch.float16 or torch.bfloat16"
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"folded_dtype must be {allowed}, got {value!r}")
+    if value not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"folded_dtype must be {allowed}, got {value}")
+    if table not in (None, torch.float32):
+        raise TypeError(f"folded_dtype must be None unless the table is torch.float32, which is {table}; got {value}")
+    return value
 
 
 def integer(name: str, value: Any, least: int) -> int:

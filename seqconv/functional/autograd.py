@@ -19,9 +19,18 @@ __all__ = ["fused", "underivable"]
 
 
 def fused(
-    backend: str, operation: str, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, options: Any
+    backend: str,
+    operation: str,
+    inputs: tuple[Tensor, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Any,
+    folded_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run ``operation`` on ``backend``; see :class:`~seqconv.functional.passes.Passes` for what the kernel is given."""
+    """Run ``operation`` on ``backend``; see :class:`~seqconv.functional.passes.Passes` for what the kernel is given.
+
+    ``folded_dtype`` is that of the table that a call without gradients may keep.
+    """
     if torch.is_grad_enabled() and (
         inputs[0].requires_grad
         or weight.requires_grad
@@ -30,7 +39,7 @@ def fused(
     ):
         output: Tensor = _Fused.apply(backend, operation, options, *inputs, weight, bias)
         return output
-    return forward(backend, operation, inputs, weight, bias, options)
+    return forward(backend, operation, inputs, weight, bias, options, folded_dtype)
 
 
 class _Fused(torch.autograd.Function):

@@ -27,7 +27,7 @@ from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.numba.gather_plans import Plan, fold_operations, forward_plan
 
-__all__ = ["VARIABLE", "find_or_fold", "forward", "is_kept", "limit", "plan"]
+__all__ = ["VARIABLE", "find_or_fold", "forward", "is_kept", "limit", "may_keep", "plan"]
 
 VARIABLE = "SEQCONV_FOLDED_MIB"
 DEFAULT_MIB = 512
@@ -57,13 +57,19 @@ _lock = threading.Lock()
 
 
 def forward(
-    backend: str, operation: str, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, options: Any
+    backend: str,
+    operation: str,
+    inputs: tuple[Tensor, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Any,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run ``operation`` without gradients, from a folded table where one is kept."""
+    """Run ``operation`` without gradients, from a folded table where one is kept, or if asked for one of ``dtype``."""
     found = passes(backend, operation)
     if found.fold is not None:
         tokens, table = inputs
-        folded = find_or_fold(backend, tokens, table, weight, options[0])
+        folded = find_or_fold(backend, tokens, table, weight, options[0], dtype)
         if folded is not None:
             return found.forward(*inputs, weight, bias, *options, want_argmax=False, folded=folded)[0]
     return found.forward(*inputs, weight, bias, *options, want_argmax=False)[0]
@@ -76,9 +82,9 @@ def plan(tokens: Tensor, weight: Tensor, convolution: Convolution, *, ready: boo
     return forward_plan(tokens.size(0), positions, rows, channels, outputs, size, ready=ready)
 
 
-def is_kept(backend: str, table: Tensor, weight: Tensor) -> bool:
-    """Tell whether the folded table is there."""
-    identity = _identify(backend, table, weight)
+def is_kept(backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether the folded table is there, in ``dtype`` unless that is ``None``."""
+    identity = _identify(backend, table, weight, dtype)
     return identity is not None and _find(*identity, table, weight) is not None
 
 
@@ -93,12 +99,20 @@ def limit() -> int:
 
 
 def find_or_fold(
-    backend: str, tokens: Tensor, table: Tensor, weight: Tensor, convolution: Convolution
+    backend: str,
+    tokens: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Return the folded table if it is kept, or worth making now."""
+    """Return the folded table if it is kept, or worth making now; if one of another ``dtype`` is asked for, always.
+
+    A table of another dtype gives other results: it is there from the first call on, or, where none can be kept, never.
+    """
     if table.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
-    identity = _identify(backend, table, weight)
+    identity = _identify(backend, table, weight, dtype)
     if identity is None:
         return None
     kept = _find(*identity, table, weight)
@@ -107,6 +121,8 @@ def find_or_fold(
             torch.cuda.current_stream(table.device).wait_event(kept.ready)
         return kept.folded
     key, versions = identity
+    if dtype is not None:
+        return _fold(backend, key, versions, table, weight, dtype)
     outputs, channels, size = weight.shape
     most = min(table.size(0), tokens.numel())
     operations = plan(tokens, weight, convolution, ready=False, rows=most).operations
@@ -124,17 +140,31 @@ def find_or_fold(
     return _fold(backend, key, versions, table, weight)
 
 
-def _fold(backend: str, key: Key, versions: tuple[int, int], table: Tensor, weight: Tensor) -> Tensor | None:
+def may_keep(table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether the folded table may be kept: it is not too large, and changes of its sources are counted."""
+    numbers = table.size(0) * weight.size(0) * weight.size(2)
+    is_seen = not table.is_inference() and not weight.is_inference()
+    return is_seen and numbers * (dtype or table.dtype).itemsize <= limit()
+
+
+def _fold(
+    backend: str,
+    key: Key,
+    versions: tuple[int, int],
+    table: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
     made = passes(backend, "embedding_conv1d_relu_max_pool1d")
     assert made.fold is not None
-    most = limit()
-    if table.size(0) * weight.size(0) * weight.size(2) * table.element_size() > most:
+    if not may_keep(table, weight, dtype):
         return None
+    most = limit()
     # First the samples: what changes while the table is folded differs from them.
     samples = () if table.is_cuda else tuple(_sample(one).clone() for one in (table, weight))
     owners = StorageWeakRef(table.untyped_storage()), StorageWeakRef(weight.untyped_storage())
     with torch.no_grad():
-        folded = made.fold(table, weight)
+        folded = made.fold(table, weight, dtype=dtype)
     ready = None
     if table.is_cuda:
         ready = torch.cuda.Event()
@@ -150,7 +180,9 @@ def _fold(backend: str, key: Key, versions: tuple[int, int], table: Tensor, weig
     return folded
 
 
-def _identify(backend: str, table: Tensor, weight: Tensor) -> tuple[Key, tuple[int, int]] | None:
+def _identify(
+    backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None
+) -> tuple[Key, tuple[int, int]] | None:
     """Return what tells table and weight from others, and their counters of changes."""
     if table.is_inference() or weight.is_inference():
         return None
@@ -165,6 +197,7 @@ def _identify(backend: str, table: Tensor, weight: Tensor) -> tuple[Key, tuple[i
         weight.shape,
         weight.stride(),
         table.dtype,
+        dtype,
     )
     return key, (table._version, weight._version)
 

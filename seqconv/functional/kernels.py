@@ -34,10 +34,10 @@ def fused(backend: str, operation: str) -> Callable[..., Tensor]:
     """Return a floor's kernel of ``operation``, differentiable, for eager calls and under ``torch.compile``."""
     count = 2 if gathers(operation) else 1
 
-    def kernel(*arguments: Any) -> Tensor:
+    def kernel(*arguments: Any, folded_dtype: torch.dtype | None = None) -> Tensor:
         inputs, (weight, bias), options = arguments[:count], arguments[count : count + 2], arguments[count + 2 :]
         run = library.fused if torch.compiler.is_compiling() else autograd.fused
-        return run(backend, operation, inputs, weight, bias, options)
+        return run(backend, operation, inputs, weight, bias, options, folded_dtype)
 
     return kernel
 
@@ -46,16 +46,16 @@ def fused_on_gpus(operation: str) -> Callable[..., Tensor]:
     """Return the kernel for GPUs, which under autocast computes in the dtype that torch's convolution would have."""
     count, kernel = (2 if gathers(operation) else 1), fused("triton", operation)
 
-    def cast(*arguments: Any) -> Tensor:
+    def cast(*arguments: Any, folded_dtype: torch.dtype | None = None) -> Tensor:
         device = arguments[0].device.type
         if not torch.is_autocast_enabled(device):
-            return kernel(*arguments)
+            return kernel(*arguments, folded_dtype=folded_dtype)
         dtype = torch.get_autocast_dtype(device)
         tensors = (
             one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
             for one in arguments[: count + 2]
         )
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False):  # whose dtype the folded table has, too
             return kernel(*tensors, *arguments[count + 2 :])
 
     return cast
@@ -104,17 +104,19 @@ def length_of(operation: str, arguments: tuple[Any, ...]) -> int:
     return arguments[0].size(-1)  # type: ignore[no-any-return]  # a symbol, in a graph
 
 
-def explain_embedding(backend: str, *arguments: Any) -> str:
+def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype | None = None) -> str:
     """Return how an embedding in front of a convolution is computed, and why."""
     tokens, table, weight, bias, convolution = arguments[:5]
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (table, weight, bias)
     )
-    if not differentiable and folded.is_kept(backend, table, weight):
+    if not differentiable and folded.is_kept(backend, table, weight, folded_dtype):
         plan = folded.plan(tokens, weight, convolution, ready=True, rows=0)
-    else:
-        rows = int(torch.unique(tokens).numel())
-        plan = folded.plan(tokens, weight, convolution, ready=False, rows=rows)
+        return f"{plan.name}: {plan.reason}" + (f", in {folded_dtype} (folded_dtype)" if folded_dtype else "")
+    if not differentiable and folded_dtype is not None and folded.may_keep(table, weight, folded_dtype):
+        return f"folded: the table is folded at once and kept, in {folded_dtype} (folded_dtype)"
+    rows = int(torch.unique(tokens).numel())
+    plan = folded.plan(tokens, weight, convolution, ready=False, rows=rows)
     return f"{plan.name}: {plan.reason}"
 
 

@@ -25,7 +25,13 @@ __all__ = ["fused"]
 
 
 def fused(
-    backend: str, operation: str, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, options: Any
+    backend: str,
+    operation: str,
+    inputs: tuple[Tensor, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Any,
+    folded_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Do what :func:`seqconv.functional.autograd.fused` does, as an operator."""
     stride, (left, right), dilation, _ = options[0]
@@ -42,7 +48,8 @@ def fused(
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (source, weight, bias)
     )
-    output: Tensor = _conv_relu_pool(source, weight, bias, index, backend, rows, numbers, pool, differentiable)[0]
+    given = (source, weight, bias, index, backend, rows, numbers, pool, differentiable, folded_dtype)
+    output: Tensor = _conv_relu_pool(*given)[0]
     return output
 
 
@@ -57,12 +64,13 @@ def _conv_relu_pool(
     convolution: Sequence[int],
     pool: Sequence[int],
     want_argmax: bool,
+    folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     operation, inputs, options = _call(source, index, rows, convolution, pool)
     if index is not None:  # whose values no graph knew
         _check(source, index, rows)
     if not want_argmax:
-        output = folded.forward(backend, operation, inputs, weight, bias, options)
+        output = folded.forward(backend, operation, inputs, weight, bias, options, folded_dtype)
         return output, output.new_empty(0, dtype=torch.int8)
     output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=True)
     assert argmax is not None
@@ -80,6 +88,7 @@ def _(
     convolution: Sequence[int],
     pool: Sequence[int],
     want_argmax: bool,
+    folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     operation, _, options = _call(source, index, rows, convolution, pool)
     samples = source.size(0) if index is None else index.size(0)
@@ -149,7 +158,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    source, weight, _, index, backend, rows, convolution, pool, _ = inputs
+    source, weight, _, index, backend, rows, convolution, pool, *_ = inputs
     ctx.save_for_backward(source, weight, index, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.options = backend, rows, convolution, pool
@@ -160,7 +169,7 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, .
     wanted = list(ctx.needs_input_grad[:3])
     gradients = _conv_relu_pool_backward(gradient, argmax, source, weight, index, *ctx.options, wanted)
     given = (one if want else None for one, want in zip(gradients, wanted, strict=True))
-    return *given, *(None,) * 6
+    return *given, *(None,) * 7
 
 
 _conv_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)

@@ -21,9 +21,10 @@ class Passes(NamedTuple):
     gradients of source, weight and bias, ``None`` for those that are not wanted. ``inputs`` are the input alone, or
     tokens and table, or series and starts; the source is the one of them that holds numbers.
     ``argmax_format(samples, outputs, windows, greatest, dtype)`` tells the shape and dtype of what is kept of the
-    winners, none of whose numbers is above ``greatest``. ``fold(table, weight)`` returns a folded table, which the
-    forward pass of an embedding takes as ``folded``; ``None`` for other operations. Kernels of several convolutions
-    take lists of weights, biases and folded tables, and have ``argmax_format(samples, outputs, greatest, dtype)``.
+    winners, none of whose numbers is above ``greatest``. ``fold(table, weight, dtype=None)`` returns a folded table,
+    which the forward pass of an embedding takes as ``folded``; ``None`` for other operations. Kernels of several
+    convolutions take lists of weights, biases and folded tables, and have ``argmax_format(samples, outputs, greatest,
+    dtype)``.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor | None]]

@@ -34,6 +34,7 @@ def embedding_conv1ds_relu_global_max_pool1d(
     padding: IntOrTuple | str = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    folded_dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`embedding_conv1d_relu_global_max_pool1d` for each weight on the same tokens, side by side.
@@ -42,10 +43,12 @@ def embedding_conv1ds_relu_global_max_pool1d(
     K_i)``, ``biases`` as many of ``(O_i,)`` or ``None``; the result is ``(N, O_0 + O_1 + ...)`` or without ``N``. The
     other arguments hold for every convolution. The tokens are read, and the gradients of the table added up, once for
     all. In torch: ``torch.cat([F.relu(F.conv1d(x, w, b)).max(-1).values for w, b in zip(weights, biases)], -1)`` with
-    ``x = F.embedding(tokens, table).transpose(-1, -2)``. Source: Kim, "Convolutional Neural Networks for Sentence
-    Classification", 2014.
+    ``x = F.embedding(tokens, table).transpose(-1, -2)``. ``folded_dtype`` is that of
+    :func:`~seqconv.functional.embedding_conv1d_relu_max_pool1d`, of each weight's folded table. Source: Kim,
+    "Convolutional Neural Networks for Sentence Classification", 2014.
     """
-    call = embedding_conv1ds_call(tokens, table, weights, biases, padding_idx, (stride, padding, dilation, groups))
+    options = (stride, padding, dilation, groups)
+    call = embedding_conv1ds_call(tokens, table, weights, biases, padding_idx, options, folded_dtype)
     return call.run(backend)
 
 
@@ -56,6 +59,7 @@ def embedding_conv1ds_call(
     biases: Sequence[Tensor | None] | None,
     padding_idx: int | None,
     convolution: tuple[Any, ...],
+    folded_dtype: torch.dtype | None = None,
 ) -> Call:
     """Check a call on embedded tokens with several weights."""
     weights = _sequence("weights", weights)
@@ -67,7 +71,7 @@ def embedding_conv1ds_call(
     calls = []
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         try:
-            calls.append(embedding_call(tokens, table, weight, bias, padding_idx, convolution, None))
+            calls.append(embedding_call(tokens, table, weight, bias, padding_idx, convolution, None, folded_dtype))
         except (TypeError, ValueError) as error:
             message = str(error)
             for name in ("weight", "bias", "kernel_size"):
@@ -76,7 +80,8 @@ def embedding_conv1ds_call(
             raise
     tokens, table, *_, padding_idx = calls[0].arguments
     convolutions = [call.arguments[4] for call in calls]
-    return Call(OPERATION, (tokens, table, weights, biases, convolutions, padding_idx), calls[0].batched)
+    given = (tokens, table, weights, biases, convolutions, padding_idx)
+    return Call(OPERATION, given, calls[0].batched, calls[0].folded_dtype)
 
 
 def _sequence(name: str, value: Any) -> list[Any]:
@@ -90,10 +95,17 @@ def one_by_one(backend: str) -> Callable[..., Tensor]:
     single = kernels.fused_on_gpus(SINGLE) if backend == "triton" else kernels.fused(backend, SINGLE)
 
     def run(
-        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+        tokens: Tensor,
+        table: Tensor,
+        weights: Any,
+        biases: Any,
+        convolutions: Any,
+        padding_idx: int | None,
+        *,
+        folded_dtype: torch.dtype | None = None,
     ) -> Tensor:
         layers = zip(weights, biases, convolutions, strict=True)
-        return torch.cat([single(tokens, table, *layer, padding_idx) for layer in layers], 1)
+        return torch.cat([single(tokens, table, *layer, padding_idx, folded_dtype=folded_dtype) for layer in layers], 1)
 
     return run
 
@@ -103,16 +115,23 @@ def at_once() -> Callable[..., Tensor]:
     separate = one_by_one("numba")
 
     def run(
-        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+        tokens: Tensor,
+        table: Tensor,
+        weights: Any,
+        biases: Any,
+        convolutions: Any,
+        padding_idx: int | None,
+        *,
+        folded_dtype: torch.dtype | None = None,
     ) -> Tensor:
         if torch.compiler.is_compiling():
-            return separate(tokens, table, weights, biases, convolutions, padding_idx)
+            return separate(tokens, table, weights, biases, convolutions, padding_idx, folded_dtype=folded_dtype)
         tensors = (table, *weights, *biases)
         if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
             output: Tensor = _Several.apply(convolutions, padding_idx, tokens, *tensors)
             return output
         pairs = zip(weights, convolutions, strict=True)
-        kept = [folded.find_or_fold("numba", tokens, table, weight, one) for weight, one in pairs]
+        kept = [folded.find_or_fold("numba", tokens, table, weight, one, folded_dtype) for weight, one in pairs]
         ready = {} if None in kept else {"folded": kept}
         forward = passes("numba", OPERATION).forward
         return forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=False, **ready)[0]
@@ -163,11 +182,19 @@ def refuse(backend: str) -> Callable[..., str | None]:
 
 
 def explain(
-    tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
+    tokens: Tensor,
+    table: Tensor,
+    weights: Any,
+    biases: Any,
+    convolutions: Any,
+    padding_idx: int | None,
+    *,
+    folded_dtype: torch.dtype | None = None,
 ) -> str:
     """Return how each weight's convolution is computed, and why."""
     layers = zip(weights, biases, convolutions, strict=True)
-    return "; ".join(kernels.explain_embedding("numba", tokens, table, *layer, padding_idx) for layer in layers)
+    one = partial(kernels.explain_embedding, "numba", tokens, table, folded_dtype=folded_dtype)
+    return "; ".join(one(*layer, padding_idx) for layer in layers)
 
 
 def register() -> None:

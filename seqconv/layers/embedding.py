@@ -24,6 +24,7 @@ from seqconv.layers.options import (
     check_convolution,
     check_padding,
     convolution_of,
+    folded_repr,
     pool_of,
     pool_repr,
     set_pool,
@@ -80,6 +81,8 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     ``(num_embeddings, embedding_dim)``, ``conv.weight`` and ``conv.bias``; row ``padding_idx`` starts as zeros and gets
     no gradient, as in :class:`torch.nn.Embedding`. The other arguments are those of :class:`ConvReLUGlobalMaxPool1d`.
     A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add up.
+    ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps the folded table of calls without gradients in that
+    dtype, for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         groups: int = 1,
         bias: bool = True,
         padding_mode: PaddingMode = "zeros",
+        folded_dtype: torch.dtype | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -120,6 +124,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
             device=device,
             dtype=dtype,
         )
+        self.folded_dtype = arguments.folded_dtype(folded_dtype, self.embedding.weight.dtype)
         self.backend = backends.check_name(backend)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -139,11 +144,12 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
             self.embedding.padding_idx,
             convolution_of(self.conv, padding),
             self._pool(),
+            self.folded_dtype,
         )
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
-        return backend_repr(self.backend).removeprefix(", ")
+        return (folded_repr(self.folded_dtype) + backend_repr(self.backend)).removeprefix(", ")
 
     def _pool(self) -> tuple[Any, ...] | None:
         return None
@@ -181,6 +187,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
         pool_padding: IntOrTuple = 0,
         pool_dilation: IntOrTuple = 1,
         ceil_mode: bool = False,
+        folded_dtype: torch.dtype | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -197,6 +204,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
             groups=groups,
             bias=bias,
             padding_mode=padding_mode,
+            folded_dtype=folded_dtype,
             backend=backend,
             device=device,
             dtype=dtype,
@@ -205,7 +213,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
-        return pool_repr(self).removeprefix(", ") + backend_repr(self.backend)
+        return pool_repr(self).removeprefix(", ") + folded_repr(self.folded_dtype) + backend_repr(self.backend)
 
     def _pool(self) -> tuple[Any, ...] | None:
         return pool_of(self)

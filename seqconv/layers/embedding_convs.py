@@ -10,7 +10,7 @@ from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.several import embedding_conv1ds_call
 from seqconv.layers.embedding import Embedded, table_of
-from seqconv.layers.options import backend_repr, check_convolution, convolution_of
+from seqconv.layers.options import backend_repr, check_convolution, convolution_of, folded_repr
 
 __all__ = ["EmbeddingConvsReLUGlobalMaxPool1d"]
 
@@ -37,6 +37,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         padding: IntOrTuple | str = 0,
         dilation: IntOrTuple = 1,
         bias: bool = True,
+        folded_dtype: torch.dtype | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,6 +67,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
             )
             for size in kernel_sizes
         )
+        self.folded_dtype = arguments.folded_dtype(folded_dtype, self.embedding.weight.dtype)
         self.backend = backends.check_name(backend)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -82,8 +84,9 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
             [layer.bias for layer in layers],
             self.embedding.padding_idx,
             convolution_of(layers[0], layers[0].padding),
+            self.folded_dtype,
         )
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
-        return backend_repr(self.backend).removeprefix(", ")
+        return (folded_repr(self.folded_dtype) + backend_repr(self.backend)).removeprefix(", ")

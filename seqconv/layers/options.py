@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 from seqconv.functional import arguments
@@ -15,6 +16,7 @@ __all__ = [
     "check_convolution",
     "check_padding",
     "convolution_of",
+    "folded_repr",
     "pool_of",
     "pool_repr",
     "set_pool",
@@ -89,6 +91,11 @@ def pool_repr(layer: Pooling) -> str:
 def backend_repr(backend: str) -> str:
     """Return the backend, if it is not chosen, as a layer's text goes on with it."""
     return "" if backend == "auto" else f", backend={backend!r}"
+
+
+def folded_repr(folded_dtype: torch.dtype | None) -> str:
+    """Return the folded table's dtype, if one is set, as a layer's text goes on with it."""
+    return "" if folded_dtype is None else f", folded_dtype={folded_dtype}"
 
 
 def check_padding(name: str, length: int, layer: nn.Conv1d) -> None:

@@ -11,11 +11,16 @@ __all__ = ["BagOfEmbeddings", "ImdbConvnet", "ImdbLSTM", "MajorityClass"]
 
 
 class ImdbConvnet(nn.Module):
-    """The notebook's convnet: embedding 128, convolution 32 x 7, pool 5, convolution 32 x 7, global maximum, dense."""
+    """The notebook's convnet: embedding 128, convolution 32 x 7, pool 5, convolution 32 x 7, global maximum, dense.
 
-    def __init__(self, num_words: int = 10_000, *, backend: str = "auto") -> None:
+    ``folded_dtype`` is that of :class:`~seqconv.EmbeddingConvReLUMaxPool1d`.
+    """
+
+    def __init__(
+        self, num_words: int = 10_000, *, folded_dtype: torch.dtype | None = None, backend: str = "auto"
+    ) -> None:
         super().__init__()
-        self.first = EmbeddingConvReLUMaxPool1d(num_words, 128, 32, 7, 5, backend=backend)
+        self.first = EmbeddingConvReLUMaxPool1d(num_words, 128, 32, 7, 5, folded_dtype=folded_dtype, backend=backend)
         self.second = ConvReLUGlobalMaxPool1d(32, 32, 7, backend=backend)
         self.head = nn.Linear(32, 1)
 

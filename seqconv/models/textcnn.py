@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from seqconv.functional import arguments
@@ -15,7 +16,8 @@ class TextCNN(nn.Module):
 
     An embedding; for each kernel size a convolution to ``filters`` features, ReLU and the maximum over all positions;
     these side by side, dropout, a dense layer. All kernel sizes read one table. The paper's bound on the norm of the
-    dense layer's weights is left to the user.
+    dense layer's weights is left to the user. ``folded_dtype`` is that of
+    :class:`~seqconv.EmbeddingConvsReLUGlobalMaxPool1d`.
 
     Pretrained vectors, frozen (the paper's CNN-static) or not (CNN-non-static)::
 
@@ -32,13 +34,21 @@ class TextCNN(nn.Module):
         num_classes: int = 1,
         padding_idx: int | None = None,
         backend: str = "auto",
+        *,
+        folded_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         arguments.integer("num_words", num_words, 1)
         arguments.integer("filters", filters, 1)
         arguments.integer("num_classes", num_classes, 1)
         self.features = EmbeddingConvsReLUGlobalMaxPool1d(
-            num_words, embedding_dim, filters, kernel_sizes, padding_idx=padding_idx, backend=backend
+            num_words,
+            embedding_dim,
+            filters,
+            kernel_sizes,
+            padding_idx=padding_idx,
+            folded_dtype=folded_dtype,
+            backend=backend,
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(len(kernel_sizes) * filters, num_classes)

@@ -215,6 +215,9 @@ def test_the_operators_on_gathered_rows_are_what_they_say(rows, convolution, poo
     torch.library.opcheck(library._conv_relu_pool, (source, w, b, *options, True))
     with torch.no_grad():
         torch.library.opcheck(library._conv_relu_pool, (source.detach(), w.detach(), None, *options, False))
+        if index.dim() == 2:
+            given = (source.detach(), w.detach(), None, *options, False, torch.bfloat16)
+            torch.library.opcheck(library._conv_relu_pool, given)
         output, argmax = library._conv_relu_pool(source, w, b, *options, True)
         for wanted in ([True, True, True], [False, True, False]):
             arguments = (torch.ones_like(output), argmax, source.detach(), w.detach(), *options, wanted)

@@ -32,9 +32,9 @@ def folds(monkeypatch):
     """Return the list of the tables folded for keeping."""
     made, fold = [], passes("numba", "embedding_conv1d_relu_max_pool1d").fold
 
-    def spy(table, weight, *rest):
+    def spy(table, weight, *rest, **options):
         made.append(table)
-        return fold(table, weight, *rest)
+        return fold(table, weight, *rest, **options)
 
     found = {
         name: passes("numba", name)._replace(fold=spy)

@@ -532,6 +532,14 @@ def step(plan):
     gradients = backward(out, argmax, tokens, table, w, *layer, wanted=(True, True, True), plan=plan)
     results = (out, *gradients)
     return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in results]
+def widened(dtype):
+    folded = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(-1, 1, 16)
+    tokens = torch.arange(folded.size(0)).unsqueeze(0)
+    forward, geometry = gather.embedding_conv1d_relu_max_pool1d_forward, (Convolution(), Pool(1, 1))
+    given = torch.zeros(folded.size(0), 1), torch.zeros(16, 1, 1), None
+    out, _ = forward(tokens, *given, *geometry, want_argmax=False, folded=folded)
+    return torch.allclose(out[0].t(), folded.squeeze(1).float().relu(), rtol=0, atol=0, equal_nan=True)
+assert widened(torch.float16) and widened(torch.bfloat16)
 print(json.dumps([simd.REGISTERS.width, step("folded"), step("direct")]))
 """
 
