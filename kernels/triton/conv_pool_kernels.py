@@ -65,19 +65,17 @@ def rows_of(
     count: tl.tensor,
     ROWS: tl.constexpr,
 ) -> tl.tensor:
-    """Return where the samples' rows begin (or the table), where their tokens, and which samples have all their rows.
+    """Return where the samples' rows begin (or the table), and which samples have all their rows.
 
     A window whose start is not below ``count`` would run over the end of its series.
     """
-    p_x, p_index = x, None
-    if ROWS == "tokens":
-        p_index = index + b_n * index_n
-    elif ROWS == "windows":
+    p_x = x
+    if ROWS == "windows":
         b_start, m = look_up(index + b_n * index_n, m, count)
         p_x = x + b_start * row_stride
-    else:
+    elif ROWS == "own":
         p_x = x + b_n * row_stride
-    return p_x, p_index, m
+    return p_x, m
 
 
 @triton.jit
@@ -136,7 +134,7 @@ def pool_tile(
     b_n = i_row // windows + (b_q // windows).to(tl.int64)
     b_q = b_q % windows
     m_q = i_row + tl.arange(0, BLOCK_M) < rows
-    p_x, p_index, m_x = rows_of(x, index, b_n, m_q, stride_n * ALIGN, index_n, count, ROWS)
+    p_x, m_x = rows_of(x, index, b_n, m_q, stride_n * ALIGN, index_n, count, ROWS)
     b_start = window_start + b_q * window_step
     b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
@@ -146,7 +144,7 @@ def pool_tile(
         accs = convolve(
             p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_x, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            p_index + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
+            index + b_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
             tap_step * index_l, stride_n * ALIGN, count,
             C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, ROWS == "tokens",
             PRECISION, ROUND, INTERPRETED,
@@ -296,7 +294,7 @@ def forward_global_kernel(
     b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     if HAS_BIAS:
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
-    p_x, p_index, m_n = rows_of(x, index, i_n, i_n >= 0, stride_n * ALIGN, index_n, count, ROWS)
+    p_x, m_n = rows_of(x, index, i_n, i_n >= 0, stride_n * ALIGN, index_n, count, ROWS)
     for t0 in range(0, positions, BLOCK_M * PHASES):
         b_t = t0 + tl.arange(0, BLOCK_M) * PHASES
         b_at = window_start + b_t * phase_step
@@ -306,7 +304,7 @@ def forward_global_kernel(
         accs = convolve(
             p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_t, p_w, m_o, resident,
             length, tap_step, tap_step * stride_l, stride_c,
-            p_index + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
+            index + i_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
             tap_step * index_l, stride_n * ALIGN, count,
             C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, ROWS == "tokens",
             PRECISION, ROUND, INTERPRETED,
