@@ -66,6 +66,6 @@ def test_tables_of_figures_name_machine_and_command():
 def test_environment_variables_are_all_listed():
     read = set()
     for path in [*(ROOT / "seqconv").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
-        read |= set(re.findall(r"\"(SEQCONV_[A-Z]+)\"", path.read_text(encoding="utf-8")))
+        read |= set(re.findall(r"\"(SEQCONV_[A-Z_]+)\"", path.read_text(encoding="utf-8")))
     assert read
-    assert read == set(re.findall(r"^\| `(SEQCONV_[A-Z]+)`", README, flags=re.MULTILINE))
+    assert read == set(re.findall(r"^\| `(SEQCONV_[A-Z_]+)`", README, flags=re.MULTILINE))
