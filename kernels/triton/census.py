@@ -33,6 +33,7 @@ __all__ = [
     "Figures",
     "Launch",
     "choices",
+    "compiled",
     "faults",
     "figures",
     "launches",
@@ -94,6 +95,7 @@ NO_PRODUCTS = {
     "folded_global_kernel",
     "sum_groups_kernel",
     "join_groups_kernel",
+    "check_index_kernel",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 # Bytes of shared memory that a block may have.
@@ -173,7 +175,8 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def record(*positional: Any, num_warps: int, num_stages: int = 3, **named: Any) -> None:
             arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | named
-            self.into.append(Launch(self.kernel, grid, arguments, {"num_warps": num_warps, "num_stages": num_stages}))
+            options = {"num_warps": num_warps, "num_stages": num_stages, "debug": bool(self.kernel.debug)}
+            self.into.append(Launch(self.kernel, grid, arguments, options))
 
         return record
 
@@ -230,7 +233,7 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
             (conv_pool, ("_kernels", "_weights")),
             (conv_pool_backward, ("_kernels",)),
             (fold, ("_kernels",)),
-            (gather, ("_kernels",)),
+            (gather, ("_index", "_kernels")),
             (gather_backward, ("_kernels",)),
         ):
             for name in loaders:
@@ -287,8 +290,8 @@ def table(targets: Sequence[str] = CHECKED) -> str:
     return HEADER + "\n".join(lines) + "\n}\n"
 
 
-def figures(launch: Launch, target: str) -> Figures:
-    """Compile a launch's kernel for a target and return what it takes."""
+def compiled(launch: Launch, target: str) -> Any:
+    """Return a launch's kernel as Triton compiles it for a target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -296,8 +299,14 @@ def figures(launch: Launch, target: str) -> Figures:
     is_amd = target.startswith("gfx")
     chip = GPUTarget("hip", target, 64) if is_amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     types, values, known = launch.source()
-    compiled = triton.compile(ASTSource(launch.kernel, types, values, known), target=chip, options=launch.options)
-    text = compiled.asm["amdgcn" if is_amd else "ptx"]
+    return triton.compile(ASTSource(launch.kernel, types, values, known), target=chip, options=launch.options)
+
+
+def figures(launch: Launch, target: str) -> Figures:
+    """Compile a launch's kernel for a target and return what it takes."""
+    is_amd = target.startswith("gfx")
+    made = compiled(launch, target)
+    text = made.asm["amdgcn" if is_amd else "ptx"]
     found = [name for name, pattern in MATRIX.items() if re.search(pattern, text)]
     if is_amd:
         registers, stack = (
@@ -305,8 +314,8 @@ def figures(launch: Launch, target: str) -> Figures:
             for name in ("vgpr_count", "private_segment_fixed_size")
         )
     else:
-        registers, stack = _resources(compiled.asm["cubin"])
-    return Figures(registers, stack, int(compiled.metadata.shared), "+".join(found) or "fma")
+        registers, stack = _resources(made.asm["cubin"])
+    return Figures(registers, stack, int(made.metadata.shared), "+".join(found) or "fma")
 
 
 def _resources(binary: bytes) -> tuple[int, int]:

@@ -6,8 +6,10 @@ folded table, which a caller that keeps table and weight may :func:`fold` once a
 folded first, into float32, so that nothing is rounded that *direct* would not round. Tokens and starts, int32 or int64,
 are read in place through their strides.
 
-Numbers out of range are the caller's mistake, and telling would mean to wait for the device: nothing outside the table
-is read. A token without a row counts as a row of zeros, and so do all rows of a window that leaves its series.
+A number out of range stops the device with a message, as torch's own look-ups do (see :mod:`.index_kernels`): an
+error on the host would mean to wait for the device at every call. Nothing outside the table is read. In the
+interpreter, whose caller has looked at the numbers, a token without a row counts as a row of zeros, and so do all rows
+of a window that leaves its series.
 
 ``argmax`` is that of :mod:`.conv_pool`, for the backward pass.
 
@@ -32,6 +34,7 @@ from .launch import on_device
 from .rows import Rows, of_tokens, of_windows
 
 __all__ = [
+    "check_index",
     "embedding_conv1d_relu_global_max_pool1d_forward",
     "embedding_conv1d_relu_max_pool1d_forward",
     "fold",
@@ -41,6 +44,8 @@ __all__ = [
     "window_conv1d_relu_global_max_pool1d_forward",
     "window_conv1d_relu_max_pool1d_forward",
 ]
+
+NUMBERS = 1024  # so many of an index a program checks
 
 
 def embedding_conv1d_relu_max_pool1d_forward(
@@ -171,6 +176,7 @@ def _forward(
     if plan is not None and plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}, or None, got {plan!r}")
     outputs, channels, size = weight.shape
+    check_index(rows)
     if folded is None:
         if plan is None:
             positions, kind = convolution.output_length(rows.length, size), describe(rows, weight, 1, False).kind
@@ -229,6 +235,25 @@ def _add(
                 P=pool.size, CHECK=is_padded(convolution, pool), **shape, **wants, **blocks,
             )  # fmt: skip
     return result, argmax
+
+
+def check_index(rows: Rows) -> None:
+    """Stop the device where a number is no row of the table, or a window leaves its series."""
+    index, kernels = rows.numbers, _index()
+    if index is None or not index.numel() or kernels.INTERPRETED:
+        return
+    length = 1 if rows.mode == "windows" else rows.length
+    with on_device(index):
+        kernels.check_index_kernel[(-(-index.numel() // NUMBERS),)](
+            index, index.numel(), length, rows.index_n, rows.index_l, rows.below, BLOCK=NUMBERS, num_warps=4
+        )
+
+
+@functools.cache
+def _index() -> ModuleType:
+    from . import index_kernels
+
+    return index_kernels
 
 
 @functools.cache

@@ -188,8 +188,8 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
     """Check that ``index`` and ``index + reach`` are rows of ``table`` ``(V, C)``.
 
     Raises ``TypeError`` for a wrong dtype, ``ValueError`` for a wrong shape or device and ``IndexError`` for a row that
-    does not exist. Values are looked at on the CPU alone: elsewhere that would stop the host until the device is idle,
-    and torch's own assertion guards the read.
+    does not exist. Values are looked at on the CPU alone: elsewhere that would stop the host until the device is idle.
+    There an assertion on the device guards the read, torch's or the kernels' own.
     """
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")

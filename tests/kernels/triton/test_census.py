@@ -82,7 +82,8 @@ def test_no_size_is_specialised_on_its_value():
 def test_launches_are_few(name):
     """One forward, before which many weights are repacked; three backward; their grids have one axis.
 
-    To fold is two more forward, to sum the gradients of rows two more backward, behind a sort of torch's.
+    To look at an index is one more, to fold two more forward, to sum the gradients of rows two more backward, behind a
+    sort of torch's.
     """
     layer = census.LAYERS[name]
     recorded = census.launches(layer, "16", "sm_90", samples=2**17, windows=2**10)
@@ -95,6 +96,7 @@ def test_launches_are_few(name):
         forward.insert(0, "weights_kernel")
     backward = ["weight_gradient_kernel", "weights_kernel", "input_gradient_kernel"]
     if layer.rows != "own":
+        forward.insert(0, "check_index_kernel")
         backward += ["sum_groups_kernel", "join_groups_kernel"]
     assert names == forward + backward
     assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
