@@ -19,12 +19,12 @@ from .rows import Rows, layout_of_rows
 __all__ = ["fold", "folded_shape"]
 
 
-def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int, int]:
+def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype = torch.float32) -> tuple[int, int, int]:
     """Return the shape of ``rows`` rows folded with ``weight``: ``(rows + 1, K, O)``, ``O`` in whole vectors.
 
     The last row is one of zeros folded, for positions without a row: zeros, but NaN where weights are not finite.
     """
-    numbers = VECTOR_BYTES // (dtype or weight.dtype).itemsize
+    numbers = VECTOR_BYTES // dtype.itemsize
     return rows + 1, weight.size(2), -(-weight.size(0) // numbers) * numbers
 
 
@@ -33,13 +33,14 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
 
     ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32, float16 or bfloat16;
     products and sums are those of the forward pass. Given ``rows``, int64, ``folded[i]`` is that of row ``rows[i]``.
-    See :func:`folded_shape`. ``dtype`` is the result's, the table's if ``None``: sums are rounded to it once, so that a
-    position of a float16 or bfloat16 folded table is off by at most ``eps / 2 * sum_k |folded[tok[t + k], k]|`` before
-    the forward pass rounds its own result, where float32 is not off at all.
+    See :func:`folded_shape`. ``dtype`` is the result's, float32 if ``None``, whatever the table's: sums are rounded to
+    it once, so that a position of a float16 or bfloat16 folded table is off by at most ``eps / 2 * sum_k
+    |folded[tok[t + k], k]|`` before the forward pass rounds its own result, where float32 is not off at all.
     """
     table, weight = table.detach(), weight.detach()
     table = table if rows is None else table[rows]
-    folded = table.new_empty(folded_shape(table.size(0), weight, dtype or table.dtype), dtype=dtype)
+    dtype = torch.float32 if dtype is None else dtype
+    folded = table.new_empty(folded_shape(table.size(0), weight, dtype), dtype=dtype)
     if not folded.numel():
         return folded
     outputs, channels, size = weight.shape

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import folded_configuration
-from .conv_pool import describe, is_padded, launch_global, launch_windows, new_argmax, refuse_dtype, refuse_geometry
+from .conv_pool import is_padded, launch_global, launch_windows, new_argmax, refuse_dtype, refuse_geometry
 from .fold import fold, folded_shape
-from .gather_plans import PLANS, forward_plan
+from .gather_plans import PLANS, forward_plan, kind_of
 from .launch import on_device
 from .rows import Rows, of_tokens, of_windows
 
@@ -179,7 +179,7 @@ def _forward(
     check_index(rows)
     if folded is None:
         if plan is None:
-            positions, kind = convolution.output_length(rows.length, size), describe(rows, weight, 1, False).kind
+            positions, kind = convolution.output_length(rows.length, size), kind_of(weight.dtype)
             counts = (rows.samples, positions, rows.source.size(0), channels, outputs, size)
             plan = forward_plan(*counts, kind=kind).name
         if plan == "direct":
@@ -210,7 +210,7 @@ def _add(
     if not out.numel():
         return result, argmax
     if folded is None:
-        folded = fold(rows.source, weight, dtype=torch.float32)
+        folded = fold(rows.source, weight)
     tile, kernels = folded_configuration(folded.size(2), size, pool is None), _kernels()
     tiles_o = -(-outputs // tile.block_o)
     index = (rows.numbers, rows.index_n, rows.index_l, rows.below, step, folded.size(0) - 1)

@@ -7,9 +7,12 @@ costs is derived from the figures that a vendor gives for one card, not measured
 
 from __future__ import annotations
 
-from ..numba.gather_plans import PLANS, Plan
+import torch
 
-__all__ = ["PLANS", "Plan", "fold_operations", "forward_plan"]
+from ..numba.gather_plans import PLANS, Plan
+from .launch import precision
+
+__all__ = ["PLANS", "Plan", "fold_operations", "forward_plan", "kind_of"]
 
 # Of an H100: bytes that its second cache gives in a second; multiply-adds in a second by kind of number, of which a
 # third is taken for what kernels reach on the tensor cores, two thirds of exact float32's.
@@ -55,3 +58,8 @@ def forward_plan(
 def fold_operations(rows: int, channels: int, outputs: int, size: int, *, kind: str = "tf32") -> int:
     """Return what it costs to fold so many rows, in multiply-adds."""
     return rows * (channels + ADDITION[kind]) * size * outputs
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Return the kind of number that products of ``dtype`` are, as :class:`.configurations.Layer` has it."""
+    return precision(dtype) if dtype == torch.float32 else "16"

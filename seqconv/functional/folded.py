@@ -25,7 +25,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution
-from seqconv.kernels.numba.gather_plans import Plan, fold_operations, forward_plan
+from seqconv.kernels.numba import gather_plans
+from seqconv.kernels.numba.gather_plans import Plan
+from seqconv.kernels.triton import gather_plans as gpu_plans
 
 __all__ = ["VARIABLE", "find_or_fold", "forward", "is_kept", "limit", "may_keep", "plan"]
 
@@ -41,18 +43,33 @@ WATCHED = 256
 Key = tuple[Any, ...]
 
 
+Owners = tuple[StorageWeakRef, StorageWeakRef]
+
+
+class Saved(NamedTuple):
+    """What a folded table would have saved so far, of table and weight as they are."""
+
+    owners: Owners
+    versions: tuple[int, int]
+    operations: int
+
+    def still(self, versions: tuple[int, int]) -> bool:
+        """Tell whether it is of the same numbers: not of a tensor that is gone, whose place another has taken."""
+        return self.versions == versions and not any(owner.expired() for owner in self.owners)
+
+
 class Kept(NamedTuple):
     """A folded table and what it was made of."""
 
     folded: Tensor
-    owners: tuple[StorageWeakRef, StorageWeakRef]
+    owners: Owners
     versions: tuple[int, int]
     samples: tuple[Tensor, ...]
     ready: torch.cuda.Event | None
 
 
 _kept: OrderedDict[Key, Kept] = OrderedDict()
-_saved: OrderedDict[Key, tuple[tuple[int, int], int]] = OrderedDict()
+_saved: OrderedDict[Key, Saved] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -75,11 +92,25 @@ def forward(
     return found.forward(*inputs, weight, bias, *options, want_argmax=False)[0]
 
 
-def plan(tokens: Tensor, weight: Tensor, convolution: Convolution, *, ready: bool, rows: int) -> Plan:
-    """Return how a call is computed that uses ``rows`` rows of the table."""
+def plan(
+    backend: str, tokens: Tensor, table: Tensor, weight: Tensor, convolution: Convolution, *, ready: bool, rows: int
+) -> Plan:
+    """Return how a call is computed that uses ``rows`` rows of the table; on a GPU, all that there are."""
     outputs, channels, size = weight.shape
-    positions = convolution.output_length(tokens.size(1), size)
-    return forward_plan(tokens.size(0), positions, rows, channels, outputs, size, ready=ready)
+    counts = (tokens.size(0), convolution.output_length(tokens.size(1), size))
+    if backend == "triton":
+        kind = gpu_plans.kind_of(table.dtype)
+        return gpu_plans.forward_plan(*counts, table.size(0), channels, outputs, size, ready=ready, kind=kind)
+    return gather_plans.forward_plan(*counts, rows, channels, outputs, size, ready=ready)
+
+
+def fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
+    """Return what it costs to fold a whole table, in multiply-adds."""
+    outputs, channels, size = weight.shape
+    if backend == "triton":
+        kind = gpu_plans.kind_of(table.dtype)
+        return gpu_plans.fold_operations(table.size(0), channels, outputs, size, kind=kind)
+    return gather_plans.fold_operations(table.size(0), channels, outputs, size)
 
 
 def is_kept(backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -118,20 +149,23 @@ def find_or_fold(
     kept = _find(*identity, table, weight)
     if kept is not None:
         if kept.ready is not None:
-            torch.cuda.current_stream(table.device).wait_event(kept.ready)
+            stream = torch.cuda.current_stream(table.device)
+            stream.wait_event(kept.ready)
+            kept.folded.record_stream(stream)  # which may still read it when it is no longer kept
         return kept.folded
     key, versions = identity
     if dtype is not None:
         return _fold(backend, key, versions, table, weight, dtype)
-    outputs, channels, size = weight.shape
     most = min(table.size(0), tokens.numel())
-    operations = plan(tokens, weight, convolution, ready=False, rows=most).operations
-    additions = operations["folded"] - fold_operations(most, channels, outputs, size)
-    saving, cost = min(operations.values()) - additions, fold_operations(table.size(0), channels, outputs, size)
+    unready = plan(backend, tokens, table, weight, convolution, ready=False, rows=most).operations
+    additions = plan(backend, tokens, table, weight, convolution, ready=True, rows=most).operations["folded"]
+    saving, cost = min(unready.values()) - additions, fold_operations(backend, table, weight)
+    owners = _owners(table, weight)
     with _lock:
-        before, saved = _saved.pop(key, (versions, 0))
-        saved = (saved if before == versions else 0) + max(saving, 0)
-        _saved[key] = versions, saved
+        before = _saved.pop(key, None)
+        saved = before.operations if before is not None and before.still(versions) else 0
+        saved += max(saving, 0)
+        _saved[key] = Saved(owners, versions, saved)
         if len(_saved) > WATCHED:
             _saved.popitem(last=False)
         # The first call sees to itself: many tables are used once.
@@ -144,7 +178,8 @@ def may_keep(table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) ->
     """Tell whether the folded table may be kept: it is not too large, and changes of its sources are counted."""
     numbers = table.size(0) * weight.size(0) * weight.size(2)
     is_seen = not table.is_inference() and not weight.is_inference()
-    return is_seen and numbers * (dtype or table.dtype).itemsize <= limit()
+    kept = dtype or torch.promote_types(table.dtype, torch.float32)  # no narrower unless asked for
+    return is_seen and numbers * kept.itemsize <= limit()
 
 
 def _fold(
@@ -162,7 +197,7 @@ def _fold(
     most = limit()
     # First the samples: what changes while the table is folded differs from them.
     samples = () if table.is_cuda else tuple(_sample(one).clone() for one in (table, weight))
-    owners = StorageWeakRef(table.untyped_storage()), StorageWeakRef(weight.untyped_storage())
+    owners = _owners(table, weight)
     with torch.no_grad():
         folded = made.fold(table, weight, dtype=dtype)
     ready = None
@@ -220,6 +255,10 @@ def _find(key: Key, versions: tuple[int, int], table: Tensor, weight: Tensor) ->
             _saved.pop(key, None)
         return None
     return kept
+
+
+def _owners(table: Tensor, weight: Tensor) -> Owners:
+    return StorageWeakRef(table.untyped_storage()), StorageWeakRef(weight.untyped_storage())
 
 
 def _sample(tensor: Tensor) -> Tensor:

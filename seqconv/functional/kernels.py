@@ -17,6 +17,7 @@ from seqconv.functional.passes import gathers
 from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.numba.limits import refuse_conv_pool, refuse_length
 from seqconv.kernels.triton import conv_pool as triton
+from seqconv.kernels.triton import gather as triton_gather
 from seqconv.kernels.triton.launch import refuse_device
 
 __all__ = ["register"]
@@ -81,12 +82,16 @@ def refuse(operation: str) -> Callable[..., str | None]:
 def refuse_on_gpus(operation: str) -> Callable[..., str | None]:
     """Return what tells why Triton's floor cannot serve a call of ``operation``, or ``None``."""
     source, count = source_of(operation)
+    prefix = operation.partition("_")[0]
+    refuse_shape = {"embedding": triton_gather.refuse_embedding, "window": triton_gather.refuse_window}.get(
+        prefix, triton.refuse
+    )
 
     def refuse_call(*arguments: Any) -> str | None:
         return (
             refuse_device(arguments[source].device)
             or unfollowed(arguments[source], *arguments[: count + 2], autocast=True)
-            or triton.refuse(*arguments)
+            or refuse_shape(*arguments)
         )
 
     return refuse_call
@@ -111,12 +116,12 @@ def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype |
         one is not None and one.requires_grad for one in (table, weight, bias)
     )
     if not differentiable and folded.is_kept(backend, table, weight, folded_dtype):
-        plan = folded.plan(tokens, weight, convolution, ready=True, rows=0)
+        plan = folded.plan(backend, tokens, table, weight, convolution, ready=True, rows=0)
         return f"{plan.name}: {plan.reason}" + (f", in {folded_dtype} (folded_dtype)" if folded_dtype else "")
     if not differentiable and folded_dtype is not None and folded.may_keep(table, weight, folded_dtype):
         return f"folded: the table is folded at once and kept, in {folded_dtype} (folded_dtype)"
-    rows = int(torch.unique(tokens).numel())
-    plan = folded.plan(tokens, weight, convolution, ready=False, rows=rows)
+    rows = table.size(0) if backend == "triton" else int(torch.unique(tokens).numel())
+    plan = folded.plan(backend, tokens, table, weight, convolution, ready=False, rows=rows)
     return f"{plan.name}: {plan.reason}"
 
 
@@ -125,7 +130,8 @@ def register() -> None:
     for operation in OPERATIONS:
         module = "seqconv.kernels.reference." + ("gather" if gathers(operation) else "conv_pool")
         backends.register(operation, "reference", backends.attribute(module, operation))
-        plan = partial(explain_embedding, "numba") if operation.startswith("embedding") else None
-        backends.register(operation, "numba", partial(fused, "numba", operation), refuse(operation), plan=plan)
-        if not gathers(operation):
-            backends.register(operation, "triton", partial(fused_on_gpus, operation), refuse_on_gpus(operation))
+        cpu, gpu = (partial(explain_embedding, one) for one in ("numba", "triton"))
+        plans = (cpu, gpu) if operation.startswith("embedding") else (None, None)
+        backends.register(operation, "numba", partial(fused, "numba", operation), refuse(operation), plan=plans[0])
+        on_gpus = partial(fused_on_gpus, operation)
+        backends.register(operation, "triton", on_gpus, refuse_on_gpus(operation), plan=plans[1])

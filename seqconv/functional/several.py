@@ -182,6 +182,7 @@ def refuse(backend: str) -> Callable[..., str | None]:
 
 
 def explain(
+    backend: str,
     tokens: Tensor,
     table: Tensor,
     weights: Any,
@@ -193,16 +194,16 @@ def explain(
 ) -> str:
     """Return how each weight's convolution is computed, and why."""
     layers = zip(weights, biases, convolutions, strict=True)
-    one = partial(kernels.explain_embedding, "numba", tokens, table, folded_dtype=folded_dtype)
+    one = partial(kernels.explain_embedding, backend, tokens, table, folded_dtype=folded_dtype)
     return "; ".join(one(*layer, padding_idx) for layer in layers)
 
 
 def register() -> None:
     """Register the kernels of all floors."""
     backends.register(OPERATION, "reference", backends.attribute("seqconv.kernels.reference.gather", OPERATION))
-    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=explain)
-    if "triton" in backends.names(SINGLE):
-        backends.register(OPERATION, "triton", partial(one_by_one, "triton"), refuse("triton"))
+    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain, "numba"))
+    on_gpus = partial(one_by_one, "triton")
+    backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain, "triton"))
 
 
 register()

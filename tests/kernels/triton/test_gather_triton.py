@@ -399,7 +399,7 @@ def test_folds_every_row_or_those_listed(device, dtype, layout, rows, channels, 
     listed = torch.arange(0, rows, 3)
     for folded, other in ((fold.fold(table, w), value), (fold.fold(table, w, listed.to(device)), value[listed])):
         assert folded.shape == fold.folded_shape(len(other), w)
-        assert folded.dtype == dtype
+        assert folded.dtype == torch.float32
         assert torch.equal(folded[:-1, :, :outputs].cpu().double(), other)
         assert not folded[..., outputs:].any()
         assert not folded[-1].any()
