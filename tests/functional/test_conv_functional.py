@@ -191,10 +191,3 @@ def test_the_compiled_kernels_serve_what_they_can(dtype, groups, floor):
         else:
             with pytest.raises(BackendError, match=r"it serves (one group|float32 and float64), got"):
                 call.run("numba")
-
-
-def test_a_backend_without_the_kernel_refuses():
-    if "triton" in backends.names("conv1d_relu_max_pool1d"):
-        pytest.skip("triton has this kernel now")
-    with pytest.raises(BackendError, match=r"triton.*conv1d_relu_max_pool1d"):
-        conv1d_relu_max_pool1d(torch.randn(1, 2, 5), torch.randn(2, 2, 2), pool_size=2, backend="triton")
