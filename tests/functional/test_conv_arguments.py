@@ -80,7 +80,7 @@ def calls(draw):
     return tuple(shape), weight, bias, arguments
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls())
 @example(((2, 1, 0), (1, 1, 1), None, {**ARGUMENTS, "padding": 3}))
 @example(((0, 1, 0), (1, 1, 1), None, {**ARGUMENTS, "padding": 3}))

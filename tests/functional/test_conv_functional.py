@@ -24,11 +24,14 @@ def _seed():
     torch.manual_seed(11)
 
 
-@pytest.mark.parametrize("pool", [*POOLS, *({**pool, "ceil_mode": True} for pool in POOLS if pool)], ids=str)
-def test_every_combination_of_arguments(pool, draw):
-    for convolution, size, layout in itertools.product(
-        CONVOLUTIONS, (2, 3), ("contiguous", "channels_last", "unbatched")
-    ):
+@pytest.mark.parametrize(
+    ("number", "pool"), enumerate([*POOLS, *({**pool, "ceil_mode": True} for pool in POOLS if pool)]), ids=str
+)
+def test_every_combination_of_arguments(number, pool, draw):
+    """The layouts take turns: over the pools, every convolution and kernel size has each."""
+    layouts = ("contiguous", "channels_last", "unbatched")
+    for turn, (convolution, size) in enumerate(itertools.product(CONVOLUTIONS, (2, 3))):
+        layout = layouts[(number + turn) % 3]
         x, b, w = draw(2, 4, 17), draw(6), draw(6, 4 // convolution["groups"], size)
         assert_same(
             [lambda x, w, b, f=f: f(LAYOUTS[layout](x), w, b, pool, **convolution) for f in (ours, composition)],  # noqa: B023

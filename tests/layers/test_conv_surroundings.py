@@ -215,7 +215,7 @@ def prepare(count, _worker):
     threads.WORTH_A_THREAD = 1
 
 if __name__ == "__main__":
-    method, count = sys.argv[1], int(sys.argv[2])
+    method = sys.argv[1]
     layers = [seqconv.ConvReLUMaxPool1d(4, 6, 3, 2), seqconv.ConvReLUGlobalMaxPool1d(4, 6, 3)]
     for layer in layers:
         for parameter in layer.parameters():
@@ -224,23 +224,24 @@ if __name__ == "__main__":
     threads.WORTH_A_THREAD = 1
     rows = Rows(layers)
     expected = [rows[i] for i in range(len(rows))]  # threads exist when the workers are forked
-    loader = DataLoader(rows, 2, num_workers=2, multiprocessing_context=method, worker_init_fn=partial(prepare, count))
-    assert torch.equal(torch.cat(list(loader)), torch.stack(expected))
+    for count in (1, 2):
+        options = {"multiprocessing_context": method, "worker_init_fn": partial(prepare, count)}
+        loader = DataLoader(rows, 2, num_workers=2, **options)
+        assert torch.equal(torch.cat(list(loader)), torch.stack(expected))
     assert all(torch.equal(rows[i], one) for i, one in enumerate(expected))
     print("as expected")
 """
 
 
-@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_data_loader(method, count, tmp_path):
+def test_workers_of_a_data_loader(method, tmp_path):
     """Forward and backward in workers, on their one thread and on two, as in the parent, whose threads are awake."""
     if method == "fork" and not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
     script = tmp_path / "workers.py"
     script.write_text(WORKERS)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    assert python(script, method, str(count), PYTHONPATH=path).strip() == "as expected"
+    assert python(script, method, PYTHONPATH=path).strip() == "as expected"
 
 
 def test_a_read_only_install(tmp_path):
