@@ -29,7 +29,16 @@ from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
 from .gather_plans import forward_plan
-from .gathered import Index, Layer, argmaxes_format, describe, of_tokens, of_windows, split_argmaxes, windows_of
+from .gathered import (
+    Index,
+    Layer,
+    argmaxes_format,
+    describe,
+    of_tokens,
+    of_windows,
+    split_argmaxes,
+    windows_of,
+)
 from .occurrences import list_rows
 from .threads import run, thread_count
 
@@ -123,7 +132,7 @@ def embedding_conv1ds_relu_global_max_pool1d_forward(
     if want_argmax:
         positions = [one.output_length(index.length, size) for one, size in zip(convolutions, kernels, strict=True)]
         shape, kind = argmaxes_format(samples, outputs, max(positions), table.dtype)
-        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind)
+        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
         argmaxes = split_argmaxes(argmax, samples, outputs, table.dtype)
     used = cache(partial(_used, index, samples, table))
     begin = 0
@@ -203,7 +212,7 @@ def _pooled(
     code, argmax = CODES[0][1], None
     if want_argmax:
         shape, kind = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
-        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind)
+        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
     if out.numel():
         used = cache(partial(_used, index, samples, table))
         _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
@@ -285,7 +294,7 @@ def _choose(
 def _used(index: Index, samples: int, table: Tensor) -> Used:
     """Return the rows in use and every such row's number among them, ``None`` for both where nearly all are in use."""
     places = np.zeros(table.size(0), np.int32)
-    rows = torch.empty(min(table.size(0), samples * index.length), dtype=torch.int64)
+    rows = torch.empty(min(table.size(0), samples * index.length), dtype=torch.int64, device=table.device)
     used = list_rows(index, samples, places, rows.numpy())
     if used > WORTH_LISTING * table.size(0):
         return None, None

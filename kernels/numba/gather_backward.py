@@ -240,7 +240,7 @@ def _dense(
     pool: Pool | None,
 ) -> Gradients:
     """Return torch's own gradients."""
-    rows = torch.empty(layer.samples, layer.length, dtype=torch.int64)
+    rows = torch.empty(layer.samples, layer.length, dtype=torch.int64, device=table.device)
     copy_rows_of(index, layer.samples, rows.numpy())
     x = table.detach()[rows].transpose(1, 2)
     dx, dweight, dbias = dense_gradients(gradient, argmax, x, weight, convolution, pool, wanted)

@@ -119,4 +119,4 @@ def embed(tokens: Tensor, table: Tensor, padding_idx: int | None) -> Tensor:
 def windows(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
     """Return the windows' rows, ``(N, C, L)``."""
     rows = starts.unsqueeze(1) + step * torch.arange(length, device=starts.device)
-    return series[rows].transpose(1, 2)
+    return F.embedding(rows, series).transpose(1, 2)  # which takes no row from the end for a negative number

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqconv.functional.following import is_watched
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
@@ -27,13 +28,21 @@ __all__ = [
 
 IntOrTuple = int | tuple[int, ...]
 
+MOST = 2**48
+
+UNSTRIDED = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged}
+)
+
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def tensor(name: str, value: Any) -> None:
-    """Raise ``TypeError`` if ``value`` is no tensor."""
+    """Raise ``TypeError`` if ``value`` is no tensor, or a sparse or nested one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout in UNSTRIDED:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {value.layout}")
 
 
 def floating(name: str, value: Tensor) -> None:
@@ -63,7 +72,7 @@ def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | 
 def integer(name: str, value: Any, least: int) -> int:
     """Return ``value``, an integer of Python, NumPy or torch, if it is at least ``least``.
 
-    Raises ``TypeError`` for what is no integer and ``ValueError`` for one that is too small.
+    Raises ``TypeError`` for what is no integer and ``ValueError`` for one that is too small, or larger than any memory.
     """
     # A symbolic size stays one, so that torch.compile can trace it.
     if type(value) is not int and not isinstance(value, torch.SymInt):
@@ -75,6 +84,8 @@ def integer(name: str, value: Any, least: int) -> int:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if type(value) is int and value > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {value}")
     return value  # type: ignore[no-any-return]
 
 
@@ -197,7 +208,7 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
         raise ValueError(f"{table_name} must have shape (rows, channels), got {_shape(table)}")
     if index.device != table.device:
         raise ValueError(f"{name} must be on the device of {table_name}, {table.device}, got {index.device}")
-    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling() or is_watched():
         return
     if table.size(0) <= reach:
         raise IndexError(

@@ -6,22 +6,28 @@ what it would have saved, and folds the whole table when that comes to what fold
 twice the least possible work been done.
 
 What is kept is known by the memory of table and weight and by torch's counters of changes in place, which optimizers,
-``load_state_dict`` and ``torch.nn.init`` move. Writing through ``.data`` or a NumPy view does not move them: on the CPU
-a number out of every row of the table, and the weight, are compared as well, so that a change of whole rows is seen,
-while one of single numbers may not be. Nothing is kept for tensors made in inference mode, which count no changes, nor
-in the capture of a CUDA graph, whose replays would read what may be gone.
+``load_state_dict`` and ``torch.nn.init`` move; fused optimizers, which do not, are noticed when they step. Writing
+through ``.data`` or a NumPy view does not move the counters: on the CPU a number out of every row of the table (of
+65,536 rows at most), and the weight, are compared as well, so that a change of whole rows is seen, while one of single
+numbers may not be. Nothing is kept for tensors made in inference mode, which count no changes; in the capture of a CUDA
+graph, whose replays would read what may be gone; for weights that an optimizer changes in a captured graph; nor under
+``torch.use_deterministic_algorithms``, as the last bits of a result may depend on whether the table was there. Where
+several tables do not fit together into what may be kept, the one that was used longest ago makes way.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution
@@ -39,6 +45,9 @@ SAMPLED = 65536
 
 # Tables whose savings are added up: more than a process has models.
 WATCHED = 256
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+EMBEDDING = "embedding_conv1d_relu_max_pool1d"  # of all that fold a table, in the same way
 
 Key = tuple[Any, ...]
 
@@ -70,6 +79,8 @@ class Kept(NamedTuple):
 
 _kept: OrderedDict[Key, Kept] = OrderedDict()
 _saved: OrderedDict[Key, Saved] = OrderedDict()
+# The weights that captured graphs change, by their storages.
+_replayed: dict[int, StorageWeakRef] = {}
 _lock = threading.Lock()
 
 
@@ -171,15 +182,17 @@ def find_or_fold(
         # The first call sees to itself: many tables are used once.
         if saving <= 0 or saved - saving < cost:
             return None
+        del _saved[key]  # a table that has to make way for another is to save its cost again
     return _fold(backend, key, versions, table, weight)
 
 
-def may_keep(table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+def may_keep(backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Tell whether the folded table may be kept: it is not too large, and changes of its sources are counted."""
-    numbers = table.size(0) * weight.size(0) * weight.size(2)
-    is_seen = not table.is_inference() and not weight.is_inference()
+    made = passes(backend, EMBEDDING)
+    assert made.folded_shape is not None
     kept = dtype or torch.promote_types(table.dtype, torch.float32)  # no narrower unless asked for
-    return is_seen and numbers * kept.itemsize <= limit()
+    size = math.prod(made.folded_shape(table.size(0), weight)) * kept.itemsize
+    return _identify(backend, table, weight, dtype) is not None and size <= limit()
 
 
 def _fold(
@@ -190,9 +203,9 @@ def _fold(
     weight: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    made = passes(backend, "embedding_conv1d_relu_max_pool1d")
+    made = passes(backend, EMBEDDING)
     assert made.fold is not None
-    if not may_keep(table, weight, dtype):
+    if not may_keep(backend, table, weight, dtype):
         return None
     most = limit()
     # First the samples: what changes while the table is folded differs from them.
@@ -220,6 +233,10 @@ def _identify(
 ) -> tuple[Key, tuple[int, int]] | None:
     """Return what tells table and weight from others, and their counters of changes."""
     if table.is_inference() or weight.is_inference():
+        return None
+    if dtype is None and torch.are_deterministic_algorithms_enabled():
+        return None  # the result would depend on the calls before
+    if _replayed and any(_is_replayed(one) for one in (table, weight)):
         return None
     key = (
         backend,
@@ -267,14 +284,41 @@ def _sample(tensor: Tensor) -> Tensor:
     From row to row the column changes, so that no column is left out.
     """
     tensor = tensor.detach()
-    bits = torch.int64 if tensor.element_size() == 8 else torch.int32 if tensor.element_size() == 4 else torch.int16
+    tensor = tensor.view(BITS[tensor.element_size()])
     if tensor.numel() > SAMPLED and tensor.is_contiguous():
-        step = tensor.size(-1) + 1
-        count = (tensor.numel() - 1) // step + 1
-        if count > SAMPLED:
-            step, count = step * -(-count // SAMPLED), (tensor.numel() - 1) // (step * -(-count // SAMPLED)) + 1
-        tensor = tensor.as_strided((count,), (step,), tensor.storage_offset())
-    return tensor.view(bits)
+        columns = tensor.size(-1)
+        return tensor.view(-1).index_select(0, _places(tensor.numel() // columns, columns))
+    return tensor
+
+
+@lru_cache(maxsize=64)
+def _places(rows: int, columns: int) -> Tensor:
+    count = min(rows, SAMPLED)
+    numbers = torch.arange(count, device="cpu")
+    return numbers * rows // count * columns + numbers % columns
+
+
+def _is_replayed(tensor: Tensor) -> bool:
+    owner = _replayed.get(tensor.untyped_storage()._cdata)
+    return owner is not None and not owner.expired()
+
+
+def _stepped(optimizer: torch.optim.Optimizer, _arguments: Any, _options: Any) -> None:
+    """Notice what an optimizer has changed without torch's counting it: in a fused step, or in a graph's replays."""
+    is_captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if not is_captured and not any(group.get("fused") for group in optimizer.param_groups):
+        return
+    storages = [one.untyped_storage() for group in optimizer.param_groups for one in group["params"]]
+    changed = {one._cdata for one in storages}
+    with _lock:
+        if is_captured:
+            _replayed.update({one._cdata: StorageWeakRef(one) for one in storages})
+        for key in [one for one, kept in _kept.items() if any(owner.cdata in changed for owner in kept.owners)]:
+            del _kept[key]
+            _saved.pop(key, None)
+
+
+register_optimizer_step_post_hook(_stepped)
 
 
 def _forget() -> None:

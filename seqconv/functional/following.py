@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-__all__ = ["in_plain_memory", "unfollowed"]
+__all__ = ["in_plain_memory", "is_watched", "unfollowed"]
 
 # Asked at every call: looked up once.
 _is_compiling = torch.compiler.is_compiling
@@ -17,6 +17,8 @@ _trace = torch._C._get_tracing_state
 _autocast = torch.is_autocast_enabled
 _strided = torch.strided
 
+AUTOCAST = "autocast chooses among torch's own operations"
+
 
 def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -> str | None:
     """Return what is active, or among the tensors of one device, that needs torch's own operations; else ``None``.
@@ -25,7 +27,11 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
     that may not have them. ``autocast`` tells that the kernel itself does what autocast asks for.
     """
     if _is_compiling():
-        return "torch.export needs torch's own operations" if torch.compiler.is_exporting() else None
+        if torch.compiler.is_exporting():
+            return "torch.export needs torch's own operations"
+        if _transforms():
+            return "transforms of functions (vmap, grad, jvp) need torch's own operations"
+        return AUTOCAST if not autocast and _autocast(source.device.type) else None
     if _transforms():
         return "transforms of functions (vmap, grad, jvp) need torch's own operations"
     if forward_ad._current_level >= 0:
@@ -35,7 +41,7 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
     if _trace() is not None:
         return "torch.jit.trace needs torch's own operations"
     if not autocast and _autocast(source.device.type):
-        return "autocast chooses among torch's own operations"
+        return AUTOCAST
     for tensor in (source, *others):
         if tensor is None:
             continue
@@ -47,8 +53,18 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
     return None
 
 
+def is_watched() -> bool:
+    """Tell whether tensors may stand for others, so that their numbers cannot be looked at."""
+    return _transforms() or _modes() > 0 or _trace() is not None
+
+
 def in_plain_memory(tensor: Tensor) -> Tensor:
-    """Return a strided tensor whose memory holds its numbers: torch has some that are negated, or 0, without memory."""
+    """Return a strided tensor whose memory holds its numbers: torch has some that are negated, or 0, without memory.
+
+    Raises ``RuntimeError`` for several gradients in one, as ``is_grads_batched`` hands them over.
+    """
+    if torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor):
+        raise RuntimeError("kernels take no batched gradients: pass backend='reference', which torch can follow")
     return tensor.new_zeros(tensor.shape) if tensor._is_zerotensor() else tensor.resolve_neg()
 
 

@@ -118,7 +118,7 @@ def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype |
     if not differentiable and folded.is_kept(backend, table, weight, folded_dtype):
         plan = folded.plan(backend, tokens, table, weight, convolution, ready=True, rows=0)
         return f"{plan.name}: {plan.reason}" + (f", in {folded_dtype} (folded_dtype)" if folded_dtype else "")
-    if not differentiable and folded_dtype is not None and folded.may_keep(table, weight, folded_dtype):
+    if not differentiable and folded_dtype is not None and folded.may_keep(backend, table, weight, folded_dtype):
         return f"folded: the table is folded at once and kept, in {folded_dtype} (folded_dtype)"
     rows = table.size(0) if backend == "triton" else int(torch.unique(tokens).numel())
     plan = folded.plan(backend, tokens, table, weight, convolution, ready=False, rows=rows)

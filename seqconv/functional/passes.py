@@ -22,7 +22,8 @@ class Passes(NamedTuple):
     tokens and table, or series and starts; the source is the one of them that holds numbers.
     ``argmax_format(samples, outputs, windows, greatest, dtype)`` tells the shape and dtype of what is kept of the
     winners, none of whose numbers is above ``greatest``. ``fold(table, weight, dtype=None)`` returns a folded table,
-    which the forward pass of an embedding takes as ``folded``; ``None`` for other operations. Kernels of several
+    which the forward pass of an embedding takes as ``folded``, ``folded_shape(rows, weight)`` its shape; ``None`` for
+    other operations. Kernels of several
     convolutions take lists of weights, biases and folded tables, and have ``argmax_format(samples, outputs, greatest,
     dtype)``.
     """
@@ -31,6 +32,7 @@ class Passes(NamedTuple):
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
     argmax_format: Callable[[int, int, int, int, torch.dtype], tuple[tuple[int, ...], torch.dtype]]
     fold: Callable[..., Tensor] | None = None
+    folded_shape: Callable[[int, Tensor], tuple[int, int, int]] | None = None
 
 
 @cache
@@ -45,7 +47,7 @@ def passes(backend: str, operation: str) -> Passes:
         find(module, f"{operation}_forward"),
         find(f"{module}_backward", f"{operation}_backward"),
         find(module, "argmaxes_format") if "conv1ds" in operation else find("conv_pool", "argmax_format"),
-        find(module, "fold") if operation.startswith("embedding") else None,
+        *((find(module, "fold"), find(module, "folded_shape")) if operation.startswith("embedding") else ()),
     )
 
 

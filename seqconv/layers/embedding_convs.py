@@ -76,7 +76,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
 
     def prepare(self, tokens: Tensor) -> conv.Call:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
-        layers = [layer for layer in self.convs if isinstance(layer, nn.Conv1d)]  # a ModuleList tells not what it holds
+        layers = _checked(self.convs)
         return embedding_conv1ds_call(
             tokens,
             table_of(self.embedding),
@@ -90,3 +90,25 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
         return (folded_repr(self.folded_dtype) + backend_repr(self.backend)).removeprefix(", ")
+
+
+def _checked(convs: nn.ModuleList) -> list[nn.Conv1d]:
+    """Return the convolutions. Raises for what the call cannot express, which may have been put there meanwhile."""
+    layers: list[nn.Conv1d] = []
+    for number, layer in enumerate(convs):
+        if not isinstance(layer, nn.Conv1d):
+            raise TypeError(f"convs[{number}] must be an nn.Conv1d, got {type(layer).__name__}")
+        first = layers[0] if layers else layer
+        for name, wanted in (
+            ("stride", first.stride),
+            ("padding", first.padding),
+            ("dilation", first.dilation),
+            ("groups", 1),
+            ("padding_mode", "zeros"),
+        ):
+            if (got := getattr(layer, name)) != wanted:
+                raise ValueError(
+                    f"convs[{number}].{name} must be {wanted!r}, as for all convolutions here, got {got!r}"
+                )
+        layers.append(layer)
+    return layers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from seqconv.functional import arguments
 from seqconv.layers import GRU, ConvReLUGlobalMaxPool1d, ConvReLUMaxPool1d, Windows
 from seqconv.models.source import WindowSource
 
@@ -19,10 +20,15 @@ class _OfWindows(nn.Module):
 
     def __init__(self, source: WindowSource | None) -> None:
         super().__init__()
+        if source is not None and not isinstance(source, WindowSource):
+            raise TypeError(f"source must be a seqconv.models.WindowSource or None, got {type(source).__name__}")
         self.source = source
 
     def read(self, windows: Tensor) -> Tensor | Windows:
         """Return what a convolution takes: windows ``(N, S, C)`` seen as ``(N, C, S)``, or those at the starts."""
+        arguments.tensor("windows", windows)
+        if windows.dim() < 1:
+            raise ValueError(f"windows must have shape (N, S, C), or (N,) for their starts, got {tuple(windows.shape)}")
         if windows.dim() == 1:
             if self.source is None:
                 raise ValueError(

@@ -41,6 +41,8 @@ class TextCNN(nn.Module):
         arguments.integer("num_words", num_words, 1)
         arguments.integer("filters", filters, 1)
         arguments.integer("num_classes", num_classes, 1)
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a number between 0 and 1, got {dropout!r}")
         self.features = EmbeddingConvsReLUGlobalMaxPool1d(
             num_words,
             embedding_dim,

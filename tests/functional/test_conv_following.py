@@ -159,13 +159,23 @@ def test_a_default_device_is_not_that_of_the_kernels_memory():
     """In a process of its own: kernels that write to memory that is not there would end this one."""
     program = """
 import torch
-from seqconv.functional import conv1d_relu_max_pool1d
+from seqconv import functional
 x, w = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 13), (6, 4, 3)))
+table, infinite = torch.randn(30, 4, requires_grad=True), torch.randn(30, 4)
+infinite[3] = torch.inf
+tokens, starts = torch.randint(30, (2, 13)), torch.tensor([0, 9])
 outcomes = []
 for device in ("cpu", "meta"):
     with torch.device(device):
-        result = conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")
-        outcomes.append([result, *torch.autograd.grad(result, [x, w], result.detach())])
+        results = [functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")]
+        for rows in (table, infinite.requires_grad_()):
+            results += [
+                functional.embedding_conv1d_relu_max_pool1d(tokens, rows, w, pool_size=2, backend="numba"),
+                functional.embedding_conv1ds_relu_global_max_pool1d(tokens, rows, [w, w], backend="numba"),
+                functional.window_conv1d_relu_max_pool1d(rows, starts, w, length=13, pool_size=2, backend="numba"),
+            ]
+        gradients = torch.autograd.grad(results, [x, w, table, infinite], [one.detach() for one in results])
+        outcomes.append([one.nan_to_num() for one in (*results, *gradients)])
 assert all(torch.equal(one, other) for one, other in zip(*outcomes))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

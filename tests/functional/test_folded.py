@@ -187,11 +187,76 @@ def test_notices_a_changed_row_of_a_large_table():
     one = seqconv.EmbeddingConvReLUMaxPool1d(3001, 32, 4, 3, 2, dtype=torch.float64, backend="numba")
     tokens = torch.randint(3001, (64, 100))
     warm(one, tokens)
-    for row in (0, 1, 1500, 2999, 3000):
+    for row in (0, 1, 31, 32, 33, 64, 65, 98, 1500, 2999, 3000):
         tokens[0, 1:4] = row
         one.embedding.weight.data[row].add_(1)
         for _ in range(3):
             assert is_right(one, tokens), row
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(70_001, 1), (66_000, 3), (9000, 128), (131_072, 2)])
+def test_numbers_are_looked_at_in_as_many_rows_as_allowed(rows, columns):
+    """Each out of another row, evenly spaced; out of every column."""
+    table = torch.arange(rows * columns, dtype=torch.int32).view(torch.float32).view(rows, columns)
+    seen = folded._sample(table)
+    assert len(seen) == min(rows, folded.SAMPLED)
+    assert len(set((seen // columns).tolist())) == len(seen)
+    assert set((seen % columns).tolist()) == set(range(columns))
+    if rows <= folded.SAMPLED:
+        assert torch.equal(seen // columns, torch.arange(rows, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_notices_the_steps_of_fused_optimizers(optimizer):
+    """Which move no counter."""
+    one = seqconv.EmbeddingConvReLUMaxPool1d(3001, 32, 4, 3, 2, dtype=torch.float64, backend="numba")
+    one.conv.requires_grad_(False)
+    tokens = torch.randint(3001, (64, 100))
+    tokens[0] = 7
+    step = optimizer(one.embedding.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        warm(one, tokens)
+        one(tokens[:2]).sum().backward()
+        before = one.embedding.weight.detach().clone()
+        step.step()
+        assert not torch.equal(before, one.embedding.weight)
+        assert is_right(one, tokens)
+        step.zero_grad()
+
+
+def test_a_budget_that_is_exceeded_does_not_fold_at_every_call(folds, monkeypatch):
+    """Padded outputs count: of one output a whole vector is stored. Tables that take turns save their cost first."""
+    single = seqconv.EmbeddingConvReLUGlobalMaxPool1d(WORDS, CHANNELS, 1, SIZE, backend="numba")
+    tokens = torch.randint(WORDS, (9, 40))
+    monkeypatch.setattr(folded, "limit", lambda: 2 * WORDS * SIZE * 4)
+    with torch.no_grad():
+        for _ in range(6):
+            single(tokens)
+    assert not folds
+    assert not folded._kept
+    pair = [layer(), layer()]
+    monkeypatch.setattr(folded, "limit", lambda: WORDS * SIZE * 16 * 4)
+    with torch.no_grad():
+        for _ in range(12):
+            for one in pair:
+                one(tokens[:1])
+    assert 2 <= len(folds) <= 8
+    assert len(folded._kept) == 1
+
+
+def test_deterministic_results_do_not_depend_on_calls_before():
+    one = seqconv.EmbeddingConvReLUMaxPool1d(3000, 16, 32, 5, 3, backend="numba")
+    few, many = torch.randint(3000, (4, 60)), torch.randint(3000, (256, 500))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.no_grad():
+            first = one(few)
+            for _ in range(3):
+                one(many)
+            assert torch.equal(one(few), first)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not folded._kept
 
 
 def test_tables_of_other_shapes_at_the_same_place():

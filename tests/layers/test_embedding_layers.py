@@ -234,3 +234,24 @@ def test_options_of_several_kernel_sizes_are_checked(change, error, message):
     options = {"num_embeddings": 9, "embedding_dim": 4, "out_channels": 5, "kernel_sizes": (2, 3), **change}
     with pytest.raises(error, match=f"^{message}"):
         EmbeddingConvsReLUGlobalMaxPool1d(**options)
+
+
+def test_convolutions_that_the_call_cannot_express_are_refused():
+    """They may be replaced after the layer was made; none is left out or computed as another."""
+    tokens = torch.randint(9, (2, 8))
+    layer = seqconv.EmbeddingConvsReLUGlobalMaxPool1d(9, 4, 6, (2, 3))
+    for replaced, message in (
+        (torch.nn.Conv1d(4, 6, 3, padding=1), r"convs\[1\].padding must be \(0,\), .* got \(1,\)"),
+        (torch.nn.Conv1d(4, 6, 3, dilation=2), r"convs\[1\].dilation must be \(1,\), .* got \(2,\)"),
+        (
+            torch.nn.Conv1d(4, 6, 3, padding_mode="circular"),
+            r"convs\[1\].padding_mode must be 'zeros', .* got 'circular'",
+        ),
+        (torch.nn.Conv1d(4, 6, 3, groups=2), r"convs\[1\].groups must be 1, .* got 2"),
+    ):
+        layer.convs[1] = replaced
+        with pytest.raises(ValueError, match=message):
+            layer(tokens)
+    layer.convs[1] = torch.nn.Sequential(layer.convs[0])
+    with pytest.raises(TypeError, match=r"convs\[1\] must be an nn.Conv1d, got Sequential"):
+        layer(tokens)

@@ -72,7 +72,7 @@ def test_drops_in_training_alone():
         ({"filters": 0}, "filters must be at least 1, got 0"),
         ({"kernel_sizes": ()}, "kernel_sizes must be a list or tuple of at least one integer"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"dropout": 1.5}, "dropout probability has to be between 0 and 1"),
+        ({"dropout": 1.5}, "dropout must be a number between 0 and 1"),
         ({"padding_idx": 30}, "padding_idx must be between -30 and 29"),
         ({"backend": "gpu"}, "backend must be one of"),
     ],
@@ -81,3 +81,9 @@ def test_drops_in_training_alone():
 def test_rejects(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         models.TextCNN(**{"num_words": 30, **change})
+
+
+@pytest.mark.parametrize("dropout", ["x", None, -0.1, 1.5])
+def test_a_dropout_that_is_no_probability_is_refused(dropout):
+    with pytest.raises(ValueError, match=r"^dropout must be a number between 0 and 1, got "):
+        models.TextCNN(9, dropout=dropout)

@@ -117,3 +117,13 @@ def test_the_series_moves_with_the_model_and_is_shared_by_its_copies():
 def test_a_source_rejects(arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         models.WindowSource(*arguments)
+
+
+def test_what_is_no_source_or_no_batch_is_refused():
+    with pytest.raises(TypeError, match=r"^source must be a seqconv.models.WindowSource or None, got Tensor$"):
+        models.JenaConvnet(4, source=torch.randn(500, 4))
+    model = models.JenaConvnet(14, source=models.WindowSource(torch.randn(500, 14), 240))
+    with pytest.raises(ValueError, match=r"^windows must have shape \(N, S, C\), or \(N,\) .*, got \(\)$"):
+        model(torch.tensor(3))
+    with pytest.raises(TypeError, match=r"^windows must be a tensor, got ndarray$"):
+        model(torch.zeros(2, 240, 14).numpy())
