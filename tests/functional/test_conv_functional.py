@@ -25,7 +25,7 @@ def _seed():
 
 
 @pytest.mark.parametrize(
-    ("number", "pool"), enumerate([*POOLS, *({**pool, "ceil_mode": True} for pool in POOLS if pool)]), ids=str
+    ("number", "pool"), list(enumerate([*POOLS, *({**pool, "ceil_mode": True} for pool in POOLS if pool)])), ids=str
 )
 def test_every_combination_of_arguments(number, pool, draw):
     """The layouts take turns: over the pools, every convolution and kernel size has each."""
