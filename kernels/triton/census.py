@@ -154,8 +154,9 @@ HEADER = '''\
 """The tiles of layers that were looked at, as ``python -m seqconv.kernels.triton.census --table`` writes them.
 
 A key is a kernel's name and a :class:`.configurations.Layer`, a value the fields of its configuration. Beside it stand
-registers a thread, shared bytes a block and the matrix instructions, as compiled; no stack is used. No times: none of
-these tiles has been tried on a GPU. An entry that is deleted is chosen anew by the rules.
+registers a thread, shared bytes a block and the matrix instructions, as Triton 3.7.1 compiles them; no stack is used,
+nor by 3.6.0. No times: none of these tiles has been tried on a GPU. An entry that is deleted is chosen anew by the
+rules.
 """
 
 from __future__ import annotations

@@ -86,6 +86,11 @@ class Layer(NamedTuple):
     architecture: str
 
     @property
+    def vectors(self) -> bool:
+        """Whether rows can be loaded four numbers at a time: an address for each takes registers."""
+        return self.channels % 4 == 0
+
+    @property
     def rounds(self) -> bool:
         """Whether kernels round float32 to TF32 themselves: NVIDIA's tensor cores would cut it."""
         return self.kind == "tf32" and self.architecture.startswith("sm_")
@@ -105,10 +110,10 @@ def forward_rule(layer: Layer) -> Forward:
     flat = narrow if layer.tokens else min(max(power_of_two(layer.channels * layer.size), 16), 64)
     if layer.kind == "ieee":
         block_r = 16 if layer.padded or layer.phases <= 0 else min(flat, 32)
-        few = layer.channels_last and (block_o < 64 or layer.padded)
+        few = layer.channels_last and layer.vectors and (block_o < 64 or layer.padded)
         return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
     # Sums of so many phases fit into the registers; more phases than the kernel's size share nothing new.
-    checked = layer.padded or (layer.tokens and layer.phases <= 0)
+    checked = layer.padded or (layer.tokens and (layer.phases <= 0 or block_o > 32))
     most = min((96 if checked else 160) // block_o, layer.size)
     if not layer.channels_last:
         most = 1  # the addresses of several phases would fill the registers
@@ -153,9 +158,10 @@ def weight_gradient_rule(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient for a layer that is not in the table."""
     weights = layer.channels * (1 if layer.tokens else layer.size)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
-    narrow = layer.kind == "ieee" or (layer.kind == "tf32" and layer.tokens and block_o > 32)
-    block_r = min(max(power_of_two(weights), 16), 64 if narrow else 128)
-    return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if layer.channels_last else 8, 2)
+    wide_tokens = layer.tokens and block_o > 32  # the rows' addresses take registers too
+    block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" or wide_tokens else 128)
+    few = layer.channels_last and layer.vectors and not (layer.kind == "ieee" and wide_tokens)
+    return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if few else 8, 2)
 
 
 @functools.cache
