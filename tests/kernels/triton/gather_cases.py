@@ -7,6 +7,11 @@ from seqconv.kernels.reference import gather as reference
 
 PLAIN = Convolution()
 PLANS = ["direct", "folded", "ready"]
+NAN, INF = float("nan"), float("inf")
+# What a window may see, where it is not a matter of course which position wins.
+SPECIAL_VALUES = [
+    [NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0],
+]  # fmt: skip
 
 
 def integers(generator, *shape, dtype=torch.float32, device="cpu", most=3):

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.triton import fold, gather, gather_backward, gather_plans
-from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case, integers
+from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers
 
-NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INDICES = {
     "int64": lambda tokens: tokens,
@@ -42,7 +41,7 @@ def calls(draw):
     size, dilation = draw(st.integers(1, 10)), draw(st.integers(1, 3))
     padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
     shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 40))
+    length = draw(st.integers(shortest, shortest + 20))
     convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
     pool_size = draw(st.integers(1, 6))
     pool = Pool(
@@ -79,7 +78,7 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     return Case(INDICES[index](numbers.to(device)), table, convolution, pool, **options), w, b
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     call=calls(),
     index=st.sampled_from(sorted(INDICES)),
@@ -97,7 +96,7 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     "contiguous", 0,
 )  # fmt: skip
 @example(  # several tiles of everything, and one token for most of them
-    ((3, 150, 2, 70), 70, 3, Convolution(1, (1, 1)), Pool(2, 2)), "int32", "contiguous", torch.float32, True, False, 1,
+    ((2, 100, 2, 70), 70, 3, Convolution(1, (1, 1)), Pool(2, 2)), "int32", "contiguous", torch.float32, True, False, 1,
     "direct", "contiguous", 0,
 )  # fmt: skip
 @example(  # phases that share loads
@@ -105,11 +104,11 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     "channels-last", 1,
 )  # fmt: skip
 @example(
-    ((3, 150, 100, 20), 70, 3, Convolution(1, (1, 1)), None), "int64", "contiguous", torch.float32, True, True, 2,
+    ((2, 90, 100, 20), 70, 3, Convolution(1, (1, 1)), None), "int64", "contiguous", torch.float32, True, True, 2,
     "direct", "contiguous", 0,
 )  # fmt: skip
 @example(
-    ((3, 90, 100, 20), 70, 9, Convolution(1, (1, 1)), Pool(3, 2, 1, 1, True)), "int64", "cut", torch.bfloat16, True,
+    ((2, 50, 100, 20), 70, 9, Convolution(1, (1, 1)), Pool(3, 2, 1, 1, True)), "int64", "cut", torch.bfloat16, True,
     True, 3, "folded", "expanded", 0,
 )  # fmt: skip
 def test_equals_the_reference_on_exact_sums(
@@ -189,7 +188,7 @@ def test_a_folded_tables_dtype_bounds_the_error(device, dtype, of):
 @pytest.mark.parametrize("rows", [30, 3000])
 def test_gradients_are_as_precise_as_torch(device, dtype, rows):
     """On inputs whose maxima are clear, so that every precision chooses the same positions."""
-    case = tokens_case((4, 60), normal(11, rows, 24, dtype=dtype, device=device), PLAIN, Pool(4, 4))
+    case = tokens_case((2, 60), normal(11, rows, 24, dtype=dtype, device=device), PLAIN, Pool(4, 4))
     w = normal(12, 32, 24, 5, dtype=dtype, device=device, scale=1 / 11)
     b = normal(13, 32, dtype=dtype, device=device)
     out, argmax = case.forward(w, b)
@@ -209,11 +208,14 @@ def test_gradients_are_as_precise_as_torch(device, dtype, rows):
 
 
 @pytest.mark.parametrize(
-    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+    ("values", "dtype", "globally", "plan"),
+    [
+        (values, DTYPES[(number + globally + turn) % 3], globally, plan)  # any two of the four meet
+        for number, values in enumerate(SPECIAL_VALUES)
+        for globally in (False, True)
+        for turn, plan in enumerate(PLANS)
+    ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("globally", [False, True])
-@pytest.mark.parametrize("plan", PLANS)
 def test_special_values_go_where_torch_sends_them(device, values, dtype, globally, plan):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1)
@@ -277,7 +279,7 @@ def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, 
     table[used] = normal(1, len(used), 17, device=device)
     before = room.clone()
     w = torch.full((20, 19, 7), NAN, device=device)[1:18, 1:18, 2:5].copy_(normal(2, 17, 17, 3))
-    index = used[torch.randint(len(used), (3, 50), generator=torch.Generator().manual_seed(3))].to(device)
+    index = used[torch.randint(len(used), (2, 40), generator=torch.Generator().manual_seed(3))].to(device)
     case = Case(index, table, Convolution(1, (padding, padding)), Pool(3, 2))
     out, argmax = case.forward(w, None, plan)
     assert torch.allclose(out.cpu().double(), case.expected(w, None), atol=1e-4)
@@ -287,15 +289,20 @@ def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, 
     np.testing.assert_array_equal(room.cpu(), before.cpu())
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("pool", [Pool(3, 2), None])
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("dtype", "pool", "plan"),
+    [
+        ((torch.int32, torch.int64)[(number + turn) % 2], pool, plan)  # any two of the three meet
+        for number, pool in enumerate((Pool(3, 2), None))
+        for turn, plan in enumerate(PLANS)
+    ],
+)
 def test_numbers_out_of_range_count_as_rows_of_zeros(device, dtype, pool, plan):
     """Of a window that leaves the series all rows; none gets a gradient, and the others theirs."""
     generator = torch.Generator().manual_seed(0)
     table, w = integers(generator, 9, 5, device=device), integers(generator, 8, 5, 3, device=device)
     far = 2**31 - 1 if dtype == torch.int32 else 2**40
-    tokens = torch.randint(9, (3, 50), generator=generator).to(dtype)
+    tokens = torch.randint(9, (2, 40), generator=generator).to(dtype)
     tokens[0, 5:9] = torch.tensor([-1, 9, far, -far], dtype=dtype)
     inside = torch.where((tokens < 0) | (tokens >= 9), 9, tokens)
     starts = torch.tensor([0, 4, -1, far, 2, 5], dtype=dtype)
@@ -360,7 +367,7 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, pool, dtype, plan):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40, 5000])
-@pytest.mark.parametrize("total", [1, 33, 64, 2500])
+@pytest.mark.parametrize("total", [1, 33, 64, 1100])
 def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
     """Within groups of sorted tokens, over a boundary, and over more groups than are summed at a time."""
     generator = torch.Generator().manual_seed(rows + total)
@@ -379,7 +386,7 @@ def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
 @pytest.mark.parametrize("plan", ["folded", "direct"])
 def test_reruns_give_the_same_bits(device, pool, plan):
     interpreted = device.type == "cpu"
-    case = tokens_case((2, 40) if interpreted else (500, 90), normal(0, 30, 20, device=device), PLAIN, pool)
+    case = tokens_case((2, 20) if interpreted else (500, 90), normal(0, 30, 20, device=device), PLAIN, pool)
     w = normal(1, 40, 20, 3, device=device)
     upstream = normal(2, *case.forward(w, None, plan)[0].shape, device=device)
     first = case.step(w, None, upstream, plan)
@@ -389,8 +396,10 @@ def test_reruns_give_the_same_bits(device, pool, plan):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", sorted(TABLES))
-@pytest.mark.parametrize(("rows", "channels", "outputs", "size"), [(1, 1, 1, 1), (150, 35, 33, 3), (0, 4, 4, 2)])
-def test_folds_every_row_or_those_listed(device, dtype, layout, rows, channels, outputs, size):
+def test_folds_every_row_or_those_listed(device, dtype, layout):
+    """Of one shape for each pair, in turn, so that each meets every dtype and every layout."""
+    turn = DTYPES.index(dtype) + sorted(TABLES).index(layout)
+    rows, channels, outputs, size = ((1, 1, 1, 1), (150, 35, 33, 3), (0, 4, 4, 2))[turn % 3]
     generator = torch.Generator().manual_seed(3)
     exact = {"dtype": dtype, "device": device, "most": 1}
     table = TABLES[layout](integers(generator, rows, channels, **exact))

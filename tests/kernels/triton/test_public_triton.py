@@ -105,7 +105,7 @@ def test_inference_keeps_a_folded_table_until_the_weights_change(device, name, m
     table, weight, bias, other, tokens = tensors(device, channels=40)  # more than an addition costs
     monkeypatch.setattr(folded, "fold_operations", lambda *_: 1)  # worth it at once; the first call sees to itself
     with torch.no_grad():
-        given = (table, weight, bias, other, tokens.repeat(40, 1))
+        given = (table, weight, bias, other, tokens.repeat(4, 1))
         for _ in range(3):
             out = call(name, *given)
         assert len(folded._kept) == (2 if name == "several" else 1)
