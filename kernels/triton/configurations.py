@@ -128,7 +128,7 @@ def forward_rule(layer: Layer) -> Forward:
             is_last = (block_m, block_r) == (64, 16)
             if block_r <= narrow and staged_bytes(layer, tile) <= (2 * budget if is_last else budget):
                 return tile
-    block_r = flat if layer.kind == "16" else min(flat, 32)
+    block_r = flat if layer.kind == "16" and not (layer.tokens and block_o > 32) else min(flat, 32)
     few = layer.channels_last and not (layer.tokens and checked and block_o > 32)
     return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
 
@@ -144,7 +144,8 @@ def input_gradient_rule(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient for a layer that is not in the table."""
     block_c = min(max(power_of_two(layer.channels), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
-    return InputGradient(64, block_c, block_o, 4 if layer.channels_last else 8, 2)
+    few = layer.channels_last and not (layer.kind == "ieee" and layer.outputs > 64)
+    return InputGradient(64, block_c, block_o, 4 if few else 8, 2)
 
 
 @functools.cache
@@ -160,7 +161,7 @@ def weight_gradient_rule(layer: Layer) -> WeightGradient:
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     wide_tokens = layer.tokens and block_o > 32  # the rows' addresses take registers too
     block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" or wide_tokens else 128)
-    few = layer.channels_last and layer.vectors and not (layer.kind == "ieee" and wide_tokens)
+    few = layer.channels_last and layer.vectors and not (layer.kind != "tf32" and wide_tokens)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if few else 8, 2)
 
 

@@ -162,3 +162,15 @@ def test_prints_a_table(capsys):
         "weights_kernel",
         "input_gradient_kernel",
     ]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("size", [3, 4, 5])
+@pytest.mark.parametrize("channels", [128, 300])
+def test_layers_outside_the_table_are_served_by_rules_that_do_not_spill(channels, size):
+    """The text convnet's other kernel sizes, with own embeddings and with pretrained ones."""
+    layer = census.layer(channels, 100, size, None, rows="tokens")
+    for kind in census.KINDS:
+        for target in census.CHECKED:
+            for launch in census.launches(layer, kind, target):
+                assert not census.faults(launch, kind, target, census.figures(launch, target)), (launch.name, kind)
