@@ -159,9 +159,9 @@ def launch_global(
     return out, argmax
 
 
-def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *_pool: Pool) -> str | None:  # noqa: ARG001
+def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *pool: Pool) -> str | None:  # noqa: ARG001
     """Return why the kernels cannot serve a call, or ``None``."""
-    return refuse_dtype(input) or refuse_geometry(input.size(2), weight, convolution)
+    return refuse_dtype(input) or refuse_geometry(input.size(2), weight, convolution, *pool)
 
 
 def refuse_dtype(source: Tensor) -> str | None:
@@ -175,8 +175,17 @@ def refuse_dtype(source: Tensor) -> str | None:
     return None
 
 
-def refuse_geometry(length: int, weight: Tensor, convolution: Convolution) -> str | None:
-    """Return why the kernels cannot convolve samples of ``length`` positions, or ``None``."""
+def refuse_geometry(length: int, weight: Tensor, convolution: Convolution, *options: object) -> str | None:
+    """Return why the kernels cannot convolve samples of ``length`` positions, or ``None``.
+
+    ``options`` may hold the pool; strides are handed to the kernels in 32 bits, where one window is all there is, too.
+    """
+    steps = [convolution.stride, convolution.dilation]
+    for pool in options:
+        if isinstance(pool, Pool):
+            steps += [pool.size, pool.stride * convolution.stride, pool.dilation * convolution.stride]
+    if max(steps) > LONGEST:
+        return f"it serves sizes, strides and dilations of at most {LONGEST} positions, got {max(steps)}"
     if convolution.groups != 1:
         return f"it serves one group, got {convolution.groups}"
     if not weight.numel():

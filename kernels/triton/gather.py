@@ -132,10 +132,10 @@ def refuse_embedding(
     weight: Tensor,
     bias: Tensor | None,  # noqa: ARG001
     convolution: Convolution,
-    *_options: object,
+    *options: object,
 ) -> str | None:
-    """Return why the kernels cannot serve a call on embedded tokens, of whatever pool, or ``None``."""
-    return _refuse(table, tokens, "tokens") or refuse_geometry(tokens.size(-1), weight, convolution)
+    """Return why the kernels cannot serve a call on embedded tokens, or ``None``."""
+    return _refuse(table, tokens, "tokens") or refuse_geometry(tokens.size(-1), weight, convolution, *options)
 
 
 def refuse_window(
@@ -149,7 +149,7 @@ def refuse_window(
     """Return why the kernels cannot serve a call on windows, or ``None``; the last options are length and step."""
     length = options[-2]
     assert isinstance(length, int)
-    return _refuse(series, starts, "starts") or refuse_geometry(length, weight, convolution)
+    return _refuse(series, starts, "starts") or refuse_geometry(length, weight, convolution, *options)
 
 
 def _refuse(source: Tensor, index: Tensor, name: str) -> str | None:

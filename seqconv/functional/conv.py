@@ -119,8 +119,8 @@ def embedding_conv1d_relu_max_pool1d(
     maximum over its window's positions ``t`` of ``u * sum_k |F[tokens[t + k], k, o]|`` (tokens ``t * stride + k *
     dilation``, in general), but for float32's own rounding; ``u`` is half of ``torch.finfo(folded_dtype).eps``,
     ``2**-8`` or in float16 ``2**-11``. float16 adds ``K * 2**-25``, and has no numbers above 65504: what is greater in
-    ``F`` becomes infinite. With gradients, on backends that fold nothing, and where ``SEQCONV_FOLDED_MIB`` leaves no
-    room, it has no effect.
+    ``F`` becomes infinite. With gradients, on backends that fold nothing, in a compiled or captured graph on a GPU, and
+    where ``SEQCONV_FOLDED_MIB`` leaves no room, it has no effect.
     """
     call = embedding_call(
         tokens,

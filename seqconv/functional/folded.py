@@ -10,7 +10,8 @@ What is kept is known by the memory of table and weight and by torch's counters 
 through ``.data`` or a NumPy view does not move the counters: on the CPU a number out of every row of the table (of
 65,536 rows at most), and the weight, are compared as well, so that a change of whole rows is seen, while one of single
 numbers may not be. Nothing is kept for tensors made in inference mode, which count no changes; in the capture of a CUDA
-graph, whose replays would read what may be gone; for weights that an optimizer changes in a captured graph; nor under
+graph, whose replays would read what may be gone; in compiled graphs on a GPU, which give a table's memory to the next
+uncounted; for weights that an optimizer changes in a captured graph; nor under
 ``torch.use_deterministic_algorithms``, as the last bits of a result may depend on whether the table was there. Where
 several tables do not fit together into what may be kept, the one that was used longest ago makes way.
 """

@@ -53,6 +53,15 @@ def fused(
     return output
 
 
+def keeps_folded(source: Tensor) -> bool:
+    """Tell whether a graph's calls may keep folded tables.
+
+    A table that a graph computes lies in memory that it gives to another one next, and counts no changes. On the CPU
+    the numbers are compared, see :mod:`.folded`; elsewhere nothing would tell one from the other.
+    """
+    return source.device.type == "cpu"
+
+
 @torch.library.custom_op("seqconv::conv_relu_max_pool", mutates_args=())
 def _conv_relu_pool(
     source: Tensor,
@@ -69,10 +78,12 @@ def _conv_relu_pool(
     operation, inputs, options = _call(source, index, rows, convolution, pool)
     if index is not None:  # whose values no graph knew
         _check(source, index, rows)
-    if not want_argmax:
+    if not want_argmax and keeps_folded(source):
         output = folded.forward(backend, operation, inputs, weight, bias, options, folded_dtype)
         return output, output.new_empty(0, dtype=torch.int8)
-    output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=True)
+    output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=want_argmax)
+    if not want_argmax:
+        return output, output.new_empty(0, dtype=torch.int8)
     assert argmax is not None
     return output, argmax
 

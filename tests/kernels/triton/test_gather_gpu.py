@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from seqconv import functional
 from seqconv.kernels.geometry import Convolution, Pool
 from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case
 
@@ -205,3 +206,34 @@ def test_tables_of_more_than_2_to_the_31_elements(pool):
     gradients_large = large.backward(upstream, argmax, w)
     assert torch.equal(gradients[0], gradients_large[0][-few:])
     assert same(gradients[1:], gradients_large[1:])
+
+
+@pytest.mark.parametrize("folded_dtype", [None, torch.bfloat16])
+def test_tables_that_a_graph_computes_are_not_taken_for_each_other(folded_dtype):
+    """The compiled graph gives one table's memory to the next, which no counter tells."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    table, w, m = (torch.randn(shape, generator=generator, device=CUDA) for shape in ((200, 32), (16, 32, 3), (32, 32)))
+    tokens = torch.randint(200, (64, 50), generator=generator, device=CUDA)
+
+    layer_of = functional.embedding_conv1d_relu_global_max_pool1d
+
+    def call(tokens, table, w, m):
+        results = []
+        for _ in range(4):
+            rows = table @ m if not results else table * results[-1].amax().clamp(max=9)
+            results.append(layer_of(tokens, rows, w, folded_dtype=folded_dtype))
+        return results
+
+    with torch.no_grad():
+        for mode in ("default", "reduce-overhead"):
+            torch.compiler.reset()
+            compiled = torch.compile(call, fullgraph=True, mode=mode)
+            for _ in range(4):
+                got = [one.clone() for one in compiled(tokens, table, w, m)]
+            rows, expected = table.double() @ m.double(), []
+            for _ in range(4):
+                x = rows[tokens].transpose(1, 2)
+                expected.append(torch.nn.functional.conv1d(x, w.double()).relu().amax(-1))
+                rows = table.double() * expected[-1].amax().clamp(max=9)
+            for one, other in zip(got, expected, strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=0.02, atol=0.02 * other.abs().max().item())

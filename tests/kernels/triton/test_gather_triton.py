@@ -444,6 +444,11 @@ def test_refuses_with_a_reason(device):
     assert "group" in gather.refuse_embedding(tokens, table, w[:, :2], None, Convolution(groups=2), None)
     assert "float64" in gather.refuse_embedding(tokens, table.double(), w.double(), None, PLAIN, None)
     assert "device" in gather.refuse_embedding(tokens.to("meta"), table, w, None, PLAIN, None)
+    for pool in (Pool(1, 2**32), Pool(1, 1, 0, 2**32), Pool(2, 2**31)):
+        assert "at most" in gather.refuse_embedding(tokens, table, w, None, PLAIN, pool, None)
+        assert "at most" in gather.refuse_window(table, tokens[0], w, None, PLAIN, pool, 4, 1)
+    steep = Convolution(2**20)
+    assert "at most" in gather.refuse_embedding(tokens, table, w[..., :1], None, steep, Pool(1, 2**20), None)
     assert "int16" in gather.refuse_window(table, tokens[0].short(), w, None, PLAIN, 4, 1)
     assert "positions" in gather.refuse_window(table, tokens[0], w, None, PLAIN, 2**31, 0)
     assert "positions" in gather.refuse_embedding(tokens[:, :1].expand(2, 2**31), table, w, None, PLAIN, None)
