@@ -213,6 +213,7 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
     if table.size(0) <= reach:
         raise IndexError(
             f"{table_name} must have at least {reach + 1} rows for {name} to count from, got {table.size(0)}"
+            + (f" (a window reaches over (length - 1) * step + 1 = {reach + 1})" if reach else "")
         )
     least, greatest = (int(value) for value in torch.aminmax(index))
     if least < 0 or greatest + reach >= table.size(0):

@@ -225,7 +225,12 @@ def test_names_what_is_wrong_with_an_embedding(change, error, message):
         ({"series": TABLE.numpy()}, TypeError, "series must be a tensor, got ndarray"),
         ({"length": 0}, ValueError, "length must be at least 1, got 0"),
         ({"length": (5,)}, TypeError, "length must be an integer, got (5,)"),
-        ({"length": 10}, IndexError, "series must have at least 10 rows for starts to count from, got 9"),
+        (
+            {"length": 10},
+            IndexError,
+            "series must have at least 10 rows for starts to count from, got 9 "
+            "(a window reaches over (length - 1) * step + 1 = 10)",
+        ),
         ({"step": 0}, ValueError, "step must be at least 1, got 0"),
         ({"length": 2}, ValueError, "kernel_size must fit into the padded input"),
     ],
