@@ -269,13 +269,19 @@ def embedding_call(
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
     folded_dtype: torch.dtype | None = None,
+    *,
+    is_known: bool = False,
 ) -> Call:
-    """Check a call of the conv stack on embedded tokens; ``pool`` is ``None`` for the global maximum."""
+    """Check a call of the conv stack on embedded tokens; ``pool`` is ``None`` for the global maximum.
+
+    ``is_known`` tells that tokens and table were checked together before.
+    """
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
     if tokens.dim() not in (1, 2):
         raise ValueError(f"tokens must have shape (N, L) or (L,), got {tuple(tokens.shape)}")
-    arguments.row_index("tokens", tokens, "table", table)
+    if not is_known:
+        arguments.row_index("tokens", tokens, "table", table)
     rows, channels = table.shape
     if padding_idx is not None:
         padding_idx = arguments.row("padding_idx", padding_idx, rows)
