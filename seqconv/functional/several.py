@@ -71,8 +71,8 @@ def embedding_conv1ds_call(
     calls = []
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         try:
-            given = (tokens, table, weight, bias, padding_idx, convolution, None, folded_dtype)
-            calls.append(embedding_call(*given, is_known=number > 0))
+            one = (tokens, table, weight, bias, padding_idx, convolution, None, folded_dtype)
+            calls.append(embedding_call(*one, is_known=number > 0))
         except (TypeError, ValueError) as error:
             message = str(error)
             for name in ("weight", "bias", "kernel_size"):
