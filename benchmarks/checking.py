@@ -40,7 +40,7 @@ def check(candidate: Candidate) -> dict[str, tuple[float, float]]:
     """
     provider = candidate.provider
     kind = operation(candidate.case.operation)
-    case = kind.checked(candidate.case)
+    case = candidate.case if provider.one_batch else kind.checked(candidate.case)
     placed = replace(case, layout=candidate.placed.layout)
     report: dict[str, tuple[float, float]] = {}
     with precision(case):

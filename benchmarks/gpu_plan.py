@@ -1,5 +1,8 @@
 """What ``make gpu`` times, in which order: what was promised first, what takes long to get ready last.
 
+Behind the promised figures come their reasons (each kernel alone), then a part of everything, then the rest of it: a
+run that is cut off at any time has something of each kind.
+
 A stage takes at most its share of the benchmarks' time, and never what later stages have reserved; a stage that is
 done sooner leaves the rest to those behind it. On a CPU the plan is a rehearsal: every job, on tiny batches.
 """
@@ -21,12 +24,12 @@ from benchmarks.registry import Case
 __all__ = ["Job", "Stage", "ours", "stages"]
 
 AUTO, EAGER, COMPILED = "seqconv auto", "torch eager", "torch.compile"
-SLOW = ("torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs")
+SLOW = "torch.compile max-autotune"
 FIGURES = ("imdb1", "jena1")  # the layers that figures were promised of,
 FAST = ("bfloat16", "tf32")  # in these precisions,
 LARGE, SMALL = 4096, 128  # at the larger of these batch sizes
 PASSES = ("forward", "forward_backward")
-SWEPT = 200
+SWEPT, SWEPT_FIRST = 200, 25
 REHEARSED = 2  # samples of a batch on a CPU, and shapes of the sweep
 
 
@@ -34,9 +37,9 @@ REHEARSED = 2  # samples of a batch on a CPU, and shapes of the sweep
 class Job:
     """One piece of work for :mod:`.gpu_worker`.
 
-    ``kind``: ``"comparison"`` of two providers on a case, ``"limits"`` of the card, ``"overhead"`` of a call in a mode
-    of :mod:`.dispatch`, which is the ``provider`` then. ``seconds`` go to a comparison's rounds; ``patience`` is how
-    long the parent waits for an answer.
+    ``kind``: ``"comparison"`` of two providers on a case, ``"parts"`` of a case's layer by one provider, ``"limits"``
+    of the card, ``"overhead"`` of a call in a mode of :mod:`.dispatch`, which is the ``provider`` then. ``seconds`` go
+    to a comparison's rounds, or to each part; ``patience`` is how long the parent waits for an answer.
     """
 
     kind: str
@@ -50,7 +53,7 @@ class Job:
     def __str__(self) -> str:
         if self.case is None:
             return f"{self.suite} {self.provider}".strip()
-        return f"{self.case}: {self.provider}, against {self.against}"
+        return f"{self.case}: {self.provider}" + (f", against {self.against}" if self.against else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return what :meth:`from_dict` needs."""
@@ -85,23 +88,35 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         for case in passes(FIGURES, FAST, batches[:1], device)
         for against in (BETTER, EAGER)
     ]
-    found = [
-        Stage("limits", [Job("limits", "roofline"), *overheads()]),
-        Stage("promised figures", figures),
-        Stage("training steps", list(steps(device, batches[::-1]))),
-        Stage("torch.compile", [peer(job, COMPILED) for job in figures if job.against == EAGER], most=0.3),
+    eager = [job for job in figures if job.against == EAGER]
+    every_step, swept = list(steps(device, batches[::-1])), list(sweep(device))
+    first_steps = [job for job in every_step if is_first_step(job, batches[-1])]
+    first = len(PASSES) * (SWEPT_FIRST if device != "cpu" else 1)
+    limits = Stage("limits", [Job("limits", "roofline"), *overheads()])
+    promised = Stage("promised figures", figures)
+    alone = Stage("kernels alone", list(parts(device, batches)), most=0.3)
+    trained = Stage("training steps", first_steps, most=0.25)
+    compiled = Stage("torch.compile", [*(peer(job, COMPILED) for job in eager), *compiled_steps(device, batches[-1])],
+                     most=0.3)  # fmt: skip
+    slow = [replace(peer(job, SLOW), patience=150.0) for job in eager]
+    tuned = Stage("max-autotune", [*slow, *slow_steps(device, batches[-1])], reserved=0.15)
+    if quick:
+        return [limits, promised, trained, compiled, tuned]
+    return [
+        limits,
+        promised,
+        alone,
+        trained,
+        Stage("sweep", swept[:first], most=0.35),
+        compiled,
+        Stage("all layers", list(layers(device, batches)), most=0.3),
+        Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
+        Stage("gathered rows", list(gathered(device)), most=0.15),
+        Stage("other training steps", [job for job in every_step if job not in first_steps], most=0.2),
+        Stage("predictions", list(predictions(device, batches[::-1])), most=0.2),
+        Stage("other random shapes", swept[first:], most=0.3),
+        tuned,
     ]
-    if not quick:
-        found += [
-            Stage("sweep", list(sweep(device)), most=0.25),
-            Stage("all layers", list(layers(device, batches)), most=0.3),
-            Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
-            Stage("gathered rows", list(gathered(device)), most=0.15),
-            Stage("predictions", list(predictions(device, batches[::-1])), most=0.2),
-        ]
-    slow = [replace(peer(job, name), patience=150.0) for job in figures if job.against == EAGER for name in SLOW]
-    found.append(Stage("max-autotune", [*slow, *slow_steps(device, batches[-1])], reserved=0.25))
-    return found
 
 
 def passes(
@@ -139,9 +154,19 @@ def steps(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
                     case = step_case(name, "training_step", batch=batch, dtype=dtype, device=device)
                     for against in (rnn, EAGER):
                         yield Job("comparison", "rivals", case, AUTO + suffix, against + suffix)
-    for name in RNNS:
-        case = step_case(name, "training_step", batch=batches[0], dtype="tf32", device=device)
-        for suffix in (GRAPH, ""):
+
+
+def is_first_step(job: Job, batch: int) -> bool:
+    """Tell whether a training step is one of those that come first: graphs of small batches in the usual precisions."""
+    assert job.case is not None
+    return job.provider.endswith(GRAPH) and job.case.shape["N"] == batch and job.case.dtype in FAST
+
+
+def compiled_steps(device: str, batch: int) -> Iterator[Job]:
+    """Yield training steps of compiled models."""
+    for suffix in (GRAPH, ""):
+        for name in RNNS:
+            case = step_case(name, "training_step", batch=batch, dtype="tf32", device=device)
             yield Job("comparison", "rivals", case, COMPILED + suffix, EAGER + suffix, patience=100.0)
 
 
@@ -149,7 +174,27 @@ def slow_steps(device: str, batch: int) -> Iterator[Job]:
     """Yield training steps under max-autotune."""
     for name in RNNS:
         case = step_case(name, "training_step", batch=batch, dtype="tf32", device=device)
-        yield Job("comparison", "rivals", case, SLOW[0] + GRAPH, EAGER + GRAPH, patience=150.0)
+        yield Job("comparison", "rivals", case, SLOW + GRAPH, EAGER + GRAPH, patience=150.0)
+
+
+def parts(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+    """Yield the kernels alone: those of promised figures first, exact float32 last."""
+    first = [(name, dtype) for name in FIGURES for dtype in FAST]
+    others = [(name, dtype) for name in LAYERS if name not in FIGURES for dtype in FAST]
+    exact = [(name, "float32") for name in FIGURES]
+    mode, layout = "forward_backward", "channels_last"
+    for group, tokens in ((first, FAST), (others, ()), (exact, ())):
+        cases = [
+            layer_case(name, mode, batch=batch, dtype=dtype, layout=layout, device=device)
+            for batch in batches
+            for name, dtype in group
+        ]
+        case = embedding_case("imdb1", mode, device=device)
+        cases += [
+            replace(case, dtype=dtype, shape={**case.shape, "N": batch}) for batch in batches[::-1] for dtype in tokens
+        ]
+        for one in cases:
+            yield Job("parts", "kernels alone", one, ours(device), seconds=0.15)
 
 
 def predictions(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
@@ -193,8 +238,9 @@ def gathered(device: str) -> Iterator[Job]:
 
 
 def sweep(device: str) -> Iterator[Job]:
-    """Yield the random shapes, all forward before any backward, in TF32, which torch's convolutions use by default."""
-    count = SWEPT if device != "cpu" else REHEARSED
-    for mode in PASSES:
-        for case in sweep_cases((mode,), count, device):
-            yield Job("comparison", "sweep", replace(case, dtype="tf32"), AUTO, BETTER, seconds=0.1)
+    """Yield the random shapes, in TF32, which torch's convolutions use by default.
+
+    Both passes of a shape come behind each other: a sweep that is cut off has as many of one as of the other.
+    """
+    for case in sweep_cases(PASSES, SWEPT if device != "cpu" else REHEARSED, device):
+        yield Job("comparison", "sweep", replace(case, dtype="tf32"), AUTO, BETTER, seconds=0.1)

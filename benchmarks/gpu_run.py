@@ -10,12 +10,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks import timing
+from benchmarks import gpu_parts, timing
 from benchmarks.gpu_plan import Job, Stage
 
 __all__ = ["Found", "run"]
@@ -67,7 +67,8 @@ def run(
                     answer = worker.ask(job, job.patience, max(deadline - time.monotonic(), 1.0))
                 take(found, job, answer, wrong)
                 if left > 0:
-                    print(f"[{number}/{total}, {time.monotonic() - began:.0f} s] {line(job, answer)}", flush=True)
+                    text = line(job, answer, found.limits)
+                    print(f"[{number}/{total}, {time.monotonic() - began:.0f} s] {text}", flush=True)
             save(found)
     finally:
         worker.stop()
@@ -76,7 +77,7 @@ def run(
 
 def sides(job: Job) -> tuple[str, ...]:
     """Return the providers whose failure a job would meet again."""
-    return (job.provider, job.against) if job.case else ()
+    return (job.provider, job.against) if job.kind == "comparison" else ()
 
 
 def take(found: Found, job: Job, answer: dict[str, Any], wrong: dict[tuple[str, str], str]) -> None:
@@ -86,18 +87,26 @@ def take(found: Found, job: Job, answer: dict[str, Any], wrong: dict[tuple[str, 
         found.figures.append(answer["figures"])
     elif "quantities" in answer:
         found.quantities += answer["quantities"]
+    elif "parts" in answer:
+        found.quantities += gpu_parts.quantities(answer["parts"], found.limits)
+        for one in answer["others"]:
+            named = {**place, "provider": f"{job.provider}: {one['part']}"}
+            if "failed" in one:
+                found.failed.append({**named, "reason": one["failed"]})
+            else:
+                found.left_out.append({**named, "reason": one["left_out"]})
     elif "limits" in answer:
         found.limits = answer["limits"]
     elif "left_out" in answer:
         found.left_out.append({**place, "reason": answer["left_out"]})
     else:
         found.failed.append({**place, "reason": answer["failed"]})
-        if job.case:
+        if job.kind == "comparison":
             wrong[str(job.case), place["provider"]] = f"{place['provider']} failed on this case"
 
 
-def line(job: Job, answer: dict[str, Any]) -> str:
-    """Return an answer in a line."""
+def line(job: Job, answer: dict[str, Any], limits: dict[str, Any] | None = None) -> str:
+    """Return an answer in a line, one of several parts in a line for each."""
     if "figures" in answer:
         figures = answer["figures"]
         milliseconds = timing.quartiles(figures["samples"]).median * 1e3
@@ -106,12 +115,27 @@ def line(job: Job, answer: dict[str, Any]) -> str:
     if "quantities" in answer:
         medians = ((one, timing.quartiles(one["samples"]).median) for one in answer["quantities"])
         return f"{job}: " + ", ".join(f"{one['quantity']} {median:.4g} {one['unit']}" for one, median in medians)
+    if "parts" in answer:
+        return "\n".join([f"{job}: {len(answer['parts'])} parts", *lines(answer, limits)])
     if "limits" in answer:
         rates = (f"{dtype} {rate / 1e12:.4g} TFLOP/s" for dtype, rate in answer["limits"]["matrix"].items())
         return f"{job}: copy {answer['limits']['copy'] / 1e12:.4g} TB/s, matrix products {', '.join(rates)}"
     if "left_out" in answer:
         return f"{job}: left out: {answer['left_out']}"
     return f"{job}: FAILED: {answer.get('by', '')}: {answer['failed']}"
+
+
+def lines(answer: dict[str, Any], limits: dict[str, Any] | None) -> Iterator[str]:
+    """Yield a line for each part of a layer."""
+    for one in answer["parts"]:
+        values = gpu_parts.quantities([one], limits)
+        spread = [timing.quartiles(value["samples"]) for value in values]
+        text = f"{spread[0].median:.4g} µs ({spread[0].q1:.4g}-{spread[0].q3:.4g})"
+        text += f", {spread[2].median:.3g} times its floor of {spread[1].median:.4g} µs" if limits else ""
+        yield f"  {one['case']}: {one['part']}: {text}"
+    for one in answer["others"]:
+        reason = f"FAILED: {one['failed']}" if "failed" in one else f"left out: {one['left_out']}"
+        yield f"  {one['part']}: {reason}"
 
 
 class Worker:

@@ -1,8 +1,10 @@
 """Compile while the tests run: ``python -m benchmarks.gpu_warm DEVICE NUMBER OF`` does every OF-th case from NUMBER on.
 
-Kernels of seqconv do not depend on the batch, so two samples will do; what torch.compile makes does, so that it gets
-whole batches, in process 0 alone for the memory's sake. What is compiled stays in the caches of Triton and torch on
-disk; the benchmarks then find it there. Nothing is timed, and what fails here fails there again, and is recorded.
+Kernels of seqconv do not depend on the batch, so two samples will do, except for tokens, where the batch decides
+whether the table is folded; what torch.compile makes does, so that it gets whole batches, in process 0 alone for the
+memory's sake. The order is the plan's: what is not reached belongs to its last stages. What is compiled stays in the
+caches of Triton and torch on disk; the benchmarks then find it there. Nothing is timed, and what fails here fails there
+again, and is recorded.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_plan
+from benchmarks import gpu_parts, gpu_plan
 from benchmarks.gpu_plan import COMPILED, Job, Stage
+from benchmarks.operations.models import model_of
 from benchmarks.precision import precision
-from benchmarks.registry import operation
+from benchmarks.registry import Case, operation
 
-__all__ = ["beside", "main", "wanted"]
+__all__ = ["beside", "main", "reads_tokens", "wanted"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 2
@@ -58,24 +61,46 @@ def main() -> None:
 
 
 def wanted(plan: list[Stage], number: int, count: int) -> list[Job]:
-    """Return a process' jobs: its share of seqconv's in the plan's order; in process 0 torch.compile's first."""
+    """Return a process' jobs: torch.compile's are those of process 0, seqconv's are shared by the others.
+
+    Both are in the plan's order; a single process does seqconv's first.
+    """
     jobs = [job for stage in plan for job in stage.jobs if job.case is not None]
     compiled = [job for job in jobs if job.provider == COMPILED]
-    ours = list({str(one.case): one for one in map(small, jobs) if "seqconv" in one.provider}.values())
-    return (compiled if number == 0 else []) + ours[number::count]
+    known: dict[tuple[str, str], Job] = {}
+    for one in map(small, jobs):
+        if "seqconv" in one.provider:
+            known.setdefault((one.kind, str(one.case)), one)
+    ours = list(known.values())
+    if count == 1:
+        return ours + compiled
+    return compiled if number == 0 else ours[number - 1 :: count - 1]
 
 
 def small(job: Job) -> Job:
-    """Return a job of a few samples, as an eager call."""
+    """Return a job as an eager call, of a few samples unless their number decides what runs."""
     assert job.case is not None
-    case = replace(job.case, shape={**job.case.shape, "N": SAMPLES})
+    case = job.case
+    if job.kind == "parts" or not reads_tokens(case):
+        case = replace(case, shape={**case.shape, "N": SAMPLES})
     return replace(job, case=case, provider=job.provider.removesuffix(gpu_plan.GRAPH))
+
+
+def reads_tokens(case: Case) -> bool:
+    """Tell whether a case begins with an embedding: it is folded if there are samples enough."""
+    return case.operation.startswith("embedding") or (case.operation == "rivals" and model_of(case).takes == "tokens")
 
 
 def compile_for(job: Job) -> None:
     """Call a job's provider once."""
     assert job.case is not None
     kind, case = operation(job.case.operation), job.case
+    if job.kind == "parts":
+        with torch.no_grad(), precision(case):
+            for _name, make in gpu_parts.parts(case, job.provider.removeprefix("seqconv ")):
+                with contextlib.suppress(Exception):
+                    make().calls[0]()
+        return
     with precision(case):
         step = kind.step(case, kind.providers[job.provider].make(case), kind.inputs(case, "random"), case.torch_dtype)
         step.prepare()

@@ -3,9 +3,9 @@
 Why a process: a kernel that reads where it must not leaves its process without a GPU for good, and one that never
 ends would hold up all others. Whoever started this one can start another and go on (see :mod:`.gpu_run`).
 
-An answer has ``figures`` (see ``results.measurement``), ``quantities``, ``limits``, ``left_out`` (why a provider does
-not serve) or ``failed`` (what was raised) with ``by``, whose failure it was; ``broken`` where the process should not
-be asked again.
+An answer has ``figures`` (see ``results.measurement``), ``quantities``, ``parts`` (see :mod:`.gpu_parts`) with
+``others``, which of them failed or do not exist, ``limits``, ``left_out`` (why a provider does not serve) or ``failed``
+(what was raised) with ``by``, whose failure it was; ``broken`` where the process should not be asked again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import dispatch, roofline, timing
+from benchmarks import dispatch, gpu_parts, roofline, timing
 from benchmarks.checking import Wrong, check
 from benchmarks.gpu_plan import Job, ours
 from benchmarks.precision import precision
@@ -29,7 +29,7 @@ from benchmarks.registry import Candidate, Case, Comparison, Provider, drawn, op
 
 __all__ = ["answer", "compare", "main"]
 
-OVERHEAD_ROUNDS = 15
+OVERHEAD_ROUNDS = 9
 LONGEST = 600  # characters of a message
 
 BLOCK_WALL = 0.005  # seconds
@@ -55,6 +55,8 @@ def answer(job: Job, device: str) -> dict[str, Any]:
             return {"limits": roofline.measure(device, 1.0 if device != "cpu" else 0.02)}
         if job.kind == "overhead":
             return {"quantities": overhead(job, device)}
+        if job.kind == "parts":
+            return alone(job, device)
         return compare(job, side)
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
@@ -85,6 +87,22 @@ def overhead(job: Job, device: str) -> list[dict[str, Any]]:
     samples = dispatch.microseconds(sides, job.provider, OVERHEAD_ROUNDS)
     place = {"suite": "dispatch", "case": f"tiny, {job.provider}, {device}", "provider": f"seqconv {backend}"}
     return [{**place, "quantity": name, "unit": "µs", "samples": one} for name, one in samples.items()]
+
+
+def alone(job: Job, device: str) -> dict[str, Any]:
+    """Time the kernels of a job's layer, each alone."""
+    assert job.case is not None
+    backend = job.provider.removeprefix("seqconv ")
+    if reason := gpu_parts.refused(job.case, backend):
+        return {"left_out": reason, "by": job.provider}
+    broken: list[bool] = []
+
+    def tell() -> bool:
+        broken.append(is_broken(device))
+        return broken[-1]
+
+    parts, others = gpu_parts.measure(job.case, backend, job.seconds, tell)
+    return {"parts": parts, "others": others, "broken": any(broken)}
 
 
 def compare(job: Job, side: list[str]) -> dict[str, Any]:

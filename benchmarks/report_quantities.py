@@ -10,6 +10,7 @@ from benchmarks.tables import tabulate
 __all__ = ["TITLES", "sections"]
 
 TITLES = {
+    "kernels alone": "Kernels alone, each out of a CUDA graph of several calls, beside its own bytes or operations:",
     "peak": "Forward pass beside the CPU's multiply-add peak, a loop in registers, both in the same run:",
     "dispatch": "A call beside its kernel alone, at a tiny shape:",
     "memory": "Memory of one forward and backward pass, each side in a process of its own:",

@@ -17,7 +17,7 @@ import torch
 from benchmarks.operations.conv_pool import conv_positions
 from benchmarks.registry import Case
 
-__all__ = ["bytes_moved", "floor_seconds", "measure", "operations_done", "share"]
+__all__ = ["bytes_moved", "floor_seconds", "longer", "measure", "numbers", "operations_done", "share"]
 
 SIDES = {"bfloat16": 8192, "tf32": 8192, "float32": 4096}  # of the square matrices
 COPY_BYTES = 2 << 30
@@ -94,8 +94,12 @@ def operations_done(case: Case) -> int:
 
 def floor_seconds(case: Case, limits: Mapping[str, Any]) -> float:
     """Return the least seconds of a layer on a card of these limits."""
-    rate = limits["matrix"][DTYPES.get(case.dtype, case.dtype)]
-    return max(bytes_moved(case) / limits["copy"], operations_done(case) / rate)
+    return longer(bytes_moved(case), operations_done(case), case.dtype, limits)
+
+
+def longer(size: int, operations: int, dtype: str, limits: Mapping[str, Any]) -> float:
+    """Return the seconds of so many bytes or of so many operations, whichever take longer."""
+    return max(size / limits["copy"], operations / limits["matrix"][DTYPES.get(dtype, dtype)])
 
 
 def share(case: Mapping[str, Any], seconds: float, limits: Mapping[str, Any] | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.operations.steps import TensorStep, grid_values, place
+from benchmarks.operations.steps import TensorStep, grid_values, place, seeded
 from benchmarks.operations.torch_peers import no_device, torch_providers
 from benchmarks.registry import Case, Operation, Provider, drawn, operation
 from benchmarks.timing import Side, fastest, stopwatch_for
@@ -152,7 +151,7 @@ class ConvPool(Operation):
         n, c, length, o, k = (case.shape[letter] for letter in "NCLOK")
         positions = conv_positions(case)
         pooled = (n, o, positions // case.shape["P"]) if case.shape["P"] else (n, o)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
+        generator = seeded(case, values)
         if values == "exact":
             grid = partial(grid_values, generator)
             return {
@@ -161,7 +160,7 @@ class ConvPool(Operation):
                 "bias": grid((o,), 64, 64),
                 "gradient": grid(pooled, 16, 8),
             }
-        normal = partial(torch.randn, generator=generator)
+        normal = partial(torch.randn, generator=generator, device=generator.device)
         return {
             "input": normal(n, c, length),
             "weight": normal(o, c, k) / (c * k) ** 0.5,

@@ -6,7 +6,6 @@ the task are common: ``(N, C, L)`` in, 32 features out. On a GPU the LSTM and th
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.operations.conv_pool import LAYERS, operations
-from benchmarks.operations.steps import TensorStep, place
+from benchmarks.operations.steps import TensorStep, place, seeded
 from benchmarks.operations.torch_peers import no_device
 from benchmarks.registry import Case, Operation, Provider, operation
 
@@ -60,8 +59,8 @@ class Layers(Operation):
 
     def inputs(self, case: Case, values: str) -> dict[str, Tensor]:
         """Return the input; the gradient depends on the layer's output and is drawn with it."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
-        return {"input": torch.randn(case.shape["N"], case.shape["C"], case.shape["L"], generator=generator)}
+        generator, shape = seeded(case, values), [case.shape[letter] for letter in "NCL"]
+        return {"input": torch.randn(shape, generator=generator, device=generator.device)}
 
     def step(self, case: Case, function: nn.Module, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TensorStep:
         """Return the module at work."""

@@ -56,7 +56,8 @@ class Rivals(Models):
             self.add("torch eager" + suffix, eager_model, graphed, baseline=True)
             for name in COMPILED:
                 make = partial(compiled_model, COMPILE_MODES[name])
-                self.add(name + suffix, make, graphed, slow=name != "torch.compile", cannot=cannot_compile)
+                slow = name != "torch.compile"
+                self.add(name + suffix, make, graphed, slow=slow, one_batch=True, cannot=cannot_compile)
             self.add("seqconv auto" + suffix, seqconv_model, graphed, ours=True)
 
     def add(

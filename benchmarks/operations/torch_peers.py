@@ -20,9 +20,8 @@ Function = Callable[..., Any]
 COMPILE_MODES = {
     "torch.compile": "default",
     "torch.compile max-autotune": "max-autotune-no-cudagraphs",
-    "torch.compile max-autotune, CUDA graphs": "max-autotune",
 }
-GPU_ONLY = ("torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs")
+GPU_ONLY = ("torch.compile max-autotune",)
 copies = itertools.count()
 
 
@@ -48,7 +47,7 @@ def compiled(name: str, mode: str, function: Function) -> Provider:
             return "is for GPUs"
         return cannot_compile(case)
 
-    return Provider(name, make, unavailable=unavailable, slow=name in GPU_ONLY)
+    return Provider(name, make, unavailable=unavailable, slow=name in GPU_ONLY, one_batch=True)
 
 
 def cannot_compile(case: Case) -> str | None:

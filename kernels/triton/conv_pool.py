@@ -37,6 +37,7 @@ __all__ = [
     "conv1d_relu_max_pool1d_forward",
     "launch_global",
     "launch_windows",
+    "neighbours",
     "refuse",
     "refuse_dtype",
     "refuse_geometry",
@@ -109,7 +110,7 @@ def launch_windows(
         if resident:
             programs = min(programs, PROGRAMS * processors(source.device))
         kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
-            source, filters, bias, out, argmax, count, windows, rows.length, positions,
+            source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             window_step=pool.stride * convolution.stride,
             window_start=-pool.padding * convolution.stride - convolution.padding[0],
@@ -145,7 +146,7 @@ def launch_global(
     with on_device(source):
         filters, pitch = packed(weight)
         kernels.forward_global_kernel[(rows.samples * -(-outputs // tile.block_o),)](
-            source, filters, bias, out, argmax, rows.length, positions,
+            source, filters, neighbours(bias), out, argmax, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
             C=channels, O=outputs, K=size, PITCH=pitch,
@@ -216,6 +217,14 @@ def packed(weight: Tensor) -> tuple[Tensor, int]:
     filters = launch_over_weights(weight, True)
     assert filters is not None
     return filters, filters.size(1)
+
+
+def neighbours(bias: Tensor | None) -> Tensor | None:
+    """Return a bias whose numbers are next to each other, as the kernels read them: itself, or a copy if they are not.
+
+    A stride would be one more argument of four kernels; a copy is of ``O`` numbers, and only for a bias that is a view.
+    """
+    return None if bias is None else bias.contiguous()
 
 
 def keeps_weights(tile: Forward, channels: int) -> bool:

@@ -165,7 +165,7 @@ def pool_tile(
 def forward_windows_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
     w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
-    bias: tl.tensor,  # (O,)
+    bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
     argmax: tl.tensor,  # (N, Q, O)
     rows: tl.int64,  # N * Q
@@ -245,7 +245,7 @@ def forward_windows_kernel(
 def forward_global_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
     w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
-    bias: tl.tensor,  # (O,)
+    bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
     length: tl.int32,  # L

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import folded_configuration
-from .conv_pool import is_padded, launch_global, launch_windows, new_argmax, refuse_dtype, refuse_geometry
+from .conv_pool import is_padded, launch_global, launch_windows, neighbours, new_argmax, refuse_dtype, refuse_geometry
 from .fold import fold, folded_shape
 from .gather_plans import PLANS, forward_plan, kind_of
 from .launch import on_device
@@ -220,14 +220,14 @@ def _add(
     with on_device(folded):
         if pool is None:
             kernels.folded_global_kernel[(rows.samples * tiles_o,)](
-                folded, bias, out, argmax, rows.length, positions, *index,
+                folded, neighbours(bias), out, argmax, rows.length, positions, *index,
                 window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
                 CHECK=convolution.padding != (0, 0), **shape, **wants, **blocks,
             )  # fmt: skip
         else:
             count = rows.samples * windows
             kernels.folded_windows_kernel[(-(-count // tile.block_m) * tiles_o,)](
-                folded, bias, out, argmax, count, windows, rows.length, positions, *index,
+                folded, neighbours(bias), out, argmax, count, windows, rows.length, positions, *index,
                 window_step=pool.stride * convolution.stride,
                 window_start=-pool.padding * convolution.stride - convolution.padding[0],
                 phase_step=pool.dilation * convolution.stride, tap_step=convolution.dilation,

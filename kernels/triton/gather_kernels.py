@@ -105,7 +105,10 @@ def add_rows(
         for i in tl.static_range(UNROLL):
             k = k0 + i
             b_i = b_at + k * tap_step
-            m = m_x
+            m_k = m_x
+            if K % UNROLL:  # there may be no token behind the last tap's
+                m_k = m_k & (k < K)
+            m = m_k
             if CHECK:
                 m = m & (b_i >= 0) & (b_i < length)
             if TOKENS:
@@ -114,18 +117,15 @@ def add_rows(
                 b_row, m = look_up(p_index, m, count)
                 b_row += b_i.to(tl.int64) * step
             b_row = tl.where(m, b_row, empty)
-            m = m_x
-            if K % UNROLL:
-                m = m & (k < K)
             p = folded + (b_row * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
-            acc += tl.load(p, mask=m[:, None] & (b_o < WIDTH)[None, :], other=0.0).to(tl.float32)
+            acc += tl.load(p, mask=m_k[:, None] & (b_o < WIDTH)[None, :], other=0.0).to(tl.float32)
     return acc
 
 
 @triton.jit(do_not_specialize=SIZES)
 def folded_windows_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
-    bias: tl.tensor,  # (O,)
+    bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, Q, O), contiguous
     argmax: tl.tensor,  # (N, Q, O)
     rows: tl.int64,  # N * Q
@@ -191,7 +191,7 @@ def folded_windows_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def folded_global_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
-    bias: tl.tensor,  # (O,)
+    bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
     length: tl.int32,  # L

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import sys
 import time
@@ -11,10 +13,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_plan, gpu_run, gpu_tests, gpu_warm, gpu_worker, report, report_gpu, results
+from benchmarks import (
+    checking,
+    gpu,
+    gpu_parts,
+    gpu_plan,
+    gpu_run,
+    gpu_tests,
+    gpu_warm,
+    gpu_worker,
+    registry,
+    report,
+    report_gpu,
+    results,
+)
 from benchmarks.gpu_plan import Job, Stage
+from benchmarks.operations import steps
 from benchmarks.operations.conv_pool import layer_case, max_pool
-from benchmarks.registry import Case, Provider, operation
+from benchmarks.registry import Candidate, Case, Provider, operation
+from seqconv.backends import BackendError
+from seqconv.functional.passes import Passes
 
 TINY = Case(
     "conv1d_relu_max_pool1d", "tiny", {"N": 2, "C": 3, "L": 12, "O": 4, "K": 3, "P": 2}, "forward_backward", "float32"
@@ -24,7 +42,8 @@ TINY = Case(
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_plan_has_promised_figures_first_and_what_compiles_for_long_last(device):
     plan = gpu_plan.stages(device)
-    assert [stage.name for stage in plan[:3]] == ["limits", "promised figures", "training steps"]
+    first = ["limits", "promised figures", "kernels alone", "training steps", "sweep", "torch.compile"]
+    assert [stage.name for stage in plan[:6]] == first
     tuned = [stage for stage in plan if any("max-autotune" in job.provider for job in stage.jobs)]
     assert tuned == [plan[-1]]
     assert sum(stage.reserved for stage in plan) < 0.5
@@ -34,10 +53,42 @@ def test_the_plan_has_promised_figures_first_and_what_compiles_for_long_last(dev
             assert job.case.device == device
             providers = operation(job.case.operation).providers
             known = {*providers, "seqconv triton", "convolution, seqconv triton"}
+            if job.kind == "parts":
+                assert (job.provider, job.against) == (gpu_plan.ours(device), "")
+                continue
             assert {job.provider, job.against} <= known
             assert providers[job.against].baseline
     quick = gpu_plan.stages(device, quick=True)
-    assert [stage.name for stage in quick[3:]] == ["torch.compile", "max-autotune"]
+    assert [stage.name for stage in quick[2:]] == ["training steps", "torch.compile", "max-autotune"]
+
+
+def test_a_plan_that_is_cut_off_has_something_of_each_kind():
+    plan = {stage.name: stage.jobs for stage in gpu_plan.stages("cuda")}
+    steps = plan["training steps"]
+    assert {(job.case.dtype, job.case.shape["N"]) for job in steps} == {("tf32", 128), ("bfloat16", 128)}
+    assert all(job.provider.endswith(", CUDA graph") for job in steps)
+    assert {job.against for job in steps} >= {"LSTM(32), CUDA graph", "GRU(32), CUDA graph"}
+    swept = [job.case for job in plan["sweep"]]
+    assert [case.mode for case in swept] == ["forward", "forward_backward"] * 25
+    assert [case.name for case in swept[::2]] == [case.name for case in swept[1::2]]
+    rest = [job.case for job in plan["other random shapes"]]
+    assert len({case.name for case in (*swept, *rest)}) == 200
+    assert not {case.name for case in swept} & {case.name for case in rest}
+    every = [str(job) for jobs in plan.values() for job in jobs]
+    assert len(every) == len(set(every))
+
+
+def test_the_kernels_alone_are_those_of_all_layers():
+    jobs = next(stage.jobs for stage in gpu_plan.stages("cuda") if stage.name == "kernels alone")
+    found = [(job.case.name.partition(",")[0], job.case.operation, job.case.dtype, job.case.shape["N"]) for job in jobs]
+    assert len(found) == len(set(found)) == 24
+    pool, whole = "conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d"
+    for batch in (128, 4096):
+        for dtype in ("bfloat16", "tf32"):
+            assert {("imdb2", whole, dtype, batch), ("imdb1", "embedding_" + pool, dtype, batch)} <= set(found)
+            assert {(name, pool, dtype, batch) for name in ("imdb1", "jena1", "jena2")} <= set(found)
+        assert {name for name, _, dtype, size in found if (dtype, size) == ("float32", batch)} == {"imdb1", "jena1"}
+    assert found[0] == ("imdb1", pool, "bfloat16", 4096)
 
 
 def test_the_plan_has_every_promised_case():
@@ -46,7 +97,7 @@ def test_the_plan_has_every_promised_case():
         for layer in ("imdb1", "jena1"):
             for mode in ("forward", "forward_backward"):
                 case = layer_case(layer, mode, batch=4096, dtype=dtype, layout="channels_last", device="cuda")
-                for peer in ("torch.compile", "torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs"):
+                for peer in ("torch.compile", "torch.compile max-autotune"):
                     assert f"{case}: {peer}, against torch eager" in jobs
                 assert f"{case}: seqconv triton, against torch eager" in jobs
     assert sum("sweep" in stage.name for stage in gpu_plan.stages("cuda")) == 1
@@ -58,12 +109,23 @@ def test_the_plan_has_every_promised_case():
 def test_each_kernel_is_compiled_by_one_background_process():
     plan = gpu_plan.stages("cuda")
     parts = [gpu_warm.wanted(plan, number, 3) for number in range(3)]
-    ours = [str(job.case) for part in parts for job in part if "seqconv" in job.provider]
-    assert len(ours) == len(set(ours))
+    ours = [job for part in parts for job in part if "seqconv" in job.provider]
+    assert len(ours) == len({(job.kind, str(job.case)) for job in ours})
     names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton"}
     assert {job.provider for part in parts[1:] for job in part} <= names
-    assert {job.case.shape["N"] for part in parts for job in part if "seqconv" in job.provider} == {gpu_warm.SAMPLES}
-    assert parts[0][0].provider == "torch.compile"
+    assert {job.provider for job in parts[0]} == {"torch.compile"}
+    assert {job.case.shape["N"] for job in parts[0]} == {128, 4096}
+    (alone,) = (gpu_warm.wanted(plan, 0, 1),)
+    assert alone[0] == parts[1][0]
+    assert alone[0].case.name == "imdb1"
+    assert alone[-1].provider == "torch.compile"
+
+
+def test_a_batch_is_cut_for_compilation_unless_it_decides_what_runs():
+    for job in gpu_warm.wanted(gpu_plan.stages("cuda"), 1, 2):
+        tokens = job.case.operation.startswith("embedding") or job.case.name.startswith("imdb_convnet")
+        whole = tokens and job.kind != "parts"  # whose plans are named
+        assert job.case.shape["N"] in ((128, 4096) if whole else (gpu_warm.SAMPLES,))
 
 
 @pytest.fixture
@@ -149,6 +211,241 @@ def test_overheads_are_quantities(monkeypatch):
     found = gpu_worker.answer(Job("overhead", "dispatch", provider="no grad"), "cpu")["quantities"]
     assert {one["quantity"] for one in found} == {"call", "kernel", "torch eager", "dispatch"}
     assert all(one["unit"] == "µs" and len(one["samples"]) == 2 for one in found)
+
+
+class Kernels:
+    """Two passes that do what torch does, and note what they were asked for."""
+
+    def __init__(self, monkeypatch, module: str = "conv_pool_backward"):
+        self.asked, self.fails = [], {}
+        self.module = importlib.import_module(f"seqconv.kernels.numba.{module}")
+        monkeypatch.setattr(gpu_parts, "passes", lambda backend, operation: Passes(self.forward, self.backward, None))
+        monkeypatch.setattr(
+            gpu_parts.backends, "explain_call", lambda *_: (_ for _ in ()).throw(BackendError("not today"))
+        )
+
+    def note(self, name):
+        self.asked.append(name)
+        if name in self.fails:
+            raise RuntimeError(self.fails[name])
+
+    def forward(self, input, weight, bias, convolution, pool, *, want_argmax):
+        self.note("winners" if want_argmax else "forward")
+        output = max_pool(input, weight, bias, pool.size)
+        return output, torch.zeros(output.shape, dtype=torch.int8) if want_argmax else None
+
+    def backward(self, gradient, argmax, input, weight, convolution, pool, *, wanted):
+        self.note(wanted)
+        if hasattr(self.module, "launch_over_weights"):
+            partials = None if wanted[0] else torch.zeros(7, weight.numel())
+            self.module.launch_over_weights(weight, wanted[0], partials)
+
+
+ALONE = Job("parts", "kernels alone", replace(TINY, layout="channels_last"), "seqconv numba", seconds=0.0)
+LIMITS = {"copy": 1e9, "matrix": {"float32": 1e9}}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    kernels = Kernels(monkeypatch)
+    monkeypatch.setattr(gpu_parts, "refused", lambda case, backend: None)
+    return kernels
+
+
+def asked_for(job: Job = ALONE) -> dict:
+    """Return a worker's answer to a job, both as they go from one process to the other."""
+    return json.loads(json.dumps(gpu_worker.answer(Job.from_dict(json.loads(json.dumps(job.as_dict()))), "cpu")))
+
+
+def test_kernels_alone_become_quantities_with_their_floors(kernels):
+    answer = asked_for()
+    assert not answer["broken"]
+    found = gpu_run.Found(limits=LIMITS)
+    gpu_run.take(found, ALONE, answer, {})
+    assert not found.failed
+    assert {one["provider"] for one in found.left_out} == {"seqconv numba: partial sums", "seqconv numba: weight pack"}
+    names = ["forward", "forward, winners kept", "weight gradient, its sums too", "input gradient, its pack too"]
+    assert list(dict.fromkeys(one["provider"] for one in found.quantities)) == names
+    floors = [one["samples"][0] for one in found.quantities if one["quantity"] == "its floor"]
+    x, w, b, y = 2 * 3 * 12, 4 * 3 * 3, 4, 2 * 4 * 5
+    products = 2 * 2 * 4 * 10 * 9 / 1e9  # 10 positions, 9 numbers each: longer than their bytes, but for the last
+    size = [4 * (x + w + b + y) / 1e9, (4 * (x + w + b + y) + y) / 1e9] + 2 * [(4 * (y + x + w + b) + y) / 1e9]
+    assert floors == pytest.approx([1e6 * max(products, one) for one in size])
+    calls = {one["provider"]: one["samples"] for one in found.quantities if one["quantity"] == "a call"}
+    over = {one["provider"]: one["samples"] for one in found.quantities if one["quantity"] == "over"}
+    assert over["forward"] == pytest.approx([each / floors[0] for each in calls["forward"]])
+    assert len(calls["forward"]) == gpu_parts.FEWEST_REPLAYS
+    lines = gpu_run.line(ALONE, answer, LIMITS).splitlines()
+    assert lines[1].startswith("  tiny float32 N 2, inputs warm in L2: forward: ")
+    assert f"times its floor of {floors[0]:.4g} µs" in lines[1]
+    assert len(lines) == 7
+    run = results.collect([], [], command="", load=0.0, exit_code=0, quantities=found.quantities)
+    text = report.terminal(json.loads(json.dumps(run)))
+    assert "Kernels alone" in text
+    assert "over, floors" in text
+
+
+def test_without_limits_kernels_alone_have_a_time_only(kernels):
+    found = gpu_run.Found()
+    gpu_run.take(found, ALONE, asked_for(), {})
+    assert {one["quantity"] for one in found.quantities} == {"a call"}
+
+
+def test_a_layer_without_an_input_gradient_has_no_such_part(kernels):
+    answer = asked_for(replace(ALONE, case=replace(ALONE.case, input_gradient=False)))
+    assert "input gradient, its pack too" not in {one["part"] for one in answer["parts"]}
+    assert (True, False, False) not in kernels.asked
+
+
+def test_the_launch_over_the_weights_is_timed_alone(kernels, monkeypatch):
+    launched = []
+    monkeypatch.setattr(kernels.module, "launch_over_weights", lambda *given: launched.append(given[1]), raising=False)
+    original = kernels.module.launch_over_weights
+    answer = asked_for()
+    assert kernels.module.launch_over_weights is original
+    sizes = {one["part"]: one["bytes"] for one in answer["parts"]}
+    assert sizes["weight pack"] == 2 * 4 * 36
+    assert sizes["partial sums"] == 4 * 7 * 36
+    timed = len(kernels.asked)
+    assert launched.count(True) > kernels.asked.count((True, False, False))  # more often than the whole pass
+    assert launched.count(False) > kernels.asked.count((False, True, True))
+    assert timed == len(kernels.asked)
+
+
+def test_a_part_that_fails_leaves_the_others(kernels):
+    kernels.fails[False, True, True] = "out of\nresources"
+    answer = asked_for()
+    found, wrong = gpu_run.Found(), {}
+    gpu_run.take(found, ALONE, answer, wrong)
+    assert {"forward", "input gradient, its pack too"} <= {one["provider"] for one in found.quantities}
+    case = str(ALONE.case)
+    assert found.failed[0] == {
+        "case": case, "provider": "seqconv numba: weight gradient, its sums too",
+        "reason": "RuntimeError: out of resources",
+    }  # fmt: skip
+    assert not wrong  # a comparison finds out by itself
+    assert "weight gradient, its sums too: FAILED: RuntimeError" in gpu_run.line(ALONE, answer)
+
+
+def test_a_card_that_is_lost_is_not_asked_for_more_parts(kernels, monkeypatch):
+    kernels.fails["forward"] = "illegal memory access"
+    monkeypatch.setattr(gpu_worker, "is_broken", lambda device: True)
+    answer = asked_for()
+    assert answer["broken"]
+    assert [one["part"] for one in answer["others"]] == ["forward"]
+    assert not answer["parts"]
+
+
+def test_who_refuses_a_layer_is_left_out(monkeypatch):
+    Kernels(monkeypatch)
+    assert asked_for() == {"left_out": "not today", "by": "seqconv numba"}
+
+
+def test_large_batches_take_turns_on_copies_that_no_cache_holds(kernels):
+    layer = gpu_parts.Layer(replace(ALONE.case, shape={**TINY.shape, "N": gpu_parts.LARGE, "L": 400}), "numba")
+    (first,) = layer.inputs[0]
+    assert first.nbytes == 4 * gpu_parts.LARGE * 3 * 400
+    assert layer.copies == gpu_parts.MOST_COPIES == len({one.data_ptr() for (one,) in layer.inputs})
+    assert all(torch.equal(one, first) and one.stride() == first.stride() for (one,) in layer.inputs)
+    assert gpu_parts.Layer(ALONE.case, "numba").copies == 1
+    assert "warm" in gpu_parts.label(ALONE.case)
+    assert "warm" not in gpu_parts.label(layer.case)
+
+
+def test_a_graph_s_time_is_that_of_its_calls(monkeypatch):
+    """A card where each call takes 1 ms: ten a graph, over two copies in turn, none of them while it is replayed."""
+    now, captured, called = [0.0], [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            self.at = now[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return 1e3 * (other.at - self.at)
+
+    class Graph:
+        def replay(self):
+            now[0] += 1e-3 * len(captured)
+
+        def reset(self):
+            pass
+
+    @contextlib.contextmanager
+    def graph(_graph):
+        before = len(called)
+        yield
+        captured.extend(called[before:])
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fake = SimpleNamespace(
+        Event=Event, CUDAGraph=Graph, graph=graph, Stream=lambda: stream, current_stream=lambda: stream,
+        stream=lambda one: contextlib.nullcontext(), _sleep=lambda cycles: None,
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "cuda", fake)
+
+    def call(copy):
+        called.append(copy)
+        now[0] += 1e-3
+
+    samples = gpu_parts.in_a_graph([lambda: call(0), lambda: call(1)], 0.205)
+    monkeypatch.undo()
+    assert captured == [0, 1] * 5
+    assert samples == pytest.approx([1e-3] * 20)
+    assert len(called) == gpu_parts.WARM_UPS + 1 + 10
+
+
+def test_large_batches_on_a_gpu_are_checked_with_fewer_samples_but_what_is_compiled_for_them(monkeypatch):
+    kind = operation("conv1d_relu_max_pool1d")
+    case = layer_case("jena1", "forward", batch=4096, device="cuda")
+    assert kind.checked(case) == replace(case, shape={**case.shape, "N": 1024})
+    assert kind.checked(replace(case, device="cpu")).shape["N"] == 4096
+    assert kind.checked(layer_case("jena1", "forward", device="cuda")).shape["N"] == 128
+    monkeypatch.setattr(checking, "outcome", lambda case, function, values: {})
+    monkeypatch.setattr(checking, "expectation", lambda case, *_: checked.append(case) or checking.Expected({}, {}))
+    for name, samples in (("torch eager", 1024), ("torch.compile", 4096)):
+        checked: list[Case] = []
+        checking.check(Candidate(case, kind.providers[name]))
+        assert {one.shape["N"] for one in checked} == {samples}
+
+
+def test_numbers_are_drawn_on_the_device_that_is_to_have_them(monkeypatch):
+    asked = []
+
+    class Generator:
+        def __init__(self, device):
+            asked.append(device)
+
+        def manual_seed(self, seed):
+            asked.append(seed)
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    case = layer_case("jena1", "forward", device="cuda")
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        steps.seeded(case, "random")
+    monkeypatch.undo()
+    assert asked[::2] == ["cuda", "cpu"]
+    assert asked[1] == asked[3]
+
+
+def test_the_inputs_of_two_layers_are_drawn_once(monkeypatch):
+    """Random ones and exact ones of each: a check of the second layer must not drop the first layer's."""
+    drawn_for = []
+    kind = operation(TINY.operation)
+    inputs = kind.inputs
+    monkeypatch.setattr(kind, "inputs", lambda case, values: drawn_for.append(values) or inputs(case, values))
+    registry._drawn.cache_clear()
+    for _ in range(2):
+        for name in ("first", "second"):
+            for values in kind.values:
+                registry.drawn(replace(TINY, name=name), values)
+    assert drawn_for == [*kind.values, *kind.values]
 
 
 WORKER = """

@@ -40,6 +40,8 @@ def test_the_floor_is_the_longer_of_both():
     assert roofline.floor_seconds(CASE, limits) == 4 * (X + W + B + Y) / 1e3
     assert roofline.floor_seconds(replace(CASE, dtype="tf32"), limits) == 1152
     assert roofline.floor_seconds(replace(CASE, dtype="float16"), limits) == 576
+    assert roofline.longer(10, 0, "tf32", limits) == 10 / 1e3
+    assert roofline.longer(10, 6, "float16", limits) == 3
     assert roofline.share(CASE.as_dict(), 2 * 4 * (X + W + B + Y) / 1e3, limits) == 2.0
 
 

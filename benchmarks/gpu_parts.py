@@ -1,0 +1,324 @@
+"""The kernels of a layer, each alone and beside its own floor: what ``make gpu`` calls "kernels alone".
+
+A figure is the time of one call of a pass' entry point out of a CUDA graph of several, so that neither Python nor a
+launch counts; what a call launches besides (packed weights, a check of tokens) does. At the larger batch the calls of
+a graph take turns on so many copies of the inputs that none is still in the L2 cache; at the smaller one all read the
+same inputs, which is said in the case's name: such a time may be below the floor, which is of memory. Packed weights
+and partial sums are read again and again in either case, as they are in a pass that has just written them. On a CPU
+calls are timed in a plain loop, to try this out. Numbers are not checked here: the comparisons and the tests do that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import roofline
+from benchmarks.operations.steps import place
+from benchmarks.precision import precision
+from benchmarks.registry import Case, drawn
+from benchmarks.timing import collector_off
+from seqconv import backends
+from seqconv.functional.passes import gathers, passes
+from seqconv.kernels.geometry import Convolution, Pool
+
+__all__ = ["Part", "measure", "parts", "quantities", "refused", "seconds_of"]
+
+SUITE = "kernels alone"
+BEYOND_CACHES = 256 << 20  # bytes of all copies together, beside 50 MiB of an H100's L2
+MOST_COPIES = 16
+LARGE = 1024  # from so many samples on, inputs are copied
+FEWEST_LAUNCHES, MOST_LAUNCHES = 4, 16  # in a graph,
+GRAPH_SECONDS = 0.01  # which takes about so long
+FEWEST_REPLAYS, MOST_REPLAYS = 7, 25
+WARM_UPS = 3
+SPIN = 200_000  # cycles that keep the card busy while the host launches a graph
+WEIGHTS_LAUNCH = "launch_over_weights"  # packs weights, and sums partial gradients
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kernel's calls, the same work on each copy of the inputs; bytes and operations that one needs at least."""
+
+    name: str
+    calls: Sequence[Call]
+    bytes: int
+    operations: int = 0
+
+
+class Absent(Exception):
+    """A part that the kernels do not have."""
+
+
+class Layer:
+    """A layer's tensors on its device, and its two passes."""
+
+    def __init__(self, case: Case, backend: str) -> None:
+        self.case, self.backend, self.passes = case, backend, passes(backend, case.operation)
+        self.gathered = gathers(case.operation)
+        shape, tensors = case.shape, drawn(case, "random")
+        self.weight, self.bias = (tensors[name].to(case.device, case.torch_dtype) for name in ("weight", "bias"))
+        self.options = (Convolution(), *([Pool(shape["P"], shape["P"])] if shape["P"] else []))
+        self.upstream = tensors["gradient"]
+        if self.gathered:
+            table = tensors["table"].to(case.device, case.torch_dtype)
+            first = (tensors["tokens"].to(case.device, copy=True), table)
+        else:
+            first = (place(tensors["input"], case, case.torch_dtype),)
+        self.copies = 1
+        if shape["N"] >= LARGE:
+            self.copies = min(-(-BEYOND_CACHES // first[0].nbytes), MOST_COPIES)
+        others = [(torch.empty_like(first[0]).copy_(first[0]), *first[1:]) for _ in range(self.copies - 1)]
+        self.inputs: list[tuple[Tensor, ...]] = [first, *others]
+
+    @cached_property
+    def gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """The output's gradient, laid out as the output, and the winners, for each copy."""
+        output, winners = self.forward(0, want_argmax=True)
+        gradient = torch.empty_like(output).copy_(self.upstream)
+        copies = [(torch.empty_like(gradient).copy_(gradient), winners.clone()) for _ in range(self.copies - 1)]
+        return [(gradient, winners), *copies]
+
+    @cached_property
+    def folded(self) -> Tensor:
+        """The folded table."""
+        return self.fold()
+
+    @cached_property
+    def rows_used(self) -> int:
+        """How many rows of the table the tokens name."""
+        return int(torch.unique(self.inputs[0][0]).numel())
+
+    def forward(self, copy: int, **options: Any) -> Any:
+        """Run the forward pass."""
+        return self.passes.forward(*self.inputs[copy], self.weight, self.bias, *self.options, **options)
+
+    def backward(self, copy: int, wanted: tuple[bool, bool, bool]) -> Any:
+        """Run the backward pass."""
+        given = (*self.gradients[copy], *self.inputs[copy], self.weight, *self.options)
+        return self.passes.backward(*given, wanted=wanted)
+
+    def fold(self) -> Tensor:
+        """Fold the table."""
+        assert self.passes.fold is not None
+        return self.passes.fold(self.inputs[0][1], self.weight)
+
+    def on_copies(self, call: Callable[..., Any], **options: Any) -> list[Call]:
+        """Return a call for each copy of the inputs."""
+        return [partial(call, copy, **options) for copy in range(self.copies)]
+
+    def launch_over_weights(self, wanted: tuple[bool, bool, bool]) -> tuple[Call, int]:
+        """Return the launch over the weights that a backward pass makes, alone, and the bytes of its other tensors."""
+        name = f"seqconv.kernels.{self.backend}.conv_pool_backward"
+        module: Any = importlib.import_module(name)
+        original = getattr(module, WEIGHTS_LAUNCH, None)
+        noted: list[Call] = []
+
+        def note(*given: Any, **named: Any) -> Any:
+            noted.append(partial(original, *given, **named))  # type: ignore[arg-type]
+            return noted[-1]()
+
+        if original is not None:
+            setattr(module, WEIGHTS_LAUNCH, note)
+            try:
+                self.backward(0, wanted)
+            finally:
+                setattr(module, WEIGHTS_LAUNCH, original)
+        if not noted:
+            raise Absent(f"the {self.backend} backward pass has no such launch of its own")
+        given = [one for one in (*noted[-1].args, *noted[-1].keywords.values()) if isinstance(one, Tensor)]  # type: ignore[attr-defined]
+        return noted[-1], sum(one.nbytes for one in given if one.data_ptr() != self.weight.data_ptr())
+
+
+def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
+    """Yield the names of a case's parts, what others need first, and functions that make them.
+
+    These raise :class:`Absent` for what the kernels do not have.
+    """
+    layer = Layer(case, backend)
+    sizes, width = roofline.numbers(case), case.torch_dtype.itemsize
+    product = roofline.operations_done(replace(case, mode="forward"))
+    weights = width * (sizes["weight"] + sizes["bias"])
+    output = width * sizes["output"]
+
+    def read() -> int:
+        if not layer.gathered:
+            return width * sizes["input"]
+        return layer.inputs[0][0].nbytes + layer.rows_used * case.shape["C"] * width
+
+    def kept() -> int:
+        return output + layer.gradients[0][1].nbytes
+
+    def forward(name: str, **options: Any) -> Part:
+        calls = layer.on_copies(layer.forward, **options)
+        winners = layer.gradients[0][1].nbytes if options["want_argmax"] else 0
+        return Part(name, calls, read() + weights + output + winners, product)
+
+    def folded(name: str) -> Part:
+        calls = layer.on_copies(layer.forward, want_argmax=False, folded=layer.folded)
+        rows = layer.rows_used * layer.folded[0].nbytes
+        return Part(name, calls, layer.inputs[0][0].nbytes + rows + output)
+
+    def fold(name: str) -> Part:
+        table, (outputs, _, size) = layer.inputs[0][1], layer.weight.shape
+        work = 2 * table.numel() * outputs * size
+        return Part(name, [layer.fold], table.nbytes + weights + layer.folded.nbytes, work)
+
+    def weight_gradient(name: str) -> Part:
+        calls = layer.on_copies(layer.backward, wanted=(False, True, True))
+        return Part(name, calls, kept() + read() + weights, product)
+
+    def input_gradient(name: str) -> Part:
+        calls = layer.on_copies(layer.backward, wanted=(True, False, False))
+        written = layer.inputs[0][1].nbytes if layer.gathered else layer.inputs[0][0].nbytes
+        index = layer.inputs[0][0].nbytes if layer.gathered else 0
+        return Part(name, calls, kept() + weights + index + written, product)
+
+    def pack(name: str) -> Part:
+        call, _ = layer.launch_over_weights((True, False, False))
+        return Part(name, [call], 2 * width * sizes["weight"])
+
+    def sums(name: str) -> Part:
+        call, size = layer.launch_over_weights((False, True, True))
+        return Part(name, [call], size)
+
+    made: dict[str, Callable[[str], Part]]
+    if layer.gathered:
+        made = {
+            "forward, direct": partial(forward, want_argmax=False, plan="direct"),
+            "fold": fold,
+            "forward, folded table ready": folded,
+            "weight gradient, its sums too": weight_gradient,
+            "table gradient": input_gradient,
+        }
+    else:
+        made = {
+            "forward": partial(forward, want_argmax=False),
+            "forward, winners kept": partial(forward, want_argmax=True),
+            "weight gradient, its sums too": weight_gradient,
+            "partial sums": sums,
+        }
+        if case.input_gradient:
+            made |= {"input gradient, its pack too": input_gradient, "weight pack": pack}
+    for name, make in made.items():
+        yield name, partial(make, name)
+
+
+def refused(case: Case, backend: str) -> str | None:
+    """Return why a backend does not serve a case, or ``None``."""
+    layer = Layer(replace(case, shape={**case.shape, "N": 1}), backend)
+    try:
+        backends.explain_call(case.operation, backend, (*layer.inputs[0], layer.weight, layer.bias, *layer.options))
+    except backends.BackendError as error:
+        return str(error)
+    return None
+
+
+def measure(
+    case: Case, backend: str, seconds: float, is_broken: Callable[[], bool] = lambda: False
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Return a case's parts, each timed for about ``seconds``, and those that failed or do not exist, with the reason.
+
+    A part is a dictionary for :func:`quantities`. Where ``is_broken`` after a failure, nothing else is tried.
+    """
+    found: list[dict[str, Any]] = []
+    others: list[dict[str, str]] = []
+    place = {"case": label(case), "dtype": case.dtype}
+    with torch.no_grad(), precision(case):
+        for name, make in parts(case, backend):
+            try:
+                part = make()
+                samples = seconds_of(part.calls, case.device, seconds)
+            except Absent as error:
+                others.append({"part": name, "left_out": str(error)})
+            except Exception as error:
+                message = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+                others.append({"part": name, "failed": message})
+                if is_broken():
+                    break
+            else:
+                floor = {"bytes": part.bytes, "operations": part.operations}
+                found.append({**place, "part": name, "samples": samples, **floor})
+    return found, others
+
+
+def label(case: Case) -> str:
+    """Return a case's name in the report."""
+    warm = "" if case.shape["N"] >= LARGE else ", inputs warm in L2"
+    return f"{case.name} {case.dtype} N {case.shape['N']}{warm}"
+
+
+def quantities(found: Sequence[Mapping[str, Any]], limits: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what a results file has of parts: microseconds and, of a card whose limits are known, times the floor."""
+    noted = []
+    for one in found:
+        where = {"suite": SUITE, "case": one["case"], "provider": one["part"]}
+        samples = one["samples"]
+        noted.append({**where, "quantity": "a call", "unit": "µs", "samples": [1e6 * each for each in samples]})
+        if limits is not None:
+            floor = roofline.longer(one["bytes"], one["operations"], one["dtype"], limits)
+            noted.append({**where, "quantity": "its floor", "unit": "µs", "samples": [1e6 * floor]})
+            noted.append({**where, "quantity": "over", "unit": "floors", "samples": [each / floor for each in samples]})
+    return noted
+
+
+def seconds_of(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
+    """Return the seconds of a call, block by block: out of a graph on a GPU, out of a plain loop on a CPU."""
+    timed = in_a_graph if device.startswith("cuda") else in_a_loop
+    with collector_off():
+        return timed(calls, seconds)
+
+
+def in_a_loop(calls: Sequence[Call], seconds: float) -> list[float]:
+    """Return the seconds of a call on a CPU, of a few blocks of a few calls."""
+    for call in calls:
+        call()
+    samples, began = [], time.perf_counter()
+    while len(samples) < FEWEST_REPLAYS or (len(samples) < MOST_REPLAYS and time.perf_counter() - began < seconds):
+        start = time.perf_counter()
+        for number in range(FEWEST_LAUNCHES):
+            calls[number % len(calls)]()
+        samples.append((time.perf_counter() - start) / FEWEST_LAUNCHES)
+    return samples
+
+
+def in_a_graph(calls: Sequence[Call], seconds: float) -> list[float]:
+    """Return the seconds of a call on a GPU, of several replays of one graph of several calls."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for number in range(WARM_UPS):
+            calls[number % len(calls)]()
+        typical = elapsed(calls[0])
+    torch.cuda.current_stream().wait_stream(stream)
+    launches = min(max(math.ceil(GRAPH_SECONDS / typical), FEWEST_LAUNCHES), MOST_LAUNCHES)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for number in range(launches):
+            calls[number % len(calls)]()
+    once = elapsed(graph.replay)
+    replays = min(max(int(seconds / once), FEWEST_REPLAYS), MOST_REPLAYS)
+    samples = [elapsed(graph.replay) / launches for _ in range(replays)]
+    graph.reset()
+    return samples
+
+
+def elapsed(call: Call) -> float:
+    """Return the seconds of a call on the current stream, whose launch the card does not wait for."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(SPIN)  # type: ignore[no-untyped-call]
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
