@@ -1,9 +1,9 @@
 """The GPU's part in one command: its tests, then its benchmarks, into ``results/gpu-CARD-DATE.json``.
 
-Without a GPU it says so, says what would run, and ends well. The tests get at most 30 % of ``--minutes``, a few of them
-under compute-sanitizer at most 8 %, the benchmarks what is left (see :mod:`.gpu_plan` for their order); what did not
-fit is listed in the report. Red tests do not keep the benchmarks from what passes its own check, nor does a provider
-that raises, but the exit code is 1.
+Without a GPU it says so, says what would run, and ends well. The tests get at most a third of ``--minutes`` and 100
+seconds, the benchmarks what is left (see :mod:`.gpu_plan` for their order); what did not fit is listed in the report.
+``--parts sanitizer`` runs a few tests under compute-sanitizer. Red tests do not keep the benchmarks from what passes
+its own check, nor does a provider that raises, but the exit code is 1.
 
 The packages torch, triton and numpy are needed. Without pytest no test runs, without pytest-xdist they run one by one,
 without matplotlib there is no plot; Numba, pandas, pooch, tabulate, tqdm and pytest-benchmark may be missing. A folder
@@ -29,7 +29,8 @@ from benchmarks import gpu_plan, gpu_run, gpu_tests, gpu_warm, report, results, 
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "benchmarks")
-TESTS_SHARE, SANITIZER_SHARE = 0.3, 0.08
+TESTS_SHARE, TESTS_SECONDS = 1 / 3, 100.0
+SANITIZER_SECONDS = 120.0
 REPORT_SECONDS = 15.0
 NEEDED = ("triton", "numpy")
 OF_USE = {
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.5, help="the time to stay within (8.5)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these (all)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="the time to stay within (5)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[::2]), help="these (tests, benchmarks)")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help=f"only these stages of the benchmarks: {names()}")
     parser.add_argument("--quick", action="store_true", help="only the promised figures and max-autotune")
     parser.add_argument("--device", default="cuda", help="cuda (the default); cpu rehearses the benchmarks")
@@ -120,10 +121,10 @@ def run_tests(parts: Sequence[str], budget: float) -> dict[str, Any] | None:
     tests = None
     if "tests" in parts:
         with gpu_warm.beside("cuda", gpu_tests.processes() if "benchmarks" in parts else 0):
-            tests = gpu_tests.run_tests(TESTS_SHARE * budget)
+            tests = gpu_tests.run_tests(min(TESTS_SHARE * budget, TESTS_SECONDS))
     if "sanitizer" in parts:
         tests = tests or {"exit_code": 0, "summary": "not asked for", "seconds": 0.0}
-        tests["sanitizer"] = gpu_tests.sanitize(SANITIZER_SHARE * budget)
+        tests["sanitizer"] = gpu_tests.sanitize(min(budget, SANITIZER_SECONDS))
     return tests
 
 

@@ -27,7 +27,7 @@ from benchmarks.precision import precision
 from benchmarks.registry import Case, drawn
 from benchmarks.timing import collector_off
 from seqconv import backends
-from seqconv.functional.passes import gathers, passes
+from seqconv.functional.passes import Passes, gathers, passes
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = ["Part", "measure", "parts", "quantities", "refused", "seconds_of"]
@@ -64,7 +64,7 @@ class Layer:
     """A layer's tensors on its device, and its two passes."""
 
     def __init__(self, case: Case, backend: str) -> None:
-        self.case, self.backend, self.passes = case, backend, passes(backend, case.operation)
+        self.case, self.backend = case, backend
         self.gathered = gathers(case.operation)
         shape, tensors = case.shape, drawn(case, "random")
         self.weight, self.bias = (tensors[name].to(case.device, case.torch_dtype) for name in ("weight", "bias"))
@@ -80,6 +80,11 @@ class Layer:
             self.copies = min(-(-BEYOND_CACHES // first[0].nbytes), MOST_COPIES)
         others = [(torch.empty_like(first[0]).copy_(first[0]), *first[1:]) for _ in range(self.copies - 1)]
         self.inputs: list[tuple[Tensor, ...]] = [first, *others]
+
+    @cached_property
+    def passes(self) -> Passes:
+        """The backend's passes, looked up when they are needed: those of a backend that refuses may be missing."""
+        return passes(self.backend, self.case.operation)
 
     @cached_property
     def gradients(self) -> list[tuple[Tensor, Tensor]]:

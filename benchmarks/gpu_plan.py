@@ -4,7 +4,8 @@ Behind the promised figures come their reasons (each kernel alone), then a part 
 run that is cut off at any time has something of each kind.
 
 A stage takes at most its share of the benchmarks' time, and never what later stages have reserved; a stage that is
-done sooner leaves the rest to those behind it. On a CPU the plan is a rehearsal: every job, on tiny batches.
+done sooner leaves the rest to those behind it, and a reserve too short for anything is none. On a CPU the plan is a
+rehearsal: every job, on tiny batches.
 """
 
 from __future__ import annotations

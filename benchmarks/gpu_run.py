@@ -23,6 +23,7 @@ __all__ = ["Found", "run"]
 ROOT = Path(__file__).resolve().parent.parent
 MOST_STARTS = 12  # of workers: who breaks more often is not worth the time that a start takes
 WORKER = (sys.executable, "-m", "benchmarks.gpu_worker")
+LEAST_RESERVED = 30.0  # seconds: in less nothing gets ready that needs a reserve
 TAIL = 500  # characters of what a worker that died had to say
 
 
@@ -53,6 +54,7 @@ def run(
     try:
         for place, stage in enumerate(plan):
             reserved = sum(later.reserved for later in plan[place + 1 :]) * seconds
+            reserved = reserved if reserved >= LEAST_RESERVED else 0.0
             end = min(time.monotonic() + stage.most * seconds, deadline - reserved)
             print(f"benchmarks: {stage.name}: {len(stage.jobs)} jobs", flush=True)
             for job in stage.jobs:

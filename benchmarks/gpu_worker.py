@@ -26,6 +26,7 @@ from benchmarks.checking import Wrong, check
 from benchmarks.gpu_plan import Job, ours
 from benchmarks.precision import precision
 from benchmarks.registry import Candidate, Case, Comparison, Provider, drawn, operation
+from seqconv.backends import BackendError
 
 __all__ = ["answer", "compare", "main"]
 
@@ -58,6 +59,8 @@ def answer(job: Job, device: str) -> dict[str, Any]:
         if job.kind == "parts":
             return alone(job, device)
         return compare(job, side)
+    except BackendError as error:  # as a call's overhead has it, where a package is missing
+        return {"left_out": str(error), "by": side[0]}
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
         return {"failed": message, "by": side[0], "broken": not isinstance(error, Wrong) and is_broken(device)}

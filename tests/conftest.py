@@ -32,17 +32,27 @@ def draw(floor):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch):
-    """Fill what torch.empty and its kin return with NaN, so that an element that nobody writes fails a comparison."""
+    """Fill what torch.empty and its kin return, so that an element that nobody writes fails a comparison."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
 
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def _poisoned(allocate):
+    """Return ``allocate`` with NaN in its floating-point tensors, and numbers close to the least in those of integers.
+
+    To fill is one more kernel on the current stream: the host does not wait for it, and a graph captures it.
+    """
+
     def poisoned(*args, **kwargs):
         tensor = allocate(*args, **kwargs)
         if tensor.is_floating_point():
             with torch.no_grad():
                 tensor.fill_(float("nan"))
+        elif tensor.dtype in INTEGERS:
+            tensor.fill_(torch.iinfo(tensor.dtype).min + 77)
         return tensor
 
     return poisoned

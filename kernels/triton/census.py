@@ -1,8 +1,8 @@
 """Compile every kernel for GPUs that need not be there, and count what it takes: ``python -m ... .census --help``.
 
 The launches are those of the floor's own functions, recorded on tensors without memory: what is counted is what runs.
-A kernel that spills registers (``stack`` above 0), takes more shared memory than a block may have, multiplies without
-the tensor cores where it could use them, or with them where it must not, is listed as a fault.
+A kernel that spills registers (``stack`` above what was measured to be harmless), takes more shared memory than a block
+may have, multiplies without the tensor cores where it could use them, or with them where it must not, is a fault.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from . import conv_pool, conv_pool_backward, fold, gather, gather_backward
+from . import conv_pool, conv_pool_backward, fold, gather, gather_backward, global_backward, phase_backward
 
 __all__ = [
     "KINDS",
@@ -96,6 +96,15 @@ NO_PRODUCTS = {
     "sum_groups_kernel",
     "join_groups_kernel",
     "check_index_kernel",
+}
+# Bytes of stack a thread that cost less than tiles without: on an H100 imdb1's input gradient in TF32 took 543 us with
+# 72 bytes, 609 without any by half as many channels.
+HARMLESS = {"phase_input_gradient_kernel": 96, "phase_weight_gradient_kernel": 96}
+# What the rows of a product are, where they are not BLOCK_M.
+PRODUCT_ROWS = {
+    "weight_gradient_kernel": "BLOCK_R",
+    "phase_weight_gradient_kernel": "BLOCK_C",
+    "global_weight_gradient_kernel": "BLOCK_C",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 # Bytes of shared memory that a block may have.
@@ -233,16 +242,18 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         for module, loaders in (
             (conv_pool, ("_kernels", "_weights")),
             (conv_pool_backward, ("_kernels",)),
+            (phase_backward, ("_kernels",)),
+            (global_backward, ("_kernels",)),
             (fold, ("_kernels",)),
             (gather, ("_index", "_kernels")),
             (gather_backward, ("_kernels",)),
         ):
             for name in loaders:
                 stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
-        for module in (conv_pool, conv_pool_backward):
+        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
         stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
-        for module in (conv_pool, conv_pool_backward):
+        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
             stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
 
@@ -338,13 +349,13 @@ def _resources(binary: bytes) -> tuple[int, int]:
 def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
     """Return what is wrong with a compiled kernel, nothing if all is well."""
     wrong = []
-    if taken.stack:
+    if taken.stack > HARMLESS.get(launch.name, 0):
         wrong.append(f"spills {taken.stack} bytes")
     if taken.shared > TARGETS[target]:
         wrong.append(f"takes {taken.shared} of {TARGETS[target]} bytes of shared memory")
     multiplies = launch.name not in NO_PRODUCTS
     expected = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}.get(target, "mfma")
-    if launch.arguments.get("BLOCK_R" if launch.name == "weight_gradient_kernel" else "BLOCK_M", 64) < 64:
+    if launch.arguments.get(PRODUCT_ROWS.get(launch.name, "BLOCK_M"), 64) < 64:
         expected = "mfma" if expected == "mfma" else "mma"  # the larger instructions take 64 rows
     if multiplies and kind != "ieee" and expected not in taken.matrix.split("+"):
         wrong.append(f"multiplies by {taken.matrix}, not {expected}")

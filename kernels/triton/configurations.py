@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+# How exact float32 products are made on sm_90: by multiply-adds ("ieee"), or as three of TF32 each ("tf32x3").
+EXACT = "ieee"
+
+
 class Forward(NamedTuple):
     """A forward kernel's tile: windows x outputs x a block of the reduction; phases that share loads of the input."""
 
@@ -95,11 +99,31 @@ class Layer(NamedTuple):
         """Whether kernels round float32 to TF32 themselves: NVIDIA's tensor cores would cut it."""
         return self.kind == "tf32" and self.architecture.startswith("sm_")
 
+    @property
+    def registers(self) -> bool:
+        """Whether the forward kernels hold the input in registers for wgmma: that of TF32 is there to be rounded."""
+        return self.kind == "16" and self.architecture == "sm_90"
+
+    @property
+    def precision(self) -> str:
+        """How the forward kernels multiply float32."""
+        if self.kind == "ieee" and self.architecture == "sm_90":
+            return EXACT
+        return "tf32" if self.kind == "tf32" else "ieee"
+
+    @property
+    def columns(self) -> bool:
+        """Whether packed weights have outputs in their columns.
+
+        Threads that multiply and add have four outputs each, and read those of eight of them from different banks then.
+        """
+        return self.precision == "ieee" and self.kind == "ieee"
+
 
 @functools.cache
 def forward_configuration(layer: Layer) -> Forward:
     """Return the tile of the forward pass."""
-    tile = TABLE.get(("forward", *layer))
+    tile = TABLE.get(("forward", *layer)) if layer.precision != "tf32x3" else None  # it holds the tiles of "ieee"
     return forward_rule(layer) if tile is None else Forward(*tile)
 
 
@@ -108,29 +132,57 @@ def forward_rule(layer: Layer) -> Forward:
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     narrow = min(max(power_of_two(layer.channels), 16), 64)
     flat = narrow if layer.tokens else min(max(power_of_two(layer.channels * layer.size), 16), 64)
+    if layer.precision == "tf32x3":
+        return Forward(64, block_o, min(flat, 32), 1, 4, 2)  # parts of numbers would not fit into registers with phases
     if layer.kind == "ieee":
         block_r = 16 if layer.padded or layer.phases <= 0 else min(flat, 32)
-        few = layer.channels_last and layer.vectors and (block_o < 64 or layer.padded)
-        return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
+        few = layer.channels_last and layer.vectors and (block_o < 64 or (layer.padded and not layer.tokens))
+        return Forward(64, block_o, block_r, 1, 4 if few else 8, 2 if layer.architecture == "sm_90" else 3)
     # Sums of so many phases fit into the registers; more phases than the kernel's size share nothing new.
     checked = layer.padded or (layer.tokens and (layer.phases <= 0 or block_o > 32))
     most = min((96 if checked else 160) // block_o, layer.size)
     if not layer.channels_last:
         most = 1  # the addresses of several phases would fill the registers
     shared = shared_phases(layer.phases, most) if layer.phases > 0 else min(2 + layer.phases * 2, most)
+    if shared > 1 and layer.channels > 8 and layer.size <= 8 and layer.architecture == "sm_90" and layer.outputs <= 64:
+        if layer.phases == 0 and block_o <= 32:
+            shared = min(3, layer.size)
+        if (tile := hopper_tile(layer, block_o, narrow, shared)) is not None:
+            return tile
     if shared > 1 and layer.channels > 8 and layer.size <= 8:
         # A tile of the global maximum holds one sample's positions, of which there may be few.
-        rows = (128, 64) if layer.phases > 0 and not layer.padded else (64,)
+        # Of 128 windows Triton 3.7 leaves nothing on sm_100.
+        few = layer.phases <= 0 or layer.padded or layer.architecture.startswith("sm_10")
+        rows = (64,) if few else (128, 64)
         budget = BUDGET[layer.architecture]
         for block_m, block_r in itertools.product(rows, (64, 32, 16)):
-            many = block_m > 64 or layer.padded or (layer.tokens and block_o > 32)
+            many = block_m > 64 or layer.padded or (layer.tokens and (block_o > 32 or layer.kind == "tf32"))
             tile = Forward(block_m, block_o, block_r, shared, 8 if many else 4, 2)
             is_last = (block_m, block_r) == (64, 16)
             if block_r <= narrow and staged_bytes(layer, tile) <= (2 * budget if is_last else budget):
                 return tile
     block_r = flat if layer.kind == "16" and not (layer.tokens and block_o > 32) else min(flat, 32)
-    few = layer.channels_last and not (layer.tokens and checked and block_o > 32)
+    many = layer.tokens or not layer.architecture.startswith("sm_90")
+    few = layer.channels_last and not (many and checked and block_o > 32)
     return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
+
+
+def hopper_tile(layer: Layer, block_o: int, narrow: int, shared: int) -> Forward | None:
+    """Return the tile of the forward pass on sm_90 where phases share loads, or ``None`` if none is small enough.
+
+    H100, N 4096, microseconds: imdb1 bfloat16 (64, 32, 32, 5, 4, 2) 282, 16 channels and 3 stages 404, 64 channels 444,
+    128 windows, 8 warps and 16 channels 389, 32 channels 404; TF32 (64, 32, 16, 5, 4, 2) 560, 3 stages 1047. Three
+    blocks on a multiprocessor hide more than a third stage does, unless a program keeps its weights: then the stage
+    costs little, and without it no copy is under way while a tile is computed.
+    """
+    wide = min(narrow, 32 if layer.kind == "16" else 16)  # 64 bytes
+    for block_r, stages in ((wide, 3), (wide, 2), (wide // 2, 2)):
+        tile = Forward(64, block_o, block_r, shared, 4, stages)
+        prefetches = layer.phases > 0 and layer.channels <= block_r
+        limit = HOPPER if stages == 2 else HOPPER * 3 // 4 if prefetches else 0
+        if block_r >= 16 and hopper_bytes(layer, tile) <= limit:
+            return tile
+    return None
 
 
 @functools.cache
@@ -185,6 +237,19 @@ def staged_bytes(layer: Layer, tile: Forward) -> int:
     buffers = 1 if layer.architecture.startswith("sm_8") else 2
     numbers = ((layer.size + tile.phases - 1) * tile.block_m + layer.size * tile.block_o) * tile.block_r
     return buffers * numbers * (2 if layer.kind == "16" else 4)
+
+
+HOPPER = 75 * 1024  # bytes for each of three blocks on a multiprocessor
+
+
+def hopper_bytes(layer: Layer, tile: Forward) -> int:
+    """Return the bytes of input and weights that wait in shared memory on sm_90, where the input goes to registers.
+
+    Weights are read from there by products that may still run when the next ones arrive.
+    """
+    inputs = (layer.size + tile.phases - 1) * tile.block_m * (tile.num_stages - 1)
+    weights = layer.size * tile.block_o * (1 if layer.channels <= tile.block_r else tile.num_stages)
+    return (inputs + weights) * tile.block_r * (2 if layer.kind == "16" else 4)
 
 
 def shared_phases(phases: int, most: int) -> int:

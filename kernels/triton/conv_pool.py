@@ -28,7 +28,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from .configurations import Forward, Layer, forward_configuration
-from .launch import architecture, on_device, precision, processors, refuse_device, winner_dtype
+from .launch import Layout, architecture, on_device, precision, processors, refuse_device, winner_dtype
 from .rows import Rows, of_input
 
 __all__ = [
@@ -47,10 +47,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
 LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
 PITCH = 16  # rows of packed weights begin at multiples of so many numbers
-FEW = 8192  # more weights than these are packed
-PROGRAMS = 4  # programs that keep their weights, for each multiprocessor
-WEIGHTS = 256  # so many weights a program repacks and sums,
-SPLITS = 16  # so many partial sums of each at a time
+FEW = {True: 8192, False: 1024}  # more weights than these are packed, where programs keep them and where they do not
+NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
+GROUP = 16  # rows of a global maximum's tile that are of one sample
+NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
+WARPS = {True: 16, False: 12}
+WEIGHTS = 64  # so many weights a program repacks and sums,
+SPLITS = 64  # so many partial sums of each at a time: 264 splits of jena1 took 40 us by 16
 
 
 def conv1d_relu_max_pool1d_forward(
@@ -87,7 +90,7 @@ def launch_windows(
     outputs, channels, size = weight.shape
     positions = convolution.output_length(rows.length, size)
     windows = pool.output_length(positions)
-    source, layout = rows.source, rows.layout
+    source, layout = rows.source, cached_layout(rows)
     if last:
         out = source.new_empty(rows.samples, windows, outputs).transpose(1, 2)
     else:
@@ -104,25 +107,25 @@ def launch_windows(
     count = rows.samples * windows
     kernels = _kernels()
     with on_device(source):
-        filters, pitch = packed(weight)
         resident = keeps_weights(tile, channels)
-        programs = -(-count // tile.block_m)
-        if resident:
-            programs = min(programs, PROGRAMS * processors(source.device))
+        filters, pitch = packed(weight, resident, layer.columns)
+        programs = programs_of(tile, resident, -(-count // tile.block_m), source.device)
         kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
             source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            window_step=pool.stride * convolution.stride,
-            window_start=-pool.padding * convolution.stride - convolution.padding[0],
-            phase_step=phase_step, tap_step=convolution.dilation,
-            pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
-            C=channels, O=outputs, K=size, P=pool.size, PITCH=pitch,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+            C=channels, O=outputs, K=size, P=pool.size,
+            WINDOW_STEP=pool.stride * convolution.stride,
+            WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
+            PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
+            POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
+            PITCH=pitch, COLUMNS=pitch * layer.columns,
+            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels),
             CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
+            INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -134,7 +137,7 @@ def launch_global(
     """Return :func:`conv1d_relu_global_max_pool1d_forward` of rows, wherever they are."""
     outputs, channels, size = weight.shape
     positions = convolution.output_length(rows.length, size)
-    source, layout = rows.source, rows.layout
+    source, layout = rows.source, cached_layout(rows)
     out = source.new_empty(rows.samples, outputs)
     argmax = new_argmax(rows, outputs, 1, positions - 1) if want_argmax else None
     if not out.numel():
@@ -144,17 +147,22 @@ def launch_global(
     tile = forward_configuration(layer)
     kernels = _kernels()
     with on_device(source):
-        filters, pitch = packed(weight)
-        kernels.forward_global_kernel[(rows.samples * -(-outputs // tile.block_o),)](
-            source, filters, neighbours(bias), out, argmax, rows.length, positions,
+        resident = keeps_weights(tile, channels)
+        filters, pitch = packed(weight, resident, layer.columns)
+        group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
+        programs = programs_of(tile, resident, -(-rows.samples // (tile.block_m // group)), source.device)
+        kernels.forward_global_kernel[(programs * -(-outputs // tile.block_o),)](
+            source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
-            C=channels, O=outputs, K=size, PITCH=pitch,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, ROWS=rows.mode,
+            C=channels, O=outputs, K=size,
+            WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
+            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align, UNIT_C=layout.unit_c,
+            UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels), ROWS=rows.mode,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=keeps_weights(tile, channels),
+            PHASES=tile.phases, RESIDENT=resident, GROUP=group,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
+            INTERPRETED=kernels.INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -207,14 +215,14 @@ def argmax_format(
     return (samples, windows, outputs), winner_dtype(greatest, windows)
 
 
-def packed(weight: Tensor) -> tuple[Tensor, int]:
+def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:
     """Return weights for the kernels to read and, if they are packed, their pitch, else 0.
 
-    Few weights are read as they are: gathering them costs less than a launch.
+    Few weights are read as they are: to gather them costs less than a launch, if it is done once or they are very few.
     """
-    if weight.numel() <= FEW and weight.is_contiguous():
+    if not columns and weight.numel() <= FEW[resident] and weight.is_contiguous():
         return weight, 0
-    filters = launch_over_weights(weight, True)
+    filters = launch_over_weights(weight, True, columns=columns)
     assert filters is not None
     return filters, filters.size(1)
 
@@ -232,6 +240,33 @@ def keeps_weights(tile: Forward, channels: int) -> bool:
     return tile.phases > 1 and channels <= tile.block_r
 
 
+def programs_of(tile: Forward, resident: bool, tiles: int, device: torch.device) -> int:
+    """Return how many programs share so many tiles: all that the device runs at once, where they keep their weights."""
+    if not resident:
+        return tiles
+    narrow = tile.phases * tile.block_m * tile.block_o <= NARROW * tile.num_warps * 32
+    return min(tiles, max(1, WARPS[narrow] // tile.num_warps) * processors(device))
+
+
+def cached_layout(rows: Rows) -> Layout:
+    """Return the layout of the rows as they are to be loaded: those of tokens through the L1 cache.
+
+    Asynchronous copies of 16 bytes pass it by. Half of all tokens of padded texts are one word, and all multiprocessors
+    would read its row from the same lines of the L2 cache: 7.7 ms where rows of their own take 0.37 (imdb1, H100).
+    """
+    layout = rows.layout
+    align = min(layout.align, NEAR_BYTES // rows.source.element_size())
+    if rows.mode != "tokens" or layout.align == align:
+        return layout
+    times = layout.align // align
+    return layout._replace(stride_n=layout.stride_n * times, stride_l=layout.stride_l * times, align=align)
+
+
+def is_dense(layout: Layout, channels: int) -> bool:
+    """Tell whether a position's channels begin where those of the position before end."""
+    return layout.unit_c and layout.stride_l * layout.align == channels
+
+
 def launch_over_weights(
     weight: Tensor,
     wants_packed: bool,
@@ -239,20 +274,24 @@ def launch_over_weights(
     splits: int = 0,
     dw: Tensor | None = None,
     db: Tensor | None = None,
+    *,
+    columns: bool = False,
 ) -> Tensor | None:
-    """Return weights as ``(O, K * C)``, their rows padded to an aligned pitch, and sum ``partials`` into gradients.
+    """Return weights as ``(O, K * C)`` or, if ``columns``, ``(K * C, O)``, and sum ``partials`` into gradients.
 
+    Rows are padded to an aligned pitch, and rounded to TF32 where tensor cores would cut them, so that no tile has to.
     Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
     """
     outputs, channels, size = weight.shape
-    pitch = -(-channels * size // PITCH) * PITCH
-    packed = weight.new_empty(outputs, pitch) if wants_packed else None
+    pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
+    packed = weight.new_empty(channels * size if columns else outputs, pitch) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
     _weights().weights_kernel[(-(-(weight.numel() + outputs) // WEIGHTS),)](
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
-        PACK=wants_packed, WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
+        PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
+        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
     )  # fmt: skip
     return packed
 
@@ -260,6 +299,15 @@ def launch_over_weights(
 def is_padded(convolution: Convolution, pool: Pool) -> bool:
     """Tell whether windows or the kernel's positions may lie outside the input."""
     return convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
+
+
+def cuts(weight: Tensor) -> bool:
+    """Tell whether the products of weights are of TF32 and of hardware that cuts, where it should round."""
+    return (
+        weight.dtype == torch.float32
+        and precision(weight.dtype) == "tf32"
+        and architecture(weight.device).startswith("sm_")
+    )
 
 
 def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .configurations import input_gradient_configuration, weight_gradient_configuration
+from . import global_backward, phase_backward
+from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .conv_pool import describe, launch_over_weights
-from .launch import layout_of, on_device, precision, processors
+from .launch import Layout, layout_of, on_device, precision, processors
 from .rows import Rows, of_input
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward", "launch_backward"]
@@ -54,9 +56,8 @@ def conv1d_relu_global_max_pool1d_backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     """Return the global layer's gradients, as :func:`conv1d_relu_max_pool1d_backward` does; ``gradient`` ``(N, O)``."""
-    positions = convolution.output_length(input.size(2), weight.size(2))
-    whole = Pool(positions, positions)
-    return _backward(gradient.unsqueeze(2), argmax, input, weight, convolution, whole, wanted)
+    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
+    return _backward(gradient, argmax, input, weight, convolution, None, wanted)
 
 
 def _backward(
@@ -65,7 +66,7 @@ def _backward(
     input: Tensor,
     weight: Tensor,
     convolution: Convolution,
-    pool: Pool,
+    pool: Pool | None,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     (samples, channels, length), last = input.shape, not input.is_contiguous()
@@ -81,7 +82,7 @@ def launch_backward(
     rows: Rows,
     weight: Tensor,
     convolution: Convolution,
-    pool: Pool,
+    pool: Pool | None,
     wanted: tuple[bool, bool],
     dx: Tensor | None,
     *,
@@ -90,58 +91,108 @@ def launch_backward(
     """Return the gradients of weight and bias that are wanted; write those of all rows to ``dx`` unless it is ``None``.
 
     ``dx`` is ``(N, L, C)`` if ``last``, else ``(N, C, L)``, contiguous, of any dtype; it is not written if ``gradient``
-    has no elements.
+    has no elements. ``pool`` is ``None`` for the global maximum.
     """
-    (outputs, channels, size), windows = weight.shape, gradient.size(2)
     source, layout = rows.source, rows.layout
+    pools: tuple[Pool, ...]
     new = weight.new_empty if gradient.numel() else weight.new_zeros
-    dw = new(outputs, channels, size) if wanted[0] else None
-    db = new(outputs) if wanted[1] else None
+    dw = new(weight.shape) if wanted[0] else None
+    db = new(weight.size(0)) if wanted[1] else None
     if not gradient.numel():
         return dw, db
-    positions = convolution.output_length(rows.length, size)
-    kind, kernels = precision(source.dtype), _kernels()
     upstream = layout_of(gradient)
     layer = describe(rows, weight, 1, convolution.padding != (0, 0))
-    upstream_strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
-    overlap = -(-(pool.dilation * (pool.size - 1) + 1) // pool.stride)
-    pooling = (pool.size, pool.stride, pool.padding, pool.dilation)
+    weight_launch: Any = _launch_weight_gradient
+    input_launch: Any = _launch_input_gradient
+    if pool is None and global_backward.serves(layer):
+        weight_launch, pools = global_backward.launch_weight_gradient, ()
+        input_launch = global_backward.launch_input_gradient
+    elif pool is None:
+        positions = convolution.output_length(rows.length, weight.size(2))
+        pools = (Pool(positions, positions),)
+    else:
+        pools = (pool,)
+        if phase_backward.serves(layer, convolution, pool):
+            weight_launch = phase_backward.launch_weight_gradient if layout.unit_c else weight_launch
+            input_launch = phase_backward.launch_input_gradient
+    shared = (layer, upstream, convolution, *pools)
     with on_device(source):
-        partials, splits = None, 0
-        if wanted[0] or wanted[1]:
-            tile = weight_gradient_configuration(layer)
-            taps, channels_of = (size, channels) if layer.tokens else (1, channels * size)
-            blocks = (taps * -(-channels_of // tile.block_r) if wanted[0] else 1) * -(-outputs // tile.block_o)
-            tiles = -(-rows.samples * positions // tile.block_m)
-            tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(source.device) // blocks)))
-            splits = -(-tiles // tiles_of_split)
-            partials = source.new_empty((splits, outputs * (channels * size + 1)), dtype=torch.float32)
-            kernels.weight_gradient_kernel[(splits * blocks,)](
-                gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
-                windows, rows.length, positions, *upstream_strides, layout.stride_n, layout.stride_l, layout.stride_c,
-                rows.numbers, rows.index_n, rows.index_l, rows.below,
-                convolution.padding[0], convolution.stride, convolution.dilation, *pooling,
-                C=channels, O=outputs, K=size, OVERLAP=overlap, GRADIENT_ALIGN=upstream.align, UNIT_O=upstream.unit_c,
-                ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
-                CHECK=convolution.padding != (0, 0), ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
-                BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
-                PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
-        packed = launch_over_weights(weight, dx is not None, partials, splits, dw, db)
-        if packed is not None:
-            step = input_gradient_configuration(layer._replace(tokens=False))
-            count = rows.samples * rows.length
-            kernels.input_gradient_kernel[(-(-count // step.block_m) * -(-channels // step.block_c),)](
-                gradient, argmax, packed, dx, count, windows, rows.length, positions, *upstream_strides,
-                convolution.padding[0], convolution.stride, convolution.dilation, *pooling,
-                C=channels, O=outputs, K=size, PITCH=packed.size(1), OVERLAP=overlap,
-                ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=last,
-                BLOCK_M=step.block_m, BLOCK_C=step.block_c, BLOCK_O=step.block_o,
-                PRECISION=kind, ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
-                num_warps=step.num_warps, num_stages=step.num_stages,
-            )  # fmt: skip
+        partials = weight_launch(gradient, argmax, rows, *shared, wanted) if wanted[0] or wanted[1] else None
+        packed = launch_over_weights(weight, dx is not None, partials, 0 if partials is None else len(partials), dw, db)
+        if packed is not None and dx is not None:
+            input_launch(gradient, argmax, packed, dx, rows.samples, rows.length, *shared, last=last)
     return dw, db
+
+
+def _launch_weight_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    pool: Pool,
+    wanted: tuple[bool, bool],
+) -> Tensor:
+    """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
+    kernels, tile = _kernels(), weight_gradient_configuration(layer)
+    source, layout, positions = rows.source, rows.layout, convolution.output_length(rows.length, layer.size)
+    taps, channels_of = (layer.size, layer.channels) if layer.tokens else (1, layer.channels * layer.size)
+    blocks = (taps * -(-channels_of // tile.block_r) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
+    tiles = -(-rows.samples * positions // tile.block_m)
+    tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(source.device) // blocks)))
+    splits = -(-tiles // tiles_of_split)
+    partials = source.new_empty((splits, layer.outputs * (layer.channels * layer.size + 1)), dtype=torch.float32)
+    kernels.weight_gradient_kernel[(splits * blocks,)](
+        gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
+        gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+        convolution.padding[0], convolution.stride, convolution.dilation,
+        pool.size, pool.stride, pool.padding, pool.dilation,
+        C=layer.channels, O=layer.outputs, K=layer.size, OVERLAP=overlap(pool),
+        GRADIENT_ALIGN=upstream.align, UNIT_O=upstream.unit_c,
+        ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+        CHECK=convolution.padding != (0, 0), ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
+        BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
+        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return partials
+
+
+def _launch_input_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    packed: Tensor,
+    dx: Tensor,
+    samples: int,
+    length: int,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    pool: Pool,
+    *,
+    last: bool,
+) -> None:
+    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
+    kernels, tile = _kernels(), input_gradient_configuration(layer._replace(tokens=False))
+    tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
+    kernels.input_gradient_kernel[(tiles,)](
+        gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
+        convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        convolution.padding[0], convolution.stride, convolution.dilation,
+        pool.size, pool.stride, pool.padding, pool.dilation,
+        C=layer.channels, O=layer.outputs, K=layer.size, PITCH=packed.size(1), OVERLAP=overlap(pool),
+        ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=last,
+        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
+        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def overlap(pool: Pool) -> int:
+    """Return how many windows may see a position."""
+    return -(-(pool.dilation * (pool.size - 1) + 1) // pool.stride)
 
 
 @functools.cache

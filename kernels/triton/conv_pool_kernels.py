@@ -14,8 +14,9 @@ token is (``"tokens"``); in a series, so many rows behind its window's start (``
 no row for are read as rows of zeros.
 
 Names: ``i_`` a scalar index, ``b_`` a block, ``m_`` a mask, ``p_`` a block of pointers; shapes stand beside the blocks.
-Sizes and strides are run-time numbers that no compilation depends on, channels and window sizes are compile-time ones.
-Strides are given in units of ``ALIGN`` elements, so that the compiler knows how far loads may be vectorised.
+Numbers of samples, windows and positions and strides in memory are run-time numbers that no compilation depends on;
+channels, window sizes and steps from window to window and from tap to tap are compile-time ones. Strides are given in
+units of ``ALIGN`` elements, so that the compiler knows how far loads may be vectorised.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from .convolution_kernels import convolve, load_filters, look_up
+from .convolution_kernels import below, convolve, load_filters, look_up
 from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "forward_global_kernel", "forward_windows_kernel"]
@@ -35,6 +36,7 @@ INTERPRETED = bool(knobs.runtime.interpret)
 # Numbers that differ from call to call.
 SIZES = [
     "rows",
+    "samples",
     "windows",
     "length",
     "positions",
@@ -44,13 +46,6 @@ SIZES = [
     "index_n",
     "index_l",
     "count",
-    "window_step",
-    "window_start",
-    "phase_step",
-    "tap_step",
-    "pool_stride",
-    "pool_padding",
-    "pool_dilation",
 ]
 
 
@@ -100,18 +95,19 @@ def pool_tile(
     index_n: tl.tensor,
     index_l: tl.tensor,
     count: tl.tensor,
-    window_step: tl.tensor,
-    window_start: tl.tensor,
-    phase_step: tl.tensor,
-    tap_step: tl.tensor,
-    pool_stride: tl.tensor,
-    pool_padding: tl.tensor,
-    pool_dilation: tl.tensor,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     P: tl.constexpr,
+    WINDOW_STEP: tl.constexpr,
+    WINDOW_START: tl.constexpr,
+    PHASE_STEP: tl.constexpr,
+    TAP_STEP: tl.constexpr,
+    POOL_STRIDE: tl.constexpr,
+    POOL_PADDING: tl.constexpr,
+    POOL_DILATION: tl.constexpr,
     PACKED: tl.constexpr,
+    COLUMNS: tl.constexpr,
     ALIGN: tl.constexpr,
     CHECK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -125,6 +121,7 @@ def pool_tile(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
+    REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Pool one tile of windows."""
@@ -135,28 +132,28 @@ def pool_tile(
     b_q = b_q % windows
     m_q = i_row + tl.arange(0, BLOCK_M) < rows
     p_x, m_x = rows_of(x, index, b_n, m_q, stride_n * ALIGN, index_n, count, ROWS)
-    b_start = window_start + b_q * window_step
-    b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
+    b_start = WINDOW_START + b_q * WINDOW_STEP
+    b_first = b_q * POOL_STRIDE - POOL_PADDING  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
     b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
     for p0 in range(0, P, PHASES):
-        b_at = b_start + p0 * phase_step
+        b_at = b_start + p0 * PHASE_STEP
         accs = convolve(
             p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_x, p_w, m_o, resident,
-            length, tap_step, tap_step * stride_l, stride_c,
+            length, TAP_STEP * stride_l, stride_c,
             index + b_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
-            tap_step * index_l, stride_n * ALIGN, count,
-            C, K, PACKED, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, ROWS == "tokens",
-            PRECISION, ROUND, INTERPRETED,
+            TAP_STEP * index_l, stride_n * ALIGN, count,
+            C, K, TAP_STEP, PACKED, COLUMNS, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, ROWS == "tokens",
+            PRECISION, ROUND, REGISTERS, INTERPRETED,
         )  # fmt: skip
         for i in tl.static_range(PHASES):
             b_value = accs[i]
             if HAS_BIAS:
                 b_value += b_bias[None, :]
-            b_t = b_first + (p0 + i) * pool_dilation
+            b_t = b_first + (p0 + i) * POOL_DILATION
             b_best, b_won = later_phase(b_best, b_won, b_value, p0 + i, b_t, positions, P, CHECK)
     store_windows(
-        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
+        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, POOL_DILATION,
         O, P, CHECK, OUT_LAST, WANT_ARGMAX, BLOCK_M,
     )  # fmt: skip
 
@@ -164,7 +161,7 @@ def pool_tile(
 @triton.jit(do_not_specialize=SIZES)
 def forward_windows_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
-    w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
+    w: tl.tensor,  # (O, PITCH), of which K * C are used; (K * C, COLUMNS) of which O are; or (O, C, K), contiguous
     bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
     argmax: tl.tensor,  # (N, Q, O)
@@ -179,21 +176,23 @@ def forward_windows_kernel(
     index_n: tl.int64,
     index_l: tl.int64,
     count: tl.int64,  # numbers in the index are below it
-    window_step: tl.int32,  # input positions from window to window
-    window_start: tl.int32,  # the first window's first input position, not positive
-    phase_step: tl.int32,  # input positions from phase to phase
-    tap_step: tl.int32,  # input positions from tap to tap
-    pool_stride: tl.int32,
-    pool_padding: tl.int32,
-    pool_dilation: tl.int32,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     P: tl.constexpr,
+    WINDOW_STEP: tl.constexpr,  # input positions from window to window
+    WINDOW_START: tl.constexpr,  # the first window's first input position, not positive
+    PHASE_STEP: tl.constexpr,  # input positions from phase to phase
+    TAP_STEP: tl.constexpr,  # input positions from tap to tap
+    POOL_STRIDE: tl.constexpr,
+    POOL_PADDING: tl.constexpr,
+    POOL_DILATION: tl.constexpr,
     PITCH: tl.constexpr,  # of packed weights, else 0
+    COLUMNS: tl.constexpr,  # their pitch again where outputs lie in columns, else 0
     ALIGN: tl.constexpr,
     UNIT_C: tl.constexpr,  # neighbouring channels are neighbours in memory
     UNIT_L: tl.constexpr,  # neighbouring positions are
+    DENSE: tl.constexpr,  # a position's channels begin behind those of the one before
     CHECK: tl.constexpr,  # positions may lie outside the input, or phases outside the window
     ROWS: tl.constexpr,
     OUT_LAST: tl.constexpr,
@@ -206,48 +205,122 @@ def forward_windows_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
+    REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Pool tiles of ``BLOCK_M`` windows, of whichever samples, for ``BLOCK_O`` outputs."""
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
-    m_o = b_o < O
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
+    m_o = below(b_o, O, BLOCK_O)
+    stride_l = C if DENSE else 1 if UNIT_L else stride_l * ALIGN
     stride_c = 1 if UNIT_C else stride_c
-    p_w = w + b_o.to(tl.int64) * (PITCH if PITCH else C * K)
+    p_w = w + b_o.to(tl.int64) * (1 if COLUMNS else PITCH if PITCH else C * K)
     resident: tl.tuple = ()
     i_first = tl.program_id(0) // TILES_O
     b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
     if RESIDENT:
-        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, ROUND, INTERPRETED)
+        resident = load_filters(
+            p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, COLUMNS, BLOCK_R, ROUND, INTERPRETED
+        )  # fmt: skip
         i_end = ((rows + BLOCK_M - 1) // BLOCK_M).to(tl.int32)
         for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
             pool_tile(
                 i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
                 stride_n, stride_l, stride_c, index, index_n, index_l, count,
-                window_step, window_start, phase_step, tap_step,
-                pool_stride, pool_padding, pool_dilation,
-                C, O, K, P, PITCH > 0, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
-                BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
+                C, O, K, P, WINDOW_STEP, WINDOW_START, PHASE_STEP, TAP_STEP, POOL_STRIDE, POOL_PADDING, POOL_DILATION,
+                PITCH > 0, COLUMNS, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+                BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
             )  # fmt: skip
     else:
         pool_tile(
             i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
             stride_n, stride_l, stride_c, index, index_n, index_l, count,
-            window_step, window_start, phase_step, tap_step,
-            pool_stride, pool_padding, pool_dilation,
-            C, O, K, P, PITCH > 0, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
-            BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, INTERPRETED,
+            C, O, K, P, WINDOW_STEP, WINDOW_START, PHASE_STEP, TAP_STEP, POOL_STRIDE, POOL_PADDING, POOL_DILATION,
+            PITCH > 0, COLUMNS, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
+            BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
         )  # fmt: skip
+
+
+@triton.jit
+def greatest_tile(
+    i_tile: tl.tensor,
+    x: tl.tensor,
+    out: tl.tensor,
+    argmax: tl.tensor,
+    p_w: tl.tensor,  # (BLOCK_O,) each output's weights
+    b_o: tl.tensor,  # (BLOCK_O,)
+    m_o: tl.tensor,  # (BLOCK_O,)
+    b_bias: tl.tensor,  # (BLOCK_O,)
+    resident: tl.tuple,
+    samples: tl.tensor,  # from here on as in forward_global_kernel, strides in elements
+    length: tl.tensor,
+    positions: tl.tensor,
+    stride_n: tl.tensor,
+    stride_l: tl.tensor,
+    stride_c: tl.tensor,
+    index: tl.tensor,
+    index_n: tl.tensor,
+    index_l: tl.tensor,
+    count: tl.tensor,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    WINDOW_START: tl.constexpr,
+    PHASE_STEP: tl.constexpr,
+    TAP_STEP: tl.constexpr,
+    PACKED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_ARGMAX: tl.constexpr,
+    PHASES: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    REGISTERS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Find the greatest activations of one tile of samples."""
+    i_n = (tl.full((), 0, tl.int64) + i_tile) * (BLOCK_M // GROUP)
+    b_n = i_n + tl.arange(0, BLOCK_M) // GROUP if BLOCK_M > GROUP else i_n
+    b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
+    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
+    p_x, m_n = rows_of(x, index, b_n, b_n < samples, stride_n * ALIGN, index_n, count, ROWS)
+    for t0 in range(0, positions, GROUP * PHASES):
+        b_t = t0 + tl.arange(0, BLOCK_M) % GROUP * PHASES
+        b_at = WINDOW_START + b_t * PHASE_STEP
+        m_t = b_t < positions
+        if ROWS == "windows" or BLOCK_M > GROUP:
+            m_t = m_t & m_n
+        accs = convolve(
+            p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_t, p_w, m_o, resident,
+            length, TAP_STEP * stride_l, stride_c,
+            index + b_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
+            TAP_STEP * index_l, stride_n * ALIGN, count,
+            C, K, TAP_STEP, PACKED, COLUMNS, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, ROWS == "tokens",
+            PRECISION, ROUND, REGISTERS, INTERPRETED,
+        )  # fmt: skip
+        for i in tl.static_range(PHASES):
+            b_value = accs[i]
+            if HAS_BIAS:
+                b_value += b_bias[None, :]
+            b_best, b_won = later_position(b_best, b_won, b_value, b_t + i, positions)
+    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, samples, O, WANT_ARGMAX, GROUP, BLOCK_M, BLOCK_O)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_global_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
-    w: tl.tensor,  # (O, PITCH), of which K * C are used, or (O, C, K), contiguous
+    w: tl.tensor,  # (O, PITCH), of which K * C are used; (K * C, COLUMNS) of which O are; or (O, C, K), contiguous
     bias: tl.tensor,  # (O,), contiguous
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O)
+    samples: tl.int64,  # N
     length: tl.int32,  # L
     positions: tl.int32,  # the convolution's
     stride_n: tl.int64,  # from row to row of a table or a series
@@ -257,61 +330,63 @@ def forward_global_kernel(
     index_n: tl.int64,
     index_l: tl.int64,
     count: tl.int64,  # numbers in the index are below it
-    window_start: tl.int32,  # the first input position, not positive
-    phase_step: tl.int32,  # input positions from position to position: the convolution's stride
-    tap_step: tl.int32,  # input positions from tap to tap
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
+    WINDOW_START: tl.constexpr,  # the first input position, not positive
+    PHASE_STEP: tl.constexpr,  # input positions from position to position: the convolution's stride
+    TAP_STEP: tl.constexpr,  # input positions from tap to tap
     PITCH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     ALIGN: tl.constexpr,
     UNIT_C: tl.constexpr,
     UNIT_L: tl.constexpr,
+    DENSE: tl.constexpr,
     ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_ARGMAX: tl.constexpr,
     PHASES: tl.constexpr,
-    RESIDENT: tl.constexpr,
+    RESIDENT: tl.constexpr,  # a program keeps the weights and goes from tile to tile
+    GROUP: tl.constexpr,  # rows of a tile that are of one sample
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
+    REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
-    """Find one sample's greatest activations of ``BLOCK_O`` outputs, ``BLOCK_M`` windows of ``PHASES`` at a time."""
+    """Find the greatest activations of ``BLOCK_O`` outputs of ``BLOCK_M / GROUP`` samples at a time.
+
+    Of each, a tile computes ``GROUP * PHASES`` positions, and goes on to the next ones.
+    """
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    i_n = (tl.program_id(0) // TILES_O).to(tl.int64)
+    SAMPLES: tl.constexpr = BLOCK_M // GROUP
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
-    m_o = b_o < O
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
+    m_o = below(b_o, O, BLOCK_O)
+    stride_l = C if DENSE else 1 if UNIT_L else stride_l * ALIGN
     stride_c = 1 if UNIT_C else stride_c
-    p_w = w + b_o.to(tl.int64) * (PITCH if PITCH else C * K)
+    p_w = w + b_o.to(tl.int64) * (1 if COLUMNS else PITCH if PITCH else C * K)
     resident: tl.tuple = ()
+    i_first = tl.program_id(0) // TILES_O
+    b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
     if RESIDENT:
-        resident = load_filters(p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, ROUND, INTERPRETED)
-    b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
-    if HAS_BIAS:
-        b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
-    p_x, m_n = rows_of(x, index, i_n, i_n >= 0, stride_n * ALIGN, index_n, count, ROWS)
-    for t0 in range(0, positions, BLOCK_M * PHASES):
-        b_t = t0 + tl.arange(0, BLOCK_M) * PHASES
-        b_at = window_start + b_t * phase_step
-        m_t = b_t < positions
-        if ROWS == "windows":
-            m_t = m_t & m_n
-        accs = convolve(
-            p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_t, p_w, m_o, resident,
-            length, tap_step, tap_step * stride_l, stride_c,
-            index + i_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
-            tap_step * index_l, stride_n * ALIGN, count,
-            C, K, PITCH > 0, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, ROWS == "tokens",
-            PRECISION, ROUND, INTERPRETED,
+        resident = load_filters(
+            p_w, m_o, tl.arange(0, BLOCK_R), C, K, PITCH > 0, COLUMNS, BLOCK_R, ROUND, INTERPRETED
         )  # fmt: skip
-        for i in tl.static_range(PHASES):
-            b_value = accs[i]
-            if HAS_BIAS:
-                b_value += b_bias[None, :]
-            b_best, b_won = later_position(b_best, b_won, b_value, b_t + i, positions)
-    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, O, WANT_ARGMAX)
+        i_end = ((samples + SAMPLES - 1) // SAMPLES).to(tl.int32)
+        for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
+            greatest_tile(
+                i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, samples, length, positions,
+                stride_n, stride_l, stride_c, index, index_n, index_l, count,
+                C, O, K, WINDOW_START, PHASE_STEP, TAP_STEP, PITCH > 0, COLUMNS, ALIGN, ROWS, HAS_BIAS,
+                WANT_ARGMAX, PHASES, RESIDENT, GROUP, BLOCK_M, BLOCK_O, BLOCK_R,
+                PRECISION, ROUND, REGISTERS, INTERPRETED,
+            )  # fmt: skip
+    else:
+        greatest_tile(
+            i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, samples, length, positions,
+            stride_n, stride_l, stride_c, index, index_n, index_l, count,
+            C, O, K, WINDOW_START, PHASE_STEP, TAP_STEP, PITCH > 0, COLUMNS, ALIGN, ROWS, HAS_BIAS, WANT_ARGMAX,
+            PHASES, RESIDENT, GROUP, BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
+        )  # fmt: skip

@@ -72,7 +72,8 @@ def embedding_conv1d_relu_global_max_pool1d_backward(
 ) -> Gradients:
     """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`embedding_conv1d_relu_max_pool1d_backward` does."""
     rows = of_tokens(tokens, table)
-    return _backward(gradient.unsqueeze(2), argmax, rows, 0, weight, convolution, None, padding_idx, wanted)
+    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
+    return _backward(gradient, argmax, rows, 0, weight, convolution, None, padding_idx, wanted)
 
 
 def window_conv1d_relu_max_pool1d_backward(
@@ -112,7 +113,8 @@ def window_conv1d_relu_global_max_pool1d_backward(
 ) -> Gradients:
     """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`window_conv1d_relu_max_pool1d_backward` does."""
     rows = of_windows(series, starts, length, step)
-    return _backward(gradient.unsqueeze(2), argmax, rows, step, weight, convolution, None, None, wanted)
+    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
+    return _backward(gradient, argmax, rows, step, weight, convolution, None, None, wanted)
 
 
 def _backward(
@@ -127,9 +129,6 @@ def _backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     table = rows.source
-    if pool is None:
-        positions = convolution.output_length(rows.length, weight.size(2))
-        pool = Pool(positions, positions)
     dtable = table.new_zeros(table.shape) if wanted[0] else None
     dx = None
     if wanted[0]:

@@ -60,6 +60,7 @@ def fold_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
+    REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Multiply ``BLOCK_M`` rows with one tap's weights of ``BLOCK_O`` outputs."""
@@ -70,9 +71,9 @@ def fold_kernel(
     m_v = b_v < rows
     p_w = w + b_o.to(tl.int64) * PITCH + k * C
     acc = convolve_one(
-        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, None, 0, 1 if UNIT_C else stride_c,
+        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, 0, 1 if UNIT_C else stride_c,
         None, None, None, None,
-        C, 1, True, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, INTERPRETED,
+        C, 1, 1, True, 0, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, REGISTERS, INTERPRETED,
     )  # fmt: skip
     p = folded + (b_v * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
     tl.store(p, acc.to(folded.dtype.element_ty), mask=(b_v <= rows)[:, None] & (b_o < WIDTH)[None, :])
@@ -235,4 +236,4 @@ def folded_global_kernel(
         if HAS_BIAS:
             b_value += b_bias[None, :]
         b_best, b_won = later_position(b_best, b_won, b_value, b_t, positions)
-    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, O, WANT_ARGMAX)
+    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, i_n + 1, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)

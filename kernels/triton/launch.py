@@ -25,7 +25,8 @@ __all__ = [
 ]
 
 VECTOR_BYTES = 16  # no load of one thread is wider
-OLDEST = (8, 0)  # the compute capability from which bfloat16 and TF32 products exist
+OLDEST = 80  # the architecture from which on bfloat16 and TF32 products exist
+INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here: Dynamo cannot trace it
 
 
 class Layout(NamedTuple):
@@ -61,10 +62,11 @@ def refuse_device(device: torch.device) -> str | None:
     """Return why kernels cannot run on a device, or ``None``. Triton is looked for, not imported."""
     if device.type != ("cpu" if interpreted() else "cuda"):
         return f"it serves tensors on a GPU (or, under TRITON_INTERPRET=1, on the CPU), got one on {device}"
-    if not _installed():
+    if not INSTALLED:
         return "the package triton is not installed"
-    if device.type == "cuda" and torch.version.hip is None and (found := _capability(device)) < OLDEST:
-        return f"it serves GPUs of compute capability {OLDEST[0]}.{OLDEST[1]} or later, got {found[0]}.{found[1]}"
+    found = architecture(device)
+    if found.startswith("sm_") and int(found.removeprefix("sm_")) < OLDEST:
+        return f"it serves GPUs of architecture sm_{OLDEST} or later, got {found}"
     return None
 
 
@@ -99,22 +101,18 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
-@functools.cache
 def architecture(device: torch.device) -> str:
     """Return the device's architecture as the table of configurations names it: ``sm_90``, ``gfx942``, ``cpu``."""
+    return _architecture(device) if torch.compiler.is_compiling() else _remembered(device)
+
+
+def _architecture(device: torch.device) -> str:
     if device.type != "cuda":
         return "cpu"
+    properties = torch.cuda.get_device_properties(device)  # which Dynamo calls and takes for constant
     if torch.version.hip is not None:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
-    major, minor = _capability(device)
-    return f"sm_{major}{minor}"
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_remembered = functools.cache(_architecture)  # whose cache Dynamo would pass by, with a warning

@@ -95,22 +95,32 @@ def store_greatest(
     argmax: tl.tensor,
     b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
     b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    i_n: tl.tensor,
+    i_n: tl.tensor,  # the first of the samples
     b_o: tl.tensor,  # (BLOCK_O,)
     m_o: tl.tensor,  # (BLOCK_O,)
+    samples: tl.tensor,
     O: tl.constexpr,  # noqa: E741
     WANT_ARGMAX: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ) -> tl.tensor:
-    """Store the positive part of the greatest of all rows' maxima and its position, for one sample."""
+    """Store the positive parts of the greatest of each ``GROUP`` of rows' maxima, a sample's, and their positions."""
     # Of all rows' maxima the first NaN wins, else the first of the greatest.
+    SAMPLES: tl.constexpr = BLOCK_M // GROUP
+    b_best = tl.reshape(b_best, (SAMPLES, GROUP, BLOCK_O))
+    b_won = tl.reshape(b_won, (SAMPLES, GROUP, BLOCK_O))
     is_nan = b_best != b_best
-    b_nan_at = tl.min(tl.where(is_nan, b_won, NOWHERE), axis=0)
-    b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=0)
-    b_won = tl.min(tl.where(b_best == b_most[None, :], b_won, NOWHERE), axis=0)
+    b_nan_at = tl.min(tl.where(is_nan, b_won, NOWHERE), axis=1)
+    b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=1)
+    b_won = tl.min(tl.where(b_best == b_most[:, None, :], b_won, NOWHERE), axis=1)
     b_won = tl.where(b_nan_at < NOWHERE, b_nan_at, b_won)
     b_out = tl.where(b_nan_at < NOWHERE, float("nan"), b_most).to(out.dtype.element_ty)
     b_rounded = b_out.to(tl.float32)
     alive = (b_rounded > 0) | (b_rounded != b_rounded)
-    tl.store(out + i_n * O + b_o, tl.where(alive, b_out, 0.0), mask=m_o)
+    b_n = i_n + tl.arange(0, SAMPLES)
+    m = (b_n < samples)[:, None] & m_o[None, :]
+    p = (b_n * O)[:, None] + b_o[None, :]
+    tl.store(out + p, tl.where(alive, b_out, 0.0), mask=m)
     if WANT_ARGMAX:
-        tl.store(argmax + i_n * O + b_o, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m_o)
+        tl.store(argmax + p, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m)

@@ -16,7 +16,7 @@ __all__ = ["weights_kernel"]
 @triton.jit(do_not_specialize=["stride_o", "stride_c", "stride_k", "splits"])
 def weights_kernel(
     w: tl.tensor,  # (O, C, K), strides as given
-    packed: tl.tensor,  # (O, PITCH): (K, C) and PITCH - K * C unused numbers
+    packed: tl.tensor,  # (O, PITCH): (K, C), rounded if ROUND, and PITCH - K * C unused numbers, or transposed
     partials: tl.tensor,  # (splits, O * K * C + O) float32: of the weights as (O, K, C), then of the bias
     dw: tl.tensor,  # (O, C, K), contiguous
     db: tl.tensor,  # (O,)
@@ -29,6 +29,8 @@ def weights_kernel(
     K: tl.constexpr,
     PITCH: tl.constexpr,
     PACK: tl.constexpr,
+    COLUMNS: tl.constexpr,  # (K * C, PITCH), outputs and PITCH - O unused numbers in the rows
+    ROUND: tl.constexpr,  # to TF32, so that no tile has to; rounding again changes nothing
     WANT_W: tl.constexpr,
     WANT_B: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,7 +48,10 @@ def weights_kernel(
     m_w = b_e < WEIGHTS
     if PACK:
         b_w = tl.load(w + b_o * stride_o + b_c * stride_c + b_k * stride_k, mask=m_w, other=0.0)
-        tl.store(packed + b_o * PITCH + b_e % (K * C), b_w, mask=m_w)
+        if ROUND:
+            b_w = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b_w], tl.float32, is_pure=True, pack=1)
+        b_r = b_e % (K * C)
+        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m_w)
     if WANT_W or WANT_B:
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for s0 in range(0, splits, BLOCK_S):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +38,7 @@ from benchmarks.registry import Candidate, Case, Provider, operation
 from seqconv.backends import BackendError
 from seqconv.functional.passes import Passes
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Case(
     "conv1d_relu_max_pool1d", "tiny", {"N": 2, "C": 3, "L": 12, "O": 4, "K": 3, "P": 2}, "forward_backward", "float32"
 )
@@ -414,6 +419,36 @@ def test_large_batches_on_a_gpu_are_checked_with_fewer_samples_but_what_is_compi
         assert {one.shape["N"] for one in checked} == {samples}
 
 
+def test_a_definition_in_exact_float32_does_not_forbid_tf32():
+    """A CPU has no TF32, as cuDNN has none in its fastest algorithm for some shapes; a provider may still use it."""
+    kind = operation(TINY.operation)
+
+    def truncated(case):
+        def compute(x, w, b, p):
+            x, w = ((one.view(torch.int32) + 4096 & -8192).view(torch.float32) for one in (x, w))
+            return max_pool(x, w, b, p)
+
+        return compute
+
+    one = Candidate(replace(TINY, dtype="tf32", mode="forward"), Provider("TF32", truncated))
+    errors = checking.check(one)
+    assert errors["output, random"][0] > 1e-5
+    assert errors["output, exact"][0] == 0
+    assert errors["output, exact"][1] < 1e-5
+    assert kind.rounding(replace(TINY, dtype="bfloat16")) == 2**-7
+    with pytest.raises(checking.Wrong, match="random"):
+        checking.check(replace(one, case=replace(one.case, dtype="float32")))
+
+
+def test_what_is_missing_for_a_call_s_overhead_is_left_out(monkeypatch):
+    def refuse(*_):
+        raise BackendError("the package numba is not installed")
+
+    monkeypatch.setattr(gpu_worker.dispatch, "calls", refuse)
+    answer = gpu_worker.answer(Job("overhead", "dispatch", provider="no grad"), "cpu")
+    assert answer == {"left_out": "the package numba is not installed", "by": "no grad"}
+
+
 def test_numbers_are_drawn_on_the_device_that_is_to_have_them(monkeypatch):
     asked = []
 
@@ -532,6 +567,9 @@ def test_time_is_shared_and_what_does_not_fit_is_listed(monkeypatch):
     assert [reasons.count(f"the time for {name!r} was over") for name in "abcd"] == [0, 6, 7, 6]
     assert len(found.figures) == 2 + 3 + 2 + 3
     assert len(gpu_run.run(plan, "cpu", -1.0, command=FAKE).left_out) == 29
+    now[0] = 0.0
+    found = gpu_run.run([Stage("c", many), Stage("d", many, reserved=0.3)], "cpu", 90.0, command=FAKE)
+    assert [one["reason"] for one in found.left_out] == ["the time for 'd' was over"] * 9  # 27 seconds are no reserve
 
 
 def gpu_figure(provider: str, seconds: float, baseline: str = "torch eager", **more):
@@ -572,7 +610,7 @@ def test_a_results_file_has_the_card_its_limits_and_shares_of_the_roofline(on_a_
     on_a_gpu.found.figures += [gpu_figure("seqconv triton", 1e-3), gpu_figure("torch.compile max-autotune", 3e-3)]
     on_a_gpu.found.failed.append({"case": "x", "provider": "torch.compile", "reason": "RuntimeError: out of memory"})
     on_a_gpu.found.left_out.append({"case": "y", "provider": "z", "reason": "no time"})
-    assert on_a_gpu.main("--minutes", "4") == 0
+    assert on_a_gpu.main("--minutes", "4", "--parts", *gpu.PARTS) == 0
     found = results.read(on_a_gpu.path)
     assert found["gpu"]["card"] == "Some Card 9000"
     assert found["gpu"]["driver"] == "550.1"
@@ -599,7 +637,7 @@ def test_the_exit_code_tells_of_our_own_failures(on_a_gpu, tests, memcheck, fail
     on_a_gpu.tests, on_a_gpu.memcheck = tests, memcheck
     on_a_gpu.found.failed += [{"case": "x", "provider": name, "reason": "no"} for name in failed]
     on_a_gpu.found.figures.append(gpu_figure("seqconv triton", 1e-3))
-    assert on_a_gpu.main() == code
+    assert on_a_gpu.main("--parts", *gpu.PARTS) == code
     assert results.read(on_a_gpu.path)["exit_code"] == code
     assert results.read(on_a_gpu.path)["measurements"]
 
@@ -661,8 +699,104 @@ def test_tests_that_take_too_long_are_stopped_with_all_that_they_started(tmp_pat
     began = time.monotonic()
     found = gpu_tests.sanitize(0.5)
     assert time.monotonic() - began < 20
-    assert found["exit_code"] == 1
+    assert found["exit_code"] == gpu_tests.STOPPED
     assert "stopped after 0 s" in found["summary"]
+
+
+def test_what_was_told_before_the_time_was_over_is_kept(monkeypatch):
+    told = """
+[gw1] [  1%] PASSED tests/kernels/a.py::test_one[x - y]
+[gw0] [  2%] FAILED tests/kernels/a.py::test_two
+tests/kernels/b.py::test_three PASSED                    [ 10%]
+tests/kernels/b.py::test_four SKIPPED (no GPU)           [ 20%]
+tests/kernels/a.py::test_two 
+tests/kernels/a.py::test_five[x, y] 
+tests/kernels/c.py:12: in test_six
+stopped after 9 s"""  # noqa: W291
+    monkeypatch.setattr(gpu_tests, "pytest", lambda *_: (gpu_tests.STOPPED, told))
+    monkeypatch.setattr(gpu_tests, "processes", lambda: 1)
+    found = gpu_tests.run_tests(60.0)
+    assert found["summary"] == "stopped after 9 s: 2 PASSED, 1 FAILED, 1 SKIPPED until then"
+    assert found["failures"] == ["tests/kernels/a.py::test_two"]
+    assert found["running"] == ["tests/kernels/a.py::test_five[x, y]"]
+    assert found["exit_code"] == gpu_tests.STOPPED
+
+
+HANGING = """
+import time
+import pytest
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(6))
+def test_planted(number):
+    time.sleep(60 * (number == 2))
+    assert number != 1
+"""
+
+
+@pytest.mark.parametrize(("many", "passed"), [(1, 1), (2, 3)])
+def test_what_hangs_and_what_cannot_be_imported_hides_no_other_result(tmp_path, monkeypatch, many, passed):
+    """From pytest's own output: alone, and from several processes, of which one has another test waiting."""
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_hanging.py").write_text(HANGING)
+    (folder / "test_absent.py").write_text("import a_package_that_is_absent")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "TESTS", ("tests",))
+    monkeypatch.setattr(gpu_tests, "processes", lambda: many)
+    for name in [name for name in os.environ if name.startswith(("PYTEST", "COV"))]:
+        monkeypatch.delenv(name)
+    found = gpu_tests.run_tests(12.0)
+    assert found["exit_code"] == gpu_tests.STOPPED
+    assert found["failures"] == ["tests/test_hanging.py::test_planted[1]"]
+    assert found["running"] == ["tests/test_hanging.py::test_planted[2]"]
+    assert f"{passed} PASSED" in found["summary"]
+    if many == 1:
+        return
+    monkeypatch.setattr(gpu_tests, "MOST_SECONDS", 2)
+    found = gpu_tests.run_tests(40.0)
+    names = [f"tests/test_hanging.py::test_planted[{number}]" for number in (1, 2)]
+    assert found["failures"] == ["tests/test_absent.py", *names]
+    assert found["running"] == []
+    assert "4 passed" in found["summary"]
+
+
+PLANTED = """
+import pytest, torch
+from tests.kernels.triton import conftest
+from tests.kernels.triton.conftest import pytest_runtest_logfinish, pytest_runtest_teardown
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(12))
+def test_planted(number, monkeypatch):
+    if number == 3:
+        def lost():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        torch.cuda.synchronize = lost
+    torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
+    if number != 3 and torch.cuda.synchronize.__name__ != "lost":
+        torch.cuda.synchronize = lambda: None
+"""
+
+
+def test_a_lost_device_ends_its_process_and_no_other_test(tmp_path):
+    """The test that lost it is named, and the others run in another process."""
+    (tmp_path / "conftest.py").write_text(
+        "from tests.kernels.triton.conftest import pytest_runtest_logfinish, pytest_runtest_teardown\n"
+    )
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "-n", "2", "--max-worker-restart", "4"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    assert re.search(r"ERROR \S*test_planted\[3\]", text), text[-3000:]
+    assert "the device does not answer any more" in text
+    assert len(set(re.findall(r"PASSED \S*(test_planted\[\d+\])", text))) == 12, text[-3000:]
+    assert done.returncode != 0
 
 
 def test_large_tests_run_behind_the_others_one_by_one(monkeypatch):
@@ -675,11 +809,11 @@ def test_large_tests_run_behind_the_others_one_by_one(monkeypatch):
     monkeypatch.setattr(gpu_tests, "pytest", pytest_)
     monkeypatch.setattr(gpu_tests, "processes", lambda: 4)
     found = gpu_tests.run_tests(60.0)
-    assert asked[0][-4:] == ["-k", "not 2_to_the_31", "-n", "4"]
+    assert asked[0][-6:-2] == ["-k", "not 2_to_the_31", "-n", "4"]
     assert asked[1][-2:] == ["-k", "2_to_the_31"]
     assert found["exit_code"] == 1
     assert found["summary"] == "1 failed in 2 s; then no tests ran in 1 s"
-    assert found["failures"] == ["FAILED tests/a.py::b - no"]
+    assert found["failures"] == ["tests/a.py::b"]
 
 
 def test_promises_are_held_against_torch_at_its_best():

@@ -5,6 +5,9 @@ interprets: ``test_interpreter.py`` therefore runs these files again in processe
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +26,23 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture(scope="session")
+def apart():
+    """Run a program in a process of its own: after a failed assertion on the device, no call on it succeeds."""
+
+    def run(program):
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _exact_products():
     """Compute float32 products exactly; the switch is put back."""
@@ -30,6 +50,31 @@ def _exact_products():
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
+
+
+BROKEN = []  # what the device said in this process, if it no longer answers
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """Wait for the device behind each test on it: the test that broke it fails, not the next one that looks."""
+    result = yield
+    if not BROKEN and item.get_closest_marker("gpu") and torch.cuda.is_available() and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            BROKEN.append(str(error).partition("\n")[0])
+            pytest.fail(f"the device does not answer any more: {BROKEN[0]}", pytrace=False)
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """Leave a process whose device is lost, once the test is reported: pytest-xdist starts another for the rest."""
+    if BROKEN and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)
+    elif BROKEN:
+        pytest.exit(f"the device does not answer any more: {BROKEN[0]}", returncode=1)
 
 
 @pytest.fixture(scope="session")

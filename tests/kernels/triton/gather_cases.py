@@ -1,5 +1,7 @@
 """Layers on gathered rows: the kernels' two passes by their names, and what they must give."""
 
+import copy
+
 import torch
 
 from seqconv.kernels.geometry import Convolution
@@ -19,6 +21,12 @@ def integers(generator, *shape, dtype=torch.float32, device="cpu", most=3):
     return torch.randint(-most, most + 1, shape, generator=generator).to(device, dtype)
 
 
+def tf32(tensor):
+    """Return float32 numbers rounded to the nearest TF32 number; infinities and NaN stay."""
+    rounded = ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(tensor.isfinite(), rounded, tensor)
+
+
 class Case:
     """One layer on rows of ``table``: by tokens ``(N, L)``, or by ``starts``, a length and a step."""
 
@@ -29,6 +37,12 @@ class Case:
         self.of_tokens = length is None
         self.name = ("embedding" if self.of_tokens else "window") + "_conv1d_relu_"
         self.name += "global_max_pool1d" if pool is None else "max_pool1d"
+
+    def rounded(self):
+        """Return the case with its table's numbers rounded to TF32."""
+        other = copy.copy(self)
+        other.table = tf32(self.table)
+        return other
 
     def sources(self, table=None, index=None):
         table, index = self.table if table is None else table, self.index if index is None else index

@@ -5,6 +5,7 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
+from tests.kernels.triton.gather_cases import tf32
 
 pytestmark = [
     pytest.mark.gpu,
@@ -153,12 +154,15 @@ def test_is_as_precise_as_torch_in_the_same_precision(floor, shape, outputs, siz
     else:
         out = reference.conv1d_relu_max_pool1d(*leaves, PLAIN, pool)
     theirs = (out.detach(), *torch.autograd.grad(out, leaves, upstream))
+    allowed = theirs
+    if kind == "tf32":  # for some shapes torch's convolution is exact: what TF32 costs is told from its definition
+        rounded, gradients = floor.expected(tf32(x), tf32(w), b, PLAIN, pool, tf32(upstream))
+        allowed = (rounded, *gradients[:2], theirs[3])
     mine = floor.step(x, w, b, PLAIN, pool, upstream)
-    for name, my, their, right in zip(
-        ("out", "dx", "dw", "db"), mine, theirs, (value, *exact), strict=True
-    ):  # fmt: skip
-        error, other = ((one.cpu().double() - right).norm() / right.norm() for one in (my, their))
-        assert error <= 2 * other + torch.finfo(x.dtype).eps / 4, name
+    names = ("out", "dx", "dw", "db")
+    for name, my, their, other, right in zip(names, mine, theirs, allowed, (value, *exact), strict=True):
+        error, *others = ((one.cpu().double() - right).norm() / right.norm() for one in (my, their, other))
+        assert error <= 2 * max(others) + torch.finfo(x.dtype).eps / 4, name
 
 
 def test_obeys_torchs_switch_for_tf32(floor):

@@ -239,8 +239,11 @@ def test_computes_only_the_gradients_asked_for(device, floor, wanted):
     upstream = normal(1, *out.shape, device=device)
     every = floor.backward(upstream, argmax, x, w, PLAIN, Pool(2, 2))
     some = floor.backward(upstream, argmax, x, w, PLAIN, Pool(2, 2), wanted)
-    for gradient, other, want in zip(some, every, wanted, strict=True):
-        assert torch.equal(gradient, other) if want else gradient is None
+    assert [one is not None for one in some] == list(wanted)
+    for gradient, other in zip(some[:2], every[:2], strict=True):
+        assert gradient is None or torch.equal(gradient, other)
+    if wanted[2]:  # another kernel where it is alone: its threads may add in another order
+        assert (some[2] - every[2]).abs().max() <= torch.finfo(torch.float32).eps * upstream.abs().sum()
 
 
 def test_expanded_inputs_and_gradients(device, floor):

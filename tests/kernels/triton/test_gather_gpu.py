@@ -5,7 +5,7 @@ import torch
 
 from seqconv import functional
 from seqconv.kernels.geometry import Convolution, Pool
-from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case
+from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case, tf32
 
 pytestmark = [
     pytest.mark.gpu,
@@ -168,11 +168,15 @@ def test_is_as_precise_as_torch_in_the_same_precision(
     leaves = [one.detach().requires_grad_() for one in (case.table, w, b)]
     out = case.reference(*leaves)
     theirs = (out.detach(), *torch.autograd.grad(out, leaves, upstream))
+    allowed = theirs
+    if precision == "tf32":  # for some shapes torch's convolution is exact: what TF32 costs is told from its definition
+        value_rounded, gradients_rounded = case.rounded().expected(tf32(w), b, tf32(upstream))
+        allowed = (value_rounded, *gradients_rounded[:2], theirs[3])
     mine = case.step(w, b, upstream, plan)
     names = ("out", "dtable", "dweight", "dbias")
-    for name, my, their, right in zip(names, mine, theirs, (value, *exact), strict=True):
-        error, other = ((one.cpu().double() - right).norm() / right.norm() for one in (my, their))
-        assert error <= 2 * other + torch.finfo(dtype).eps / 4, name
+    for name, my, their, other, right in zip(names, mine, theirs, allowed, (value, *exact), strict=True):
+        error, *others = ((one.cpu().double() - right).norm() / right.norm() for one in (my, their, other))
+        assert error <= 2 * max(others) + torch.finfo(dtype).eps / 4, name
 
 
 @pytest.mark.parametrize("plan", ["direct", "folded"])

@@ -299,6 +299,8 @@ def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, 
 )
 def test_numbers_out_of_range_count_as_rows_of_zeros(device, dtype, pool, plan):
     """Of a window that leaves the series all rows; none gets a gradient, and the others theirs."""
+    if device.type == "cuda":
+        pytest.skip("on a GPU such numbers stop the device: test_index_check.py has that, in a process of its own")
     generator = torch.Generator().manual_seed(0)
     table, w = integers(generator, 9, 5, device=device), integers(generator, 8, 5, 3, device=device)
     far = 2**31 - 1 if dtype == torch.int32 else 2**40
@@ -333,8 +335,12 @@ def test_computes_only_what_is_asked_for(device, wanted, is_window):
     assert case.forward(w, b, want_argmax=False)[1] is None
     upstream = normal(1, *out.shape, device=device)
     every = case.backward(upstream, argmax, w)
-    for gradient, other, want in zip(case.backward(upstream, argmax, w, wanted), every, wanted, strict=True):
-        assert torch.equal(gradient, other) if want else gradient is None
+    some = case.backward(upstream, argmax, w, wanted)
+    assert [one is not None for one in some] == list(wanted)
+    for gradient, other in zip(some[:2], every[:2], strict=True):
+        assert gradient is None or torch.equal(gradient, other)
+    if wanted[2]:  # another kernel where it is alone: its threads may add in another order
+        assert (some[2] - every[2]).abs().max() <= torch.finfo(torch.float32).eps * upstream.abs().sum()
 
 
 @pytest.mark.parametrize("plan", PLANS)

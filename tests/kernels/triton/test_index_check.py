@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,13 +10,35 @@ from seqconv.kernels.triton import census
 PROGRAM = """
 import torch
 from seqconv import functional
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.triton import gather
 table, weight = torch.zeros(50, 4, device="cuda"), torch.zeros(8, 4, 3, device="cuda")
 tokens = torch.full((3, 2000), 49, device="cuda")
-functional.embedding_conv1d_relu_global_max_pool1d(tokens, table, weight, backend="triton")
+starts = torch.full((2000,), 40, device="cuda")
+geometry = Convolution(), Pool(2, 2)
+
+def public():
+    functional.embedding_conv1d_relu_global_max_pool1d(tokens, table, weight, backend="triton")
+
+def tokens_of(plan):
+    given = tokens, table, weight, None, *geometry, None
+    gather.embedding_conv1d_relu_max_pool1d_forward(*given, want_argmax=False, plan=plan)
+
+def direct():
+    tokens_of("direct")
+
+def folded():
+    tokens_of("folded")
+
+def windows():
+    given = table, starts, weight, None, *geometry, 10, 1
+    gather.window_conv1d_relu_max_pool1d_forward(*given, want_argmax=False, plan="direct")
+
+{call}()
 torch.cuda.synchronize()
 print("fine so far", flush=True)
-tokens[2, 1999] = {token}
-functional.embedding_conv1d_relu_global_max_pool1d(tokens, table, weight, backend="triton")
+tokens[2, 1999] = starts[1999] = {number}
+{call}()
 torch.cuda.synchronize()
 """
 
@@ -48,12 +67,14 @@ def test_every_number_is_checked():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("token", [50, -1, 2**40])
-def test_a_token_out_of_range_stops_the_device(token):
-    """In a process of its own: no call on the device succeeds after it."""
+@pytest.mark.parametrize(
+    ("call", "number"), [("public", 50), ("public", -1), ("direct", 2**40), ("folded", -(2**40)), ("windows", 41)]
+)
+def test_a_number_out_of_range_stops_the_device(apart, call, number):
+    """A token, or the start of a window that leaves the series; the last of several blocks has it."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(token=token)], capture_output=True, text=True)
+    done = apart(PROGRAM.format(call=call, number=number))
     assert "fine so far" in done.stdout, done.stderr
     assert done.returncode != 0
-    assert "tokens or starts must be rows of the table or series" in done.stderr
+    assert "tokens or starts must be rows of the table or series" in done.stdout + done.stderr

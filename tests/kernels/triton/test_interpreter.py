@@ -11,7 +11,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is such a process")
-@pytest.mark.parametrize("module", ["test_conv_pool_triton.py", "test_gather_triton.py", "test_public_triton.py"])
+@pytest.mark.parametrize(
+    "module", ["test_conv_pool_triton.py", "test_gather_triton.py", "test_phase_backward.py", "test_public_triton.py"]
+)
 def test_passes_in_the_interpreter(module):
     command = [sys.executable, "-m", "pytest", str(HERE / module), "-q", "-p", "no:cacheprovider"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}

@@ -1,0 +1,96 @@
+"""Gradients of the global maximum on a GPU; see :mod:`.global_backward_kernels` for how."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution
+from .configurations import Layer, power_of_two
+from .launch import Layout, precision, processors
+from .rows import Rows
+
+__all__ = ["launch_input_gradient", "launch_weight_gradient", "serves"]
+
+POSITIONS = 64  # of a sample in a tile
+SUMS = 14 * 1024  # that four warps hold in registers, 112 numbers a thread
+PROGRAMS = 2  # programs of the weights' gradient for each multiprocessor
+
+
+def serves(layer: Layer) -> bool:
+    """Tell whether there are kernels for a layer: exact products, unrolled, would be too many instructions."""
+    return layer.kind != "ieee" and layer.size * 16 * 16 <= SUMS
+
+
+def launch_input_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    packed: Tensor,
+    dx: Tensor,
+    samples: int,
+    length: int,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    *,
+    last: bool,
+) -> None:
+    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
+    kernels = _kernels()
+    block_c = min(max(power_of_two(layer.channels), 16), 64)
+    tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
+    kernels.global_input_gradient_kernel[(tiles,)](
+        gradient, argmax, packed, dx, length, upstream.stride_n * upstream.align, upstream.stride_c,
+        C=layer.channels, O=layer.outputs, K=layer.size,
+        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
+        PITCH=packed.size(1), UNIT_O=upstream.unit_c, OUT_LAST=last,
+        BLOCK_M=POSITIONS, BLOCK_C=block_c, BLOCK_O=min(max(power_of_two(layer.outputs), 16), 32),
+        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+
+
+def launch_weight_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    wanted: tuple[bool, bool],  # noqa: ARG001  (both are computed at once)
+) -> Tensor:
+    """Return partial gradients of weights and bias, ``(splits, O * K * C + O)``."""
+    kernels, source, layout = _kernels(), rows.source, rows.layout
+    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    block_c = 16 if layer.channels <= 16 else 64  # 64 rows make the larger matrix instructions
+    while block_c > 16 and layer.size * block_c * block_o > SUMS:
+        block_c //= 2
+    block_o = 16 if layer.size * block_c * block_o > SUMS else block_o
+    blocks = -(-layer.channels // block_c) * -(-layer.outputs // block_o)
+    block_m = POSITIONS if layer.kind == "16" else POSITIONS // 2
+    tiles = rows.samples * -(-rows.length // block_m)
+    splits = min(tiles, max(1, PROGRAMS * processors(source.device) // blocks))
+    numbers = layer.outputs * (layer.channels * layer.size + 1)
+    partials = source.new_empty((splits, numbers), dtype=torch.float32)
+    kernels.global_weight_gradient_kernel[(splits * blocks,)](
+        gradient, argmax, source, partials, rows.samples, rows.length,
+        upstream.stride_n * upstream.align, upstream.stride_c, layout.stride_n, layout.stride_l, layout.stride_c,
+        rows.numbers, rows.index_n, rows.index_l, rows.below,
+        C=layer.channels, O=layer.outputs, K=layer.size,
+        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
+        UNIT_O=upstream.unit_c, ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, ROWS=rows.mode,
+        BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_O=block_o,
+        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return partials
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import global_backward_kernels
+
+    return global_backward_kernels

@@ -1,0 +1,195 @@
+"""Gradients of layers whose pooling windows lie side by side, on a GPU; see :mod:`.phase_backward_kernels` for how.
+
+Served are convolutions of stride 1 whose windows neither overlap nor skip positions, where the unrolled loops stay
+short (see :func:`serves`); :mod:`.conv_pool_backward` has kernels for everything else.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .configurations import Layer, power_of_two
+from .launch import Layout, precision, processors
+from .rows import Rows
+
+__all__ = ["Tile", "input_tile", "launch_input_gradient", "launch_weight_gradient", "serves", "weight_tile"]
+
+MOST_PRODUCTS = 64  # products that a tile's unrolled loops hold: code grows with them, and so does compiling
+MOST_WINDOWS = 5  # windows that meet a span: each takes registers
+ARCHITECTURES = ("sm_90", "cpu")  # where they were timed, and the interpreter
+RESIDENT = 60 * 1024  # bytes of weights that a program keeps
+STAGED = 200 * 1024  # bytes of the input's rows that wait on a multiprocessor, in two stages
+SUMS = 28 * 1024  # sums that eight warps hold in registers, 112 numbers a thread
+
+
+class Tile(NamedTuple):
+    """Spans x channels x outputs of a tile, its warps and stages, and programs for each multiprocessor."""
+
+    block_m: int
+    block_c: int
+    block_o: int
+    num_warps: int
+    num_stages: int
+    programs: int
+
+
+def serves(layer: Layer, convolution: Convolution, pool: Pool) -> bool:
+    """Tell whether the kernels serve a layer.
+
+    Exact float32 products are no matrix instructions: unrolled, they would be tens of thousands of instructions.
+    """
+    back = windows_back(layer.size, convolution.dilation, pool.stride)
+    return (
+        layer.kind != "ieee"
+        and layer.architecture in ARCHITECTURES
+        and convolution.stride == 1
+        and pool.dilation == 1
+        and pool.stride >= pool.size
+        and layer.size * pool.stride <= MOST_PRODUCTS
+        and back <= MOST_WINDOWS
+    )
+
+
+def windows_back(size: int, dilation: int, pool_stride: int) -> int:
+    """Return how many windows meet the positions of a span."""
+    return -(-(size - 1) * dilation // pool_stride) + 1
+
+
+@functools.cache
+def input_tile(layer: Layer, pool_stride: int, last: bool) -> Tile:
+    """Return the tile of the input's gradient.
+
+    H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 4, 2, 2) 252, 64 channels and 3 programs 252, 8 warps 496;
+    TF32 (64, 64, 32, 4, 2, 2) 491, one stage 539, 128 channels and 8 warps 1212; jena1 (64, 16, 32, 4, 2, 4) 61 and 75,
+    one stage 56 and 101.
+    """
+    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    width = 2 if layer.kind == "16" else 4
+    block_c = min(max(power_of_two(layer.channels), 16), 256 // width if last else 32)
+    if layer.outputs <= block_o:
+        while block_c > 16 and layer.size * block_o * block_c * width > RESIDENT:
+            block_c //= 2
+    else:  # the sums of all phases wait for the next outputs
+        while block_c > 16 and pool_stride * block_c > 192:
+            block_c //= 2
+    return Tile(64, block_c, block_o, 4, 2, 2 if block_c > 32 else 4)
+
+
+@functools.cache
+def weight_tile(layer: Layer, pool_stride: int) -> Tile:
+    """Return the tile of the weights' gradient.
+
+    H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 8, 2, 1) 391, 32 spans and 3 stages 452, 64 channels, 4
+    warps and 2 programs 489; TF32 (32, 64, 32, 4, 1, 2) 933, (32, 128, 32, 8, 2, 1) 1076, 16 spans 1176; jena1
+    (32, 16, 32, 4, 2, 3) 72 and 119, 64 spans 73 and 143.
+    """
+    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    warps, most = (8, 128) if layer.kind == "16" else (4, 64)
+    # A product of fewer than 64 rows is none of Hopper's: 32 channels took twice as long as 64, half of them empty.
+    block_c = 16 if layer.channels <= 16 else min(max(power_of_two(layer.channels), 64), most)
+    while block_c > 16 and layer.size * block_c * block_o > SUMS * warps // 8:
+        block_c //= 2
+    if layer.kind == "tf32" or block_c < 64:
+        return Tile(32, block_c, block_o, 4, 1 if block_c == 64 else 2, 2 if block_c == 64 else 3)
+    warps, programs = (8, 1) if block_c == 128 else (4, 2)
+    fits = 2 * pool_stride * 64 * block_c * 2 * programs <= STAGED
+    return Tile(64, block_c, block_o, warps, 2 if fits else 1, programs)
+
+
+def splits_of(tile: Tile, spans: int, blocks: int, device_processors: int) -> int:
+    """Return how many programs share the sum over ``spans`` for each of ``blocks`` blocks of weights."""
+    return min(-(-spans // tile.block_m), max(1, tile.programs * device_processors // blocks))
+
+
+def spans_of(length: int, windows: int, convolution: Convolution, pool: Pool) -> tuple[int, int]:
+    """Return a sample's spans, those of windows over padding alone too, and the padding before its first position."""
+    shift = convolution.padding[0] + pool.padding
+    return max((length - 1 + shift) // pool.stride + 1, windows), shift
+
+
+def is_packed(layout: Layout, channels: int, positions: int) -> bool:
+    """Tell whether an ``(N, C, L)`` tensor is ``(N, L, C)`` in memory, without room between rows or samples."""
+    row = layout.stride_l * layout.align
+    return layout.unit_c and row == channels and layout.stride_n * layout.align == positions * row
+
+
+def launch_input_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    packed: Tensor,
+    dx: Tensor,
+    samples: int,
+    length: int,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    pool: Pool,
+    *,
+    last: bool,
+) -> None:
+    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
+    tile, windows, kernels = input_tile(layer, pool.stride, last), gradient.size(2), _kernels()
+    spans, shift = spans_of(length, windows, convolution, pool)
+    tiles_c = -(-layer.channels // tile.block_c)
+    programs = min(-(-samples * spans // tile.block_m), max(1, tile.programs * processors(gradient.device) // tiles_c))
+    kernels.phase_input_gradient_kernel[(programs * tiles_c,)](
+        gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
+        upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
+        PITCH=packed.size(1), SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align,
+        UNIT_O=upstream.unit_c, OUT_LAST=last,
+        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
+        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def launch_weight_gradient(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    layer: Layer,
+    upstream: Layout,
+    convolution: Convolution,
+    pool: Pool,
+    wanted: tuple[bool, bool],
+) -> Tensor:
+    """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
+    windows, kernels = gradient.size(2), _kernels()
+    spans, shift = spans_of(rows.length, windows, convolution, pool)
+    source, layout = rows.source, rows.layout
+    numbers = layer.outputs * (layer.channels * layer.size + 1)
+    options = {
+        "C": layer.channels, "O": layer.outputs, "K": layer.size, "P": pool.stride, "DILATION": convolution.dilation,
+        "SAME": is_packed(upstream, layer.outputs, windows), "GRADIENT_ALIGN": upstream.align,
+        "UNIT_O": upstream.unit_c, "ALIGN": layout.align,
+        "PACKED": rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
+        "UNIT_C": layout.unit_c, "UNIT_L": layout.unit_l, "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
+        "PRECISION": precision(source.dtype), "ROUND": layer.rounds, "INTERPRETED": kernels.INTERPRETED,
+    }  # fmt: skip
+    strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
+    strides += (layout.stride_n, layout.stride_l, layout.stride_c)
+    tile = weight_tile(layer, pool.stride)
+    blocks = (-(-layer.channels // tile.block_c) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
+    splits = splits_of(tile, rows.samples * spans, blocks, processors(source.device))
+    partials = source.new_empty((splits, numbers), dtype=torch.float32)
+    kernels.phase_weight_gradient_kernel[(splits * blocks,)](
+        gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift, *strides,
+        rows.numbers, rows.index_n, rows.index_l, rows.below, **options,
+        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return partials
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import phase_backward_kernels
+
+    return phase_backward_kernels
