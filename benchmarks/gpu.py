@@ -1,6 +1,6 @@
 """The GPU's part in one command: its tests, then its benchmarks, into ``results/gpu-CARD-DATE.json``.
 
-Without a GPU it says so, says what would run, and ends well. The tests get at most a third of ``--minutes`` and 100
+Without a GPU it says so, says what would run, and ends well. The tests get at most 45 % of ``--minutes`` and 100
 seconds, the benchmarks what is left (see :mod:`.gpu_plan` for their order); what did not fit is listed in the report.
 ``--parts sanitizer`` runs a few tests under compute-sanitizer. Red tests do not keep the benchmarks from what passes
 its own check, nor does a provider that raises, but the exit code is 1.
@@ -29,7 +29,7 @@ from benchmarks import gpu_plan, gpu_run, gpu_tests, gpu_warm, report, results, 
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "benchmarks")
-TESTS_SHARE, TESTS_SECONDS = 1 / 3, 100.0
+TESTS_SHARE, TESTS_SECONDS = 0.45, 100.0
 SANITIZER_SECONDS = 120.0
 REPORT_SECONDS = 15.0
 NEEDED = ("triton", "numpy")

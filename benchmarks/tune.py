@@ -30,7 +30,7 @@ from benchmarks.tune_cache import Cache, default_path
 from benchmarks.tune_candidates import Key, neighbours
 from benchmarks.tune_table import PATH, Tuned, refreshed, updated
 from seqconv.files import write_text
-from seqconv.kernels.triton import configurations
+from seqconv.kernels.triton import configurations, replay
 from seqconv.kernels.triton.table import TABLE
 
 __all__ = ["Entry", "cost", "entries", "main", "search", "using"]
@@ -240,6 +240,7 @@ def forget() -> None:
     for name, one in vars(configurations).items():
         if name.endswith("_configuration"):
             one.cache_clear()
+    replay.forget()
 
 
 @contextmanager

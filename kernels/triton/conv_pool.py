@@ -29,6 +29,7 @@ from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from .configurations import Forward, Layer, forward_configuration
 from .launch import Layout, architecture, on_device, precision, processors, refuse_device, winner_dtype
+from .replay import compute, empty, launch, replayed
 from .rows import Rows, of_input
 
 __all__ = [
@@ -56,6 +57,7 @@ WEIGHTS = 64  # so many weights a program repacks and sums,
 SPLITS = 64  # so many partial sums of each at a time: 264 splits of jena1 took 40 us by 16
 
 
+@replayed
 def conv1d_relu_max_pool1d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool, *, want_argmax: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -69,6 +71,7 @@ def conv1d_relu_max_pool1d_forward(
     )
 
 
+@replayed
 def conv1d_relu_global_max_pool1d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -92,9 +95,9 @@ def launch_windows(
     windows = pool.output_length(positions)
     source, layout = rows.source, cached_layout(rows)
     if last:
-        out = source.new_empty(rows.samples, windows, outputs).transpose(1, 2)
+        out = empty(source, (rows.samples, windows, outputs)).transpose(1, 2)
     else:
-        out = source.new_empty(rows.samples, outputs, windows)
+        out = empty(source, (rows.samples, outputs, windows))
     argmax = new_argmax(rows, outputs, windows, pool.size - 1) if want_argmax else None
     if not out.numel():
         return out, argmax
@@ -110,7 +113,8 @@ def launch_windows(
         resident = keeps_weights(tile, channels)
         filters, pitch = packed(weight, resident, layer.columns)
         programs = programs_of(tile, resident, -(-count // tile.block_m), source.device)
-        kernels.forward_windows_kernel[(programs * -(-outputs // tile.block_o),)](
+        launch(
+            kernels.forward_windows_kernel, (programs * -(-outputs // tile.block_o),),
             source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size, P=pool.size,
@@ -138,7 +142,7 @@ def launch_global(
     outputs, channels, size = weight.shape
     positions = convolution.output_length(rows.length, size)
     source, layout = rows.source, cached_layout(rows)
-    out = source.new_empty(rows.samples, outputs)
+    out = empty(source, (rows.samples, outputs))
     argmax = new_argmax(rows, outputs, 1, positions - 1) if want_argmax else None
     if not out.numel():
         return out, argmax
@@ -151,7 +155,8 @@ def launch_global(
         filters, pitch = packed(weight, resident, layer.columns)
         group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
         programs = programs_of(tile, resident, -(-rows.samples // (tile.block_m // group)), source.device)
-        kernels.forward_global_kernel[(programs * -(-outputs // tile.block_o),)](
+        launch(
+            kernels.forward_global_kernel, (programs * -(-outputs // tile.block_o),),
             source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
             layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size,
@@ -232,7 +237,7 @@ def neighbours(bias: Tensor | None) -> Tensor | None:
 
     A stride would be one more argument of four kernels; a copy is of ``O`` numbers, and only for a bias that is a view.
     """
-    return None if bias is None else bias.contiguous()
+    return bias if bias is None or bias.is_contiguous() else compute(Tensor.contiguous, bias)
 
 
 def keeps_weights(tile: Forward, channels: int) -> bool:
@@ -267,6 +272,7 @@ def is_dense(layout: Layout, channels: int) -> bool:
     return layout.unit_c and layout.stride_l * layout.align == channels
 
 
+@replayed
 def launch_over_weights(
     weight: Tensor,
     wants_packed: bool,
@@ -284,10 +290,11 @@ def launch_over_weights(
     """
     outputs, channels, size = weight.shape
     pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
-    packed = weight.new_empty(channels * size if columns else outputs, pitch) if wants_packed else None
+    packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
-    _weights().weights_kernel[(-(-(weight.numel() + outputs) // WEIGHTS),)](
+    launch(
+        _weights().weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
@@ -322,7 +329,7 @@ def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
 def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:
     """Return memory for ``argmax``."""
     shape, dtype = argmax_format(rows.samples, outputs, windows, greatest, rows.source.dtype)
-    return rows.source.new_empty(shape, dtype=dtype)
+    return empty(rows.source, shape, dtype)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .conv_pool import describe, launch_over_weights
 from .launch import Layout, layout_of, on_device, precision, processors
+from .replay import empty, launch, replayed
 from .rows import Rows, of_input
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward", "launch_backward"]
@@ -28,6 +29,7 @@ PROGRAMS = 4
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+@replayed
 def conv1d_relu_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -46,6 +48,7 @@ def conv1d_relu_max_pool1d_backward(
     return _backward(gradient, argmax, input, weight, convolution, pool, wanted)
 
 
+@replayed
 def conv1d_relu_global_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -70,8 +73,8 @@ def _backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     (samples, channels, length), last = input.shape, not input.is_contiguous()
-    new = input.new_empty if gradient.numel() else input.new_zeros
-    dx = new(samples, *((length, channels) if last else (channels, length))) if wanted[0] else None
+    shape = (samples, length, channels) if last else (samples, channels, length)
+    dx = new_gradient(gradient, input, shape) if wanted[0] else None
     dw, db = launch_backward(gradient, argmax, of_input(input), weight, convolution, pool, wanted[1:], dx, last=last)
     return None if dx is None else dx.transpose(1, 2) if last else dx, dw, db
 
@@ -95,9 +98,8 @@ def launch_backward(
     """
     source, layout = rows.source, rows.layout
     pools: tuple[Pool, ...]
-    new = weight.new_empty if gradient.numel() else weight.new_zeros
-    dw = new(weight.shape) if wanted[0] else None
-    db = new(weight.size(0)) if wanted[1] else None
+    dw = new_gradient(gradient, weight, weight.shape) if wanted[0] else None
+    db = new_gradient(gradient, weight, weight.shape[:1]) if wanted[1] else None
     if not gradient.numel():
         return dw, db
     upstream = layout_of(gradient)
@@ -142,8 +144,9 @@ def _launch_weight_gradient(
     tiles = -(-rows.samples * positions // tile.block_m)
     tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(source.device) // blocks)))
     splits = -(-tiles // tiles_of_split)
-    partials = source.new_empty((splits, layer.outputs * (layer.channels * layer.size + 1)), dtype=torch.float32)
-    kernels.weight_gradient_kernel[(splits * blocks,)](
+    partials = empty(source, (splits, layer.outputs * (layer.channels * layer.size + 1)), torch.float32)
+    launch(
+        kernels.weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
         gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, upstream.stride_c,
         layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
@@ -177,7 +180,8 @@ def _launch_input_gradient(
     """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
     kernels, tile = _kernels(), input_gradient_configuration(layer._replace(tokens=False))
     tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
-    kernels.input_gradient_kernel[(tiles,)](
+    launch(
+        kernels.input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l, upstream.stride_c,
         convolution.padding[0], convolution.stride, convolution.dilation,
@@ -188,6 +192,11 @@ def _launch_input_gradient(
         PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+
+
+def new_gradient(upstream: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return memory for a gradient: zeros where ``upstream`` has no elements and no kernel runs."""
+    return empty(like, shape) if upstream.numel() else like.new_zeros(shape)
 
 
 def overlap(pool: Pool) -> int:

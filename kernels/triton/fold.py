@@ -14,6 +14,7 @@ from torch import Tensor
 from .configurations import forward_configuration
 from .conv_pool import describe, launch_over_weights
 from .launch import VECTOR_BYTES, on_device
+from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
 
 __all__ = ["fold", "folded_shape"]
@@ -28,6 +29,7 @@ def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype = torch.float32) 
     return rows + 1, weight.size(2), -(-weight.size(0) // numbers) * numbers
 
 
+@replayed
 def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
     """Return ``folded[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, zeros behind the last ``o``.
 
@@ -40,7 +42,7 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     table, weight = table.detach(), weight.detach()
     table = table if rows is None else table[rows]
     dtype = torch.float32 if dtype is None else dtype
-    folded = table.new_empty(folded_shape(table.size(0), weight, dtype), dtype=dtype)
+    folded = empty(table, folded_shape(table.size(0), weight, dtype), dtype)
     if not folded.numel():
         return folded
     outputs, channels, size = weight.shape
@@ -53,7 +55,8 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
         packed = launch_over_weights(weight, True)
         assert packed is not None
         tiles = -(-folded.size(0) // tile.block_m)
-        kernels.fold_kernel[(tiles * size * -(-outputs // tile.block_o),)](
+        launch(
+            kernels.fold_kernel, (tiles * size * -(-outputs // tile.block_o),),
             table, packed, folded, table.size(0), layout.stride_n, layout.stride_c,
             C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),
             ALIGN=layout.align, UNIT_C=layout.unit_c,

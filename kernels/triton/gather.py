@@ -31,6 +31,7 @@ from .conv_pool import is_padded, launch_global, launch_windows, neighbours, new
 from .fold import fold, folded_shape
 from .gather_plans import PLANS, forward_plan, kind_of
 from .launch import on_device
+from .replay import empty, launch, replayed
 from .rows import Rows, of_tokens, of_windows
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
 NUMBERS = 1024  # so many of an index a program checks
 
 
+@replayed
 def embedding_conv1d_relu_max_pool1d_forward(
     tokens: Tensor,
     table: Tensor,
@@ -70,6 +72,7 @@ def embedding_conv1d_relu_max_pool1d_forward(
     return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, pool, want_argmax, folded, plan)
 
 
+@replayed
 def embedding_conv1d_relu_global_max_pool1d_forward(
     tokens: Tensor,
     table: Tensor,
@@ -86,6 +89,7 @@ def embedding_conv1d_relu_global_max_pool1d_forward(
     return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, None, want_argmax, folded, plan)
 
 
+@replayed
 def window_conv1d_relu_max_pool1d_forward(
     series: Tensor,
     starts: Tensor,
@@ -108,6 +112,7 @@ def window_conv1d_relu_max_pool1d_forward(
     return _forward(rows, step, weight, bias, convolution, pool, want_argmax, folded, plan)
 
 
+@replayed
 def window_conv1d_relu_global_max_pool1d_forward(
     series: Tensor,
     starts: Tensor,
@@ -203,7 +208,7 @@ def _add(
     outputs, _, size = weight.shape
     positions = convolution.output_length(rows.length, size)
     windows = 1 if pool is None else pool.output_length(positions)
-    out = rows.source.new_empty(rows.samples, windows, outputs)
+    out = empty(rows.source, (rows.samples, windows, outputs))
     greatest = positions if pool is None else pool.size
     argmax = new_argmax(rows, outputs, windows, greatest - 1) if want_argmax else None
     result = out.squeeze(1) if pool is None else out.transpose(1, 2)
@@ -219,14 +224,16 @@ def _add(
     blocks = {"UNROLL": tile.unroll, "BLOCK_M": tile.block_m, "BLOCK_O": tile.block_o, "num_warps": tile.num_warps}
     with on_device(folded):
         if pool is None:
-            kernels.folded_global_kernel[(rows.samples * tiles_o,)](
+            launch(
+                kernels.folded_global_kernel, (rows.samples * tiles_o,),
                 folded, neighbours(bias), out, argmax, rows.length, positions, *index,
                 window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
                 CHECK=convolution.padding != (0, 0), **shape, **wants, **blocks,
             )  # fmt: skip
         else:
             count = rows.samples * windows
-            kernels.folded_windows_kernel[(-(-count // tile.block_m) * tiles_o,)](
+            launch(
+                kernels.folded_windows_kernel, (-(-count // tile.block_m) * tiles_o,),
                 folded, neighbours(bias), out, argmax, count, windows, rows.length, positions, *index,
                 window_step=pool.stride * convolution.stride,
                 window_start=-pool.padding * convolution.stride - convolution.padding[0],
@@ -244,9 +251,10 @@ def check_index(rows: Rows) -> None:
         return
     length = 1 if rows.mode == "windows" else rows.length
     with on_device(index):
-        kernels.check_index_kernel[(-(-index.numel() // NUMBERS),)](
-            index, index.numel(), length, rows.index_n, rows.index_l, rows.below, BLOCK=NUMBERS, num_warps=4
-        )
+        launch(
+            kernels.check_index_kernel, (-(-index.numel() // NUMBERS),),
+            index, index.numel(), length, rows.index_n, rows.index_l, rows.below, BLOCK=NUMBERS, num_warps=4,
+        )  # fmt: skip
 
 
 @functools.cache

@@ -21,7 +21,8 @@ from ..geometry import Convolution, Pool
 from .configurations import power_of_two
 from .conv_pool_backward import Gradients, launch_backward
 from .launch import on_device
-from .rows import Rows, of_tokens, of_windows, tokens_of
+from .replay import compute, empty, launch, replayed
+from .rows import Rows, of_tokens, of_windows, tokens_of_windows
 
 __all__ = [
     "embedding_conv1d_relu_global_max_pool1d_backward",
@@ -36,6 +37,7 @@ CHANNELS = 128
 GROUPS = 32
 
 
+@replayed
 def embedding_conv1d_relu_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -58,6 +60,7 @@ def embedding_conv1d_relu_max_pool1d_backward(
     return _backward(gradient, argmax, rows, 0, weight, convolution, pool, padding_idx, wanted)
 
 
+@replayed
 def embedding_conv1d_relu_global_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -76,6 +79,7 @@ def embedding_conv1d_relu_global_max_pool1d_backward(
     return _backward(gradient, argmax, rows, 0, weight, convolution, None, padding_idx, wanted)
 
 
+@replayed
 def window_conv1d_relu_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -98,6 +102,7 @@ def window_conv1d_relu_max_pool1d_backward(
     return _backward(gradient, argmax, rows, step, weight, convolution, pool, None, wanted)
 
 
+@replayed
 def window_conv1d_relu_global_max_pool1d_backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -129,34 +134,46 @@ def _backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     table = rows.source
-    dtable = table.new_zeros(table.shape) if wanted[0] else None
+    dtable = compute(Tensor.new_zeros, table, table.shape) if wanted[0] else None
     dx = None
     if wanted[0]:
-        dx = table.new_empty((rows.samples, rows.length, table.size(1)), dtype=torch.float32)
+        dx = empty(table, (rows.samples, rows.length, table.size(1)), torch.float32)
     given = (gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
     dweight, dbias = launch_backward(*given, last=True)
     if dx is not None and dtable is not None and gradient.numel():
-        _sum_rows(dx, tokens_of(rows, step), dtable, -1 if padding_idx is None else padding_idx)
+        tokens = rows.numbers
+        if rows.mode == "windows":
+            tokens = compute(tokens_of_windows, tokens, rows.length, step, rows.below, table.size(0))
+        assert tokens is not None
+        _sum_rows(dx, tokens, dtable, -1 if padding_idx is None else padding_idx)
     return dtable, dweight, dbias
 
 
 def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
     """Add the gradients of all positions, ``(N, L, C)``, to the rows that ``tokens`` ``(N, L)`` name."""
     total, (count, channels) = tokens.numel(), dtable.shape
-    in_order, order = torch.sort(tokens.reshape(-1), stable=True)
+    in_order, order = compute(_sorted, tokens)
     groups = -(-total // GROUP)
-    partials = dx.new_empty((groups, 2, channels))
+    partials = empty(dx, (groups, 2, channels))
     block_c = min(power_of_two(channels), CHANNELS)
     grid, kernels = (groups * -(-channels // block_c),), _kernels()
     with on_device(dx):
-        kernels.sum_groups_kernel[grid](
+        launch(
+            kernels.sum_groups_kernel, grid,
             dx, in_order, order, dtable, partials, total, count, skipped,
             C=channels, BLOCK_S=GROUP, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
-        kernels.join_groups_kernel[grid](
+        launch(
+            kernels.join_groups_kernel, grid,
             in_order, dtable, partials, total, count, skipped,
             C=channels, BLOCK_S=GROUP, BLOCK_G=GROUPS, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
+
+
+def _sorted(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens in order, and where they stood."""
+    in_order, order = torch.sort(tokens.reshape(-1), stable=True)
+    return in_order, order
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..geometry import Convolution
 from .configurations import Layer, power_of_two
 from .launch import Layout, precision, processors
+from .replay import empty, launch
 from .rows import Rows
 
 __all__ = ["launch_input_gradient", "launch_weight_gradient", "serves"]
@@ -42,7 +43,8 @@ def launch_input_gradient(
     kernels = _kernels()
     block_c = min(max(power_of_two(layer.channels), 16), 64)
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
-    kernels.global_input_gradient_kernel[(tiles,)](
+    launch(
+        kernels.global_input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, length, upstream.stride_n * upstream.align, upstream.stride_c,
         C=layer.channels, O=layer.outputs, K=layer.size,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
@@ -74,8 +76,9 @@ def launch_weight_gradient(
     tiles = rows.samples * -(-rows.length // block_m)
     splits = min(tiles, max(1, PROGRAMS * processors(source.device) // blocks))
     numbers = layer.outputs * (layer.channels * layer.size + 1)
-    partials = source.new_empty((splits, numbers), dtype=torch.float32)
-    kernels.global_weight_gradient_kernel[(splits * blocks,)](
+    partials = empty(source, (splits, numbers), torch.float32)
+    launch(
+        kernels.global_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples, rows.length,
         upstream.stride_n * upstream.align, upstream.stride_c, layout.stride_n, layout.stride_l, layout.stride_c,
         rows.numbers, rows.index_n, rows.index_l, rows.below,

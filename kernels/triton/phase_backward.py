@@ -16,6 +16,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from .configurations import Layer, power_of_two
 from .launch import Layout, precision, processors
+from .replay import empty, launch
 from .rows import Rows
 
 __all__ = ["Tile", "input_tile", "launch_input_gradient", "launch_weight_gradient", "serves", "weight_tile"]
@@ -138,7 +139,8 @@ def launch_input_gradient(
     spans, shift = spans_of(length, windows, convolution, pool)
     tiles_c = -(-layer.channels // tile.block_c)
     programs = min(-(-samples * spans // tile.block_m), max(1, tile.programs * processors(gradient.device) // tiles_c))
-    kernels.phase_input_gradient_kernel[(programs * tiles_c,)](
+    launch(
+        kernels.phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
         upstream.stride_n, upstream.stride_l, upstream.stride_c,
         C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
@@ -178,8 +180,9 @@ def launch_weight_gradient(
     tile = weight_tile(layer, pool.stride)
     blocks = (-(-layer.channels // tile.block_c) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
     splits = splits_of(tile, rows.samples * spans, blocks, processors(source.device))
-    partials = source.new_empty((splits, numbers), dtype=torch.float32)
-    kernels.phase_weight_gradient_kernel[(splits * blocks,)](
+    partials = empty(source, (splits, numbers), torch.float32)
+    launch(
+        kernels.phase_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift, *strides,
         rows.numbers, rows.index_n, rows.index_l, rows.below, **options,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .launch import VECTOR_BYTES, Layout, layout_of
 
-__all__ = ["Rows", "layout_of_rows", "of_input", "of_tokens", "of_windows", "tokens_of"]
+__all__ = ["Rows", "layout_of_rows", "of_input", "of_tokens", "of_windows", "tokens_of_windows"]
 
 
 class Rows(NamedTuple):
@@ -51,15 +51,11 @@ def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
     return Rows("windows", series, layout, starts, starts.stride(0), 0, below, starts.size(0), length)
 
 
-def tokens_of(rows: Rows, step: int) -> Tensor:
-    """Return the numbers of all rows, ``(N, L)``: the tokens as they are, or those of windows."""
-    assert rows.numbers is not None
-    if rows.mode == "tokens":
-        return rows.numbers
-    offsets = torch.arange(rows.length, device=rows.numbers.device) * step
-    outside = (rows.numbers < 0) | (rows.numbers >= rows.below)
-    starts = rows.numbers.to(torch.int64).masked_fill(outside, rows.source.size(0))  # none of its rows is there
-    return starts.unsqueeze(1) + offsets
+def tokens_of_windows(starts: Tensor, length: int, step: int, below: int, count: int) -> Tensor:
+    """Return the numbers of all rows, ``(N, L)``, of a series of ``count``; ``count`` for windows that leave it."""
+    offsets = torch.arange(length, device=starts.device) * step
+    outside = (starts < 0) | (starts >= below)
+    return starts.to(torch.int64).masked_fill(outside, count).unsqueeze(1) + offsets  # none of its rows is there
 
 
 def layout_of_rows(table: Tensor, step: int) -> Layout:

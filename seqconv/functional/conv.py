@@ -335,9 +335,10 @@ def _geometry(
     if not torch.compiler.is_compiling():
         # Types count: 1.0 is no 1, which a look-up does not see inside a tuple.
         groups = options[3]  # the one option that torch takes as a plain integer alone
-        options = tuple(
-            one[0] if type(one) is tuple and one is not groups and _is_single(one) else one for one in options
-        )
+        if tuple in map(type, options):
+            options = tuple(
+                one[0] if type(one) is tuple and one is not groups and _is_single(one) else one for one in options
+            )
         try:
             if tuple not in map(type, options):
                 return _remembered(*shapes, *options)

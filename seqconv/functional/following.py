@@ -27,7 +27,7 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
     that may not have them. ``autocast`` tells that the kernel itself does what autocast asks for.
     """
     if _is_compiling():
-        if torch.compiler.is_exporting():
+        if torch.compiler._is_exporting_flag:  # Dynamo of torch 2.11 takes is_exporting() for true in any graph
             return "torch.export needs torch's own operations"
         if _transforms():
             return "transforms of functions (vmap, grad, jvp) need torch's own operations"

@@ -89,7 +89,8 @@ def refuse_on_gpus(operation: str) -> Callable[..., str | None]:
 
     def refuse_call(*arguments: Any) -> str | None:
         return (
-            refuse_device(arguments[source].device)
+            # that of a GPU is looked at with the shapes
+            (None if arguments[source].is_cuda else refuse_device(arguments[source].device))
             or unfollowed(arguments[source], *arguments[: count + 2], autocast=True)
             or refuse_shape(*arguments)
         )

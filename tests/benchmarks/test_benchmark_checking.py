@@ -15,10 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.checking import Wrong, check
+from benchmarks.checking import Wrong, check, expectation, tf32
 from benchmarks.operations import conv_pool
 from benchmarks.operations.steps import MODES
-from benchmarks.registry import Candidate, Case, Provider, operation
+from benchmarks.registry import Candidate, Case, Operation, Provider, operation
+from tests.kernels.triton import gather_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"N": 3, "C": 4, "L": 20, "O": 8, "K": 3, "P": 2}
@@ -113,6 +114,51 @@ PLANTED = {
 def test_a_wrong_output_is_seen(fault):
     with pytest.raises(Wrong):
         check(Candidate(small("forward"), provider(PLANTED[fault])))
+
+
+@pytest.mark.parametrize("rounds", [tf32, gather_cases.tf32], ids=["benchmarks", "tests"])
+def test_tf32_has_ten_bits_behind_the_first_and_rounds_to_nearest(rounds):
+    last, inf, nan = 2.0**-10, float("inf"), float("nan")
+    given = [1, 1 + last, 1 + 0.4 * last, 1 + 0.5 * last, 1 + 1.5 * last, -1 - 0.5 * last, 2 - 2**-23, 0, 3e38]
+    right = [1, 1 + last, 1, 1 + last, 1 + 2 * last, -1 - last, 2, 0, 3e38]
+    found = rounds(torch.tensor([*given, inf, -inf, nan]))
+    assert found[:8].tolist() == right[:8]
+    assert found[8].item() == pytest.approx(3e38, rel=2**-11)
+    assert found[9:11].tolist() == [inf, -inf]
+    assert found[11].isnan()
+    x = torch.randn(9, 7).t()  # of any strides
+    assert ((rounds(x) - x).abs() <= 2**-11 * x.abs()).all()
+    assert (rounds(x) != x).any()
+
+
+def rounds_its_operands(times: float = 1.0) -> Provider:
+    return provider(lambda x, w, b, p: times * conv_pool.max_pool(tf32(x), tf32(w), b, p))
+
+
+@pytest.fixture
+def _a_rounding_of_float32(monkeypatch):
+    """Allow no more beside the errors of the definition than the last bit of float32."""
+    monkeypatch.setattr(Operation, "rounding", lambda self, case: torch.finfo(torch.float32).eps)
+    expectation.cache_clear()
+    yield
+    expectation.cache_clear()
+
+
+@pytest.mark.usefixtures("_a_rounding_of_float32")
+def test_what_rounding_operands_to_tf32_costs_is_allowed_although_the_definition_does_not():
+    """A CPU has no TF32, as cuDNN has none for small shapes; in float32 the same provider is wrong."""
+    errors = check(Candidate(small("forward", dtype="tf32"), rounds_its_operands()))
+    assert errors["output, random"][0] > 100 * torch.finfo(torch.float32).eps
+    assert errors["output, exact"][0] == 0
+    with pytest.raises(Wrong, match="random"):
+        check(Candidate(small("forward"), rounds_its_operands()))
+
+
+@pytest.mark.parametrize("times", [1.01, 0.99])
+def test_one_percent_is_refused_in_tf32_too(times):
+    assert check(Candidate(small("forward", dtype="tf32"), rounds_its_operands()))
+    with pytest.raises(Wrong, match="output is off by"):
+        check(Candidate(small("forward", dtype="tf32"), rounds_its_operands(times)))
 
 
 def test_a_wrong_gradient_is_seen_although_the_output_is_right():

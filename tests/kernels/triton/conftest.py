@@ -44,12 +44,36 @@ def apart():
 
 
 @pytest.fixture(autouse=True)
+def _first_calls():
+    """Have every test's calls made anew: a call that is replayed calls nothing that the test may have replaced."""
+    from seqconv.kernels.triton import replay
+
+    replay.forget()
+
+
+@pytest.fixture(autouse=True)
 def _exact_products():
     """Compute float32 products exactly; the switch is put back."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
+
+
+CONFIGURED = []  # what writes to the terminal can be asked of it, once it is there
+
+
+def pytest_configure(config):
+    """Keep the configuration, unless this process is one of several that run tests for another."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        CONFIGURED[:] = [config]
+
+
+def pytest_runtest_logreport(report):
+    """Tell at once why a test on a GPU failed: a run that a limit ends does not come to its summary."""
+    if report.failed and "gpu" in report.keywords:
+        for config in CONFIGURED:
+            config.pluginmanager.get_plugin("terminalreporter").write_line("\n" + report.longreprtext[-4000:])
 
 
 BROKEN = []  # what the device said in this process, if it no longer answers

@@ -27,6 +27,15 @@ def tf32(tensor):
     return torch.where(tensor.isfinite(), rounded, tensor)
 
 
+def reordered(upstream):
+    """Return by how much float32 sums of each channel's upstream gradients may differ if added in another order.
+
+    Each of ``n - 1`` additions rounds by half an epsilon of at most the sum of all magnitudes, on both sides.
+    """
+    magnitudes = upstream.double().abs().transpose(0, 1).flatten(1)
+    return torch.finfo(torch.float32).eps * (magnitudes.size(1) - 1) * magnitudes.sum(1)
+
+
 class Case:
     """One layer on rows of ``table``: by tokens ``(N, L)``, or by ``starts``, a length and a step."""
 
