@@ -2,8 +2,8 @@
 
 A key is a kernel's name and a :class:`.configurations.Layer`, a value the fields of its configuration. Beside it stand
 registers a thread, shared bytes a block and the matrix instructions, as Triton 3.7.1 compiles them; no stack is used,
-nor by 3.6.0. An entry that is deleted is chosen anew by the rules. No times: none of
-these tiles has been tried on a GPU.
+nor by 3.6.0. An entry that is deleted is chosen anew by the rules. Times of
+some stand in :mod:`.configurations`.
 """
 
 from __future__ import annotations
