@@ -1,8 +1,8 @@
 """How large the kernels' tiles are, and how many warps share one: by dtype, channels and windows, never by N or L.
 
 Layers in :mod:`.table` have the tile that stands there; others, and all where it is empty, what the rules here say.
-The rules keep sums in registers and several blocks on a multiprocessor, as the census counts them; what was timed stands
-beside them, and in benchmarks/gpu_notes.md.
+The rules keep sums in registers and several blocks on a multiprocessor, as the census counts them. What was timed
+stands beside them, and in benchmarks/gpu_notes.md.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def bench(monkeypatch, tmp_path):
         def main(self, *words: str) -> int:
             options = [
                 "--layers",
-                "jena1",
+                "overlapping",
                 "--kinds",
                 "16",
                 "--cache",
@@ -166,14 +166,14 @@ def test_a_run_writes_the_best_tiles_and_keeps_everything_else(bench, capsys):
     assert written.keys() == TABLE.keys()
     assert {key[0] for key in changed} <= {"forward", "weight_gradient", "input_gradient"}
     assert changed
-    assert all(key[1] == "16" and key[-1] == "sm_90" and key[2:5] == (14, 32, 5) for key in changed)
+    assert all(key[1] == "16" and key[-1] == "sm_90" and key[2:5] == (64, 64, 5) for key in changed)
     assert all(written[key][0] == 32 for key in changed)
     text = bench.table.read_text()
     assert text.count("# timed: Some Card 9000: 1 + 100 us at 128x480, 4096x120") == 3
     assert max(map(len, text.splitlines())) <= 120
     assert not any(tile[-2] == 2 for _, tile in bench.timed)  # spills
     out = capsys.readouterr().out
-    assert "[3/3] jena1: input_gradient" in out
+    assert "[3/3] overlapping: input_gradient" in out
     assert "3 of 3 entries timed" in out
 
 
@@ -311,7 +311,7 @@ def test_a_tile_is_in_use_for_as_long_as_asked_for():
 def test_a_tile_is_compiled_for_a_card_that_is_not_there():
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter compiles nothing")
-    (one,) = list(tune.entries(["jena1"], ["16"], ["weight_gradient"], "sm_90"))
+    (one,) = list(tune.entries(["overlapping"], ["16"], ["weight_gradient"], "sm_90"))
     found = tune.inspect(one, "sm_90", one.tile)
     assert found["faults"] == []
     assert found["figures"].endswith("wgmma")
