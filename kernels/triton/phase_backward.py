@@ -1,7 +1,7 @@
 """Gradients of layers whose pooling windows lie side by side, on a GPU; see :mod:`.phase_backward_kernels` for how.
 
-Served are convolutions of stride 1 whose windows neither overlap nor skip positions, where the unrolled loops stay
-short (see :func:`serves`); :mod:`.conv_pool_backward` has kernels for everything else.
+Served are convolutions of stride 1 whose windows do not overlap, where the unrolled loops stay short (see
+:func:`serves`); :mod:`.conv_pool_backward` has kernels for everything else.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def weight_tile(layer: Layer, pool_stride: int) -> Tile:
     """Return the tile of the weights' gradient.
 
     H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 8, 2, 1) 391, 32 spans and 3 stages 452, 64 channels, 4
-    warps and 2 programs 489; TF32 (32, 64, 32, 4, 1, 2) 933, (32, 128, 32, 8, 2, 1) 1076, 16 spans 1176; jena1
-    (32, 16, 32, 4, 2, 3) 72 and 119, 64 spans 73 and 143.
+    warps and 2 programs 489; TF32 (32, 64, 32, 4, 1, 2) 833 to 933, (32, 128, 32, 8, 1, 1) 823, two stages 1076, 16
+    spans 1176; jena1 (32, 16, 32, 4, 2, 3) 72 and 119, 64 spans 73 and 143.
     """
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     warps, most = (8, 128) if layer.kind == "16" else (4, 64)
