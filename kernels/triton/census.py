@@ -93,8 +93,8 @@ NO_PRODUCTS = {
     "weights_kernel",
     "folded_windows_kernel",
     "folded_global_kernel",
-    "sum_groups_kernel",
-    "join_groups_kernel",
+    "sum_spans_kernel",
+    "join_spans_kernel",
     "check_index_kernel",
 }
 # Bytes of stack a thread that cost less than tiles without: on an H100 imdb1's input gradient in TF32 took 543 us with

@@ -108,7 +108,7 @@ def test_launches_are_few(name):
         backward = [f"phase_{backward[0]}" if by_rows else backward[0], backward[1], f"phase_{backward[2]}"]
     if layer.rows != "own":
         forward.insert(0, "check_index_kernel")
-        backward += ["sum_groups_kernel", "join_groups_kernel"]
+        backward += ["sum_spans_kernel", "join_spans_kernel"]
     assert names == forward + backward
     assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
 
