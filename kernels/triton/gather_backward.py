@@ -141,7 +141,7 @@ def _backward(
     if wanted[0]:
         dx = empty(table, (rows.samples, rows.length, table.size(1)), torch.float32)
     given = (gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
-    dweight, dbias = launch_backward(*given, last=True)
+    dweight, dbias = launch_backward(*given)
     if dx is not None and dtable is not None and gradient.numel():
         tokens = rows.numbers
         if rows.mode == "windows":

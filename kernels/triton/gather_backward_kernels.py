@@ -2,9 +2,9 @@
 
 The tokens of all positions come sorted, each with the number of its position; equal ones follow each other in the order
 of their positions. A span of them is summed token by token, ``BLOCK_S`` at a time; what belongs to a token that goes on
-in the next span, or comes from the last one, is kept as the span's tail or head, and summed behind: no atomics, the same
-bits on every run, and a token that fills half of a batch, as padding does, is shared among many programs. Naming is as
-in :mod:`.conv_pool_kernels`.
+in the next span, or comes from the last one, is kept as the span's tail or head, and summed behind: no atomics, the
+same bits on every run, and a token that fills half of a batch, as padding does, is shared among many programs. Naming
+is as in :mod:`.conv_pool_kernels`.
 """
 
 from __future__ import annotations

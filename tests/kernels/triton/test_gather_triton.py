@@ -376,7 +376,7 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, pool, dtype, plan):
 @pytest.mark.parametrize("rows", [1, 3, 40, 5000, 40000])
 @pytest.mark.parametrize("total", [1, 33, 64, 1100])
 def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, rows, total, spans):
-    """Within a span of sorted tokens, in one or more steps, over a boundary, and over more than are joined at a time."""
+    """Within a span of sorted tokens, in steps, over a boundary, and over more spans than are joined at a time."""
     monkeypatch.setattr(gather_backward, "SPANS", spans)
     monkeypatch.setattr(gather_backward, "JOINED", 2)
     generator = torch.Generator().manual_seed(rows + total)
