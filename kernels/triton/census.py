@@ -32,6 +32,7 @@ from . import (
     gather_backward,
     global_backward,
     phase_backward,
+    split,
     transposition,
 )
 
@@ -55,7 +56,8 @@ class Layer(NamedTuple):
     """A layer of the census; ``pool`` is ``None`` for the global maximum.
 
     ``rows`` is ``"own"`` for an input of its own, or ``"contiguous"`` if its channels are no neighbours; ``"tokens"``
-    for rows of a table, ``"folded"`` for those of a folded one, ``"windows"`` for those of a series.
+    for rows of a table, ``"folded"`` for those of a folded one, ``"windows"`` for those of a series. ``few`` tells that
+    its windows are too few for a GPU.
     """
 
     channels: int
@@ -64,6 +66,7 @@ class Layer(NamedTuple):
     convolution: Convolution
     pool: Pool | None
     rows: str = "own"
+    few: bool = False
 
 
 def layer(channels: int, outputs: int, size: int, pool: int | None, **options: Any) -> Layer:
@@ -78,6 +81,8 @@ LAYERS = {
     "jena1": layer(14, 32, 5, 3),
     "jena2": layer(32, 32, 5, 3),
     "jena3": layer(32, 32, 5, None),
+    "few windows": layer(390, 130, 9, 7, few=True),
+    "few, global": layer(23, 57, 31, None, few=True),
     "imdb1, contiguous": layer(128, 32, 7, 5, rows="contiguous"),
     "univariate": layer(1, 32, 7, 2),
     "four channels": layer(4, 64, 3, 2),
@@ -104,6 +109,8 @@ NO_PRODUCTS = {
     "join_spans_kernel",
     "check_index_kernel",
     "transpose_kernel",
+    "pool_sums_kernel",
+    "pool_sums_globally_kernel",
 }
 # Bytes of stack a thread that cost less than tiles without: on an H100 imdb1's input gradient in TF32 took 543 us with
 # 72 bytes, 609 without any by half as many channels.
@@ -219,7 +226,10 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
         prefix = "window_" if layer.rows == "windows" else "embedding_"
         plan = {"plan": "folded" if layer.rows == "folded" else "direct"}
     recorded: list[Launch] = []
-    with _recording(recorded, "tf32" if kind == "tf32" else "ieee", target):
+    with (
+        _recording(recorded, "tf32" if kind == "tf32" else "ieee", target),
+        mock.patch.object(split, "serves", return_value=layer.few),
+    ):
         given = (*inputs, w, b, *geometry, *options)
         out, winners = getattr(forward, f"{prefix}{name}_forward")(*given, want_argmax=True, **plan)
         given = (out, winners, *inputs, w, *geometry, *options)
@@ -255,6 +265,7 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
             (conv_pool_backward, ("_kernels",)),
             (phase_backward, ("_kernels",)),
             (global_backward, ("_kernels",)),
+            (split, ("_kernels",)),
             (transposition, ("_kernels",)),
             (fold, ("_kernels",)),
             (gather, ("_index", "_kernels")),
@@ -265,7 +276,7 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
         stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
-        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
+        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward, split):
             stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
+from . import split
 from .configurations import Forward, Layer, forward_configuration
 from .launch import Layout, architecture, on_device, precision, processors, refuse_device, winner_dtype
 from .replay import compute, empty, launch, replayed
@@ -109,12 +110,19 @@ def launch_windows(
     tile = forward_configuration(layer)
     count = rows.samples * windows
     kernels = _kernels()
+    tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, pool.size)
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
     with on_device(source):
-        resident = keeps_weights(tile, channels)
+        resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        programs = programs_of(tile, resident, -(-count // tile.block_m), source.device)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_windows_kernel, (programs * -(-outputs // tile.block_o),),
+            kernels.forward_windows_kernel, (programs * tiles_o,),
             source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
             layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size, P=pool.size,
@@ -150,13 +158,20 @@ def launch_global(
     layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
     tile = forward_configuration(layer)
     kernels = _kernels()
+    group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
+    tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, -(-positions // group))
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
     with on_device(source):
-        resident = keeps_weights(tile, channels)
+        resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
-        programs = programs_of(tile, resident, -(-rows.samples // (tile.block_m // group)), source.device)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_global_kernel, (programs * -(-outputs // tile.block_o),),
+            kernels.forward_global_kernel, (programs * tiles_o,),
             source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
             layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size,

@@ -103,6 +103,8 @@ def convolve_one(
     ROUND: tl.constexpr,
     REGISTERS: tl.constexpr,  # the input passes through them, see through_registers
     INTERPRETED: tl.constexpr,
+    r_first: tl.tensor = 0,  # a multiple of BLOCK_R: a part of the reduction begins there, unless TOKENS,
+    r_last: tl.tensor = None,  # and ends there or, if None, with the whole
 ) -> tl.tensor:
     """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
     R: tl.constexpr = K * C
@@ -127,7 +129,7 @@ def convolve_one(
             b_x, b_w = through_registers(rounded(b_x, ROUND), REGISTERS), rounded(b_w, ROUND and not PACKED)
             acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
     else:
-        for r0 in range(0, R, BLOCK_R):
+        for r0 in range(r_first, R if r_last is None else r_last, BLOCK_R):
             b_r = r0 + tl.arange(0, BLOCK_R)
             b_k = b_r // C
             m_r = below(b_r, R, BLOCK_R)

@@ -102,6 +102,8 @@ def test_launches_are_few(name):
         forward = ["weights_kernel", "fold_kernel", f"folded_{pooled}"]
     elif layer.channels * layer.outputs * layer.size > (8192 if keeps_weights(layer) else 1024):
         forward.insert(0, "weights_kernel")
+    if layer.few:  # in two steps
+        forward[-1:] = ["sums_kernel", "pool_sums_globally_kernel" if layer.pool is None else "pool_sums_kernel"]
     backward = ["weight_gradient_kernel", "weights_kernel", "input_gradient_kernel"]
     if layer.pool is None:
         backward = [f"global_{backward[0]}", backward[1], f"global_{backward[2]}"]
