@@ -82,7 +82,7 @@ LAYERS = {
     "jena2": layer(32, 32, 5, 3),
     "jena3": layer(32, 32, 5, None),
     "few windows": layer(390, 130, 9, 7, few=True),
-    "few, global": layer(23, 57, 31, None, few=True),
+    "few, global": layer(64, 57, 9, None, few=True),
     "imdb1, contiguous": layer(128, 32, 7, 5, rows="contiguous"),
     "univariate": layer(1, 32, 7, 2),
     "four channels": layer(4, 64, 3, 2),
