@@ -1,11 +1,11 @@
 """The conv stack on gathered rows: gradients of table, weight and bias on a GPU.
 
 Those of weight and bias are computed as in :mod:`.conv_pool_backward`, from rows that are read through the index. For
-that of the table the gradient of every position's row is written down, in float32, the tokens are sorted, and what
+that of the table the gradient of every position's row is written down, in its dtype, the tokens are sorted, and what
 meets at a row is added up in the order of its positions, see :mod:`.gather_backward_kernels`: the same bits on every
 run, without atomics and without waiting for the device. Numbers out of range get nothing.
 
-Where this is slow: the gradients of all positions take ``N * L * C`` float32 numbers of memory for a while, whether or
+Where this is slow: the gradients of all positions take ``N * L * C`` numbers of memory for a while, whether or
 not a row is in use often; the table's gradient is dense.
 """
 
@@ -139,7 +139,7 @@ def _backward(
     dtable = compute(Tensor.new_zeros, table, table.shape) if wanted[0] else None
     dx = None
     if wanted[0]:
-        dx = empty(table, (rows.samples, rows.length, table.size(1)), torch.float32)
+        dx = empty(table, (rows.samples, rows.length, table.size(1)))
     given = (gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
     dweight, dbias = launch_backward(*given)
     if dx is not None and dtable is not None and gradient.numel():
@@ -158,13 +158,13 @@ def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
     span = SORTED * power_of_two(-(-total // (SORTED * SPANS)))
     spans = -(-total // span)
     partials = empty(dx, (spans, 2, channels))
-    block_c = min(power_of_two(channels), CHANNELS)
+    block_c = min(max(power_of_two(channels), 16), CHANNELS)
     grid, kernels = (spans * -(-channels // block_c),), _kernels()
     with on_device(dx):
         launch(
             kernels.sum_spans_kernel, grid,
             dx, in_order, order, dtable, partials, total, span, count, skipped,
-            C=channels, BLOCK_S=SORTED, BLOCK_C=block_c, num_warps=4,
+            C=channels, BLOCK_S=SORTED, BLOCK_C=block_c, INTERPRETED=kernels.INTERPRETED, num_warps=4,
         )  # fmt: skip
         launch(
             kernels.join_spans_kernel, grid,

@@ -12,7 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["join_spans_kernel", "sum_spans_kernel"]
+from .conv_pool_kernels import INTERPRETED
+
+__all__ = ["INTERPRETED", "join_spans_kernel", "sum_spans_kernel"]
 
 # Numbers that differ from call to call.
 SIZES = ["total", "span", "count", "skipped"]
@@ -22,6 +24,39 @@ SIZES = ["total", "span", "count", "skipped"]
 def sum_of_equals(b_left: tl.tensor, begins_left: tl.tensor, b_right: tl.tensor, begins_right: tl.tensor) -> tl.tensor:
     """Join two neighbouring sums, of which the right one begins anew where it has another token."""
     return tl.where(begins_right != 0, b_right, b_left + b_right), begins_left | begins_right
+
+
+@triton.jit
+def sums_by_rows(b_x: tl.tensor, b_first: tl.tensor) -> tl.tensor:
+    """Return :func:`sums_of_equals`, row by row."""
+    b_begins = tl.broadcast_to(b_first.to(tl.int32)[:, None], b_x.shape)
+    b_sum, _ = tl.associative_scan((b_x.to(tl.float32), b_begins), 0, sum_of_equals)
+    return b_sum
+
+
+@triton.jit
+def sums_of_equals(
+    b_x: tl.tensor,  # (BLOCK_S, BLOCK_C)
+    b_v: tl.tensor,  # (BLOCK_S,) their tokens, ascending
+    m_i: tl.tensor,  # (BLOCK_S,)
+    b_first: tl.tensor,  # (BLOCK_S,) tokens begin there
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the sums of equal tokens' rows in float32, right at every token's last row.
+
+    Tensor cores sum 16-bit numbers exactly, by ones where tokens are equal, in two thirds of the instructions; what is
+    not finite would go to all tokens. float32, which would be cut into several numbers, gains nothing.
+    """
+    if b_x.dtype.primitive_bitwidth == 16:
+        b_same = (b_v[:, None] == b_v[None, :]) & m_i[None, :]
+        b_y = b_x.to(tl.float32) if INTERPRETED else b_x  # the interpreter's products of bfloat16 are none
+        b_sum = tl.dot(b_same.to(b_y.dtype), b_y)
+        all_of_them = tl.sum(tl.sum(b_sum, axis=1), axis=0)
+        if all_of_them - all_of_them != 0:  # something is not finite
+            b_sum = sums_by_rows(b_x, b_first)
+    else:
+        b_sum = sums_by_rows(b_x, b_first)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -38,6 +73,7 @@ def sum_spans_kernel(
     C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
     """Sum a span's gradients of ``BLOCK_C`` channels, token by token."""
     TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -46,26 +82,26 @@ def sum_spans_kernel(
     m_c = (b_c < C)[None, :]
     b_s = tl.arange(0, BLOCK_S)
     i_first = i_span * span
-    i_before = tl.load(tokens + i_first - 1, mask=i_first > 0, other=0).to(tl.int64)
+    i_before = tl.load(tokens + i_first - 1, mask=i_first > 0, other=0)
     p_head = partials + (i_span * 2 * C + b_c)[None, :] + tl.zeros((BLOCK_S, 1), tl.int32)
     b_carried = tl.zeros((BLOCK_C,), tl.float32)  # the sum so far of the token that goes on
     for i_step in range(0, span, BLOCK_S):
         b_i = i_first + i_step + b_s
         m_i = b_i < total
-        b_v = tl.load(tokens + b_i, mask=m_i, other=0).to(tl.int64)
+        b_v = tl.load(tokens + b_i, mask=m_i, other=0)
         has_before, has_next = (b_i > 0) & m_i, b_i + 1 < total
-        b_before = tl.load(tokens + b_i - 1, mask=has_before, other=0).to(tl.int64)
-        b_next = tl.load(tokens + b_i + 1, mask=has_next, other=0).to(tl.int64)
+        b_before = tl.load(tokens + b_i - 1, mask=has_before, other=0)
+        b_next = tl.load(tokens + b_i + 1, mask=has_next, other=0)
         is_first = (has_before == 0) | (b_before != b_v)
         is_last = (has_next == 0) | (b_next != b_v)
         continues = (i_first > 0) & (b_v == i_before)  # a token whose first one lies in an earlier span
         b_at = tl.load(order + b_i, mask=m_i, other=0).to(tl.int64)
-        b_x = tl.load(dx + (b_at * C)[:, None] + b_c[None, :], mask=m_i[:, None] & m_c, other=0.0).to(tl.float32)
-        b_x += tl.where(((b_s == 0) & (is_first == 0))[:, None], b_carried[None, :], 0.0)
-        b_begins = tl.broadcast_to((is_first | (b_s == 0)).to(tl.int32)[:, None], (BLOCK_S, BLOCK_C))
-        b_sum, _ = tl.associative_scan((b_x, b_begins), 0, sum_of_equals)  # (BLOCK_S, BLOCK_C)
+        b_x = tl.load(dx + (b_at * C)[:, None] + b_c[None, :], mask=m_i[:, None] & m_c, other=0.0)
+        b_sum = sums_of_equals(b_x, b_v, m_i, is_first | (b_s == 0), INTERPRETED)  # (BLOCK_S, BLOCK_C)
+        i_last = tl.load(tokens + i_first + i_step - 1, mask=i_step > 0, other=-1)
+        b_sum += tl.where(((i_step > 0) & (b_v == i_last))[:, None], b_carried[None, :], 0.0)
         whole = m_i & is_last & (continues == 0) & (b_v >= 0) & (b_v < count) & (b_v != skipped)
-        p_whole = dtable + (b_v * C)[:, None] + b_c[None, :]
+        p_whole = dtable + (b_v.to(tl.int64) * C)[:, None] + b_c[None, :]
         tl.store(p_whole, b_sum.to(dtable.dtype.element_ty), mask=whole[:, None] & m_c)
         # At most one sum is the span's head, and one its tail.
         ends = m_i & (is_last | (i_step + b_s == span - 1))

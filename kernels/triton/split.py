@@ -16,7 +16,9 @@ from .rows import Rows
 
 __all__ = ["launch_pool", "launch_pool_globally", "launch_sums", "serves", "steps_of"]
 
-LONG = 32  # products that a program goes through one behind the other, from which on it is worth a second launch
+LONG = (
+    80  # products that a program goes through one behind the other, from which on two steps take less time (see below)
+)
 LEAST = 4  # products of a part
 PROGRAMS = 2  # for each multiprocessor
 WINDOWS = 16  # x outputs of a tile that pools; few, so that there are many

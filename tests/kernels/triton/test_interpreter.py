@@ -16,7 +16,14 @@ HERE = Path(__file__).parent
     "module",
     [
         f"test_{name}.py"
-        for name in ("conv_pool_triton", "gather_triton", "phase_backward", "public_triton", "remembered")
+        for name in (
+            "conv_pool_triton",
+            "gather_triton",
+            "phase_backward",
+            "public_triton",
+            "remembered",
+            "rmsprop_triton",
+        )
     ],
 )
 def test_passes_in_the_interpreter(module):
