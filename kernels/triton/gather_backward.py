@@ -157,7 +157,7 @@ def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
     in_order, order = compute(_sorted, tokens, count)
     span = SORTED * power_of_two(-(-total // (SORTED * SPANS)))
     spans = -(-total // span)
-    partials = empty(dx, (spans, 2, channels))
+    partials = empty(dx, (spans, 2, channels), torch.float32)
     block_c = min(max(power_of_two(channels), 16), CHANNELS)
     grid, kernels = (spans * -(-channels // block_c),), _kernels()
     with on_device(dx):
