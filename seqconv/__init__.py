@@ -3,6 +3,7 @@
 from seqconv import functional
 from seqconv.backends import BackendError, Explanation
 from seqconv.explanation import explain
+from seqconv.functional.folded import clear_cache, frozen
 from seqconv.layers import (
     GRU,
     LSTM,
@@ -26,8 +27,10 @@ __all__ = [
     "EmbeddingConvsReLUGlobalMaxPool1d",
     "Explanation",
     "Windows",
+    "clear_cache",
     "data",
     "explain",
+    "frozen",
     "functional",
     "warmup",
 ]
