@@ -194,6 +194,19 @@ def explain_call(operation: str, backend: str, arguments: tuple[Any, ...], **key
     return Explanation(operation, chosen, requested, reasons, None if plan is None else plan(*arguments, **keywords))
 
 
+def check_reference(operation: str, backend: str, reason: str) -> Explanation:
+    """Return the explanation of a call that torch's own operations alone can serve, for ``reason``, and log that once.
+
+    Raises as :func:`choose` does.
+    """
+    requested = _requested(backend)
+    if requested not in ("auto", "reference"):
+        raise BackendError(f"backend {requested!r} cannot serve {operation}: {reason}")
+    reasons = {name: None if name == "reference" else reason for name in BACKENDS}
+    _log_once(operation, ", ".join(name for name, why in reasons.items() if why), reason)
+    return Explanation(operation, "reference", requested, reasons)
+
+
 _candidates: dict[str, tuple[Candidate, ...]] = {}
 _logged: set[tuple[str, str, str]] = set()
 _lock = threading.RLock()

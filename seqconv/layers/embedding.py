@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.options import (
     PaddingMode,
     backend_repr,
@@ -80,10 +81,11 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O,)``. The parameters are ``embedding.weight``
     ``(num_embeddings, embedding_dim)``, ``conv.weight`` and ``conv.bias``; row ``padding_idx`` starts as zeros and gets
     no gradient, as in :class:`torch.nn.Embedding`. The other arguments are those of :class:`ConvReLUGlobalMaxPool1d`.
-    A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add up.
-    Calls without gradients are faster where :class:`seqconv.frozen` promises that table and weight stay as they are:
-    the folded table is kept then. ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps it in that dtype,
-    for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
+    Where a child has hooks, is pruned, normalised or parametrized, or has been replaced by another module, the children
+    run themselves. A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add
+    up. Calls without gradients are faster where :class:`seqconv.frozen` promises that table and weight stay as they
+    are: the folded table is kept then. ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps it in that
+    dtype, for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
     """
 
     def __init__(
@@ -130,20 +132,36 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the pooled activation of the embedded ``tokens``."""
+        if (reason := self._call_reason()) is not None:
+            return self._children_call(tokens, reason).run(self.backend)
         return conv.run(conv.embedding_call, *self._given(tokens), self.backend)
 
-    def prepare(self, tokens: Tensor) -> conv.Call:
+    def prepare(self, tokens: Tensor) -> conv.Call | ChildrenCall:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
+        if (reason := self._call_reason()) is not None:
+            return self._children_call(tokens, reason)
         operands, options = self._given(tokens)
         return conv.embedding_call(*operands, *options)
 
     def _given(self, tokens: Tensor) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return a call's operands and its options."""
-        padding: Any = self.conv.padding
-        if self.conv.padding_mode != "zeros":
-            tokens, padding = _pad_tokens(tokens, self.conv), 0
-        options = (self.embedding.padding_idx, convolution_of(self.conv, padding), self._pool(), self.folded_dtype)
-        return (tokens, table_of(self.embedding), self.conv.weight, self.conv.bias), options
+        embedding, layer = self.embedding, self.conv
+        padding: Any = layer.padding
+        if layer.padding_mode != "zeros":
+            tokens, padding = _pad_tokens(tokens, layer), 0
+        options = (embedding.padding_idx, convolution_of(layer, padding), self._pool(), self.folded_dtype)
+        return (tokens, table_of(embedding), layer.weight, layer.bias), options
+
+    def _call_reason(self) -> str | None:
+        children = self._modules
+        return call_reason("embedding", children["embedding"], nn.Embedding) or call_reason(
+            "conv", children["conv"], nn.Conv1d
+        )
+
+    def _children_call(self, tokens: Tensor, reason: str) -> ChildrenCall:
+        pool = self._pool()
+        operation = "embedding_conv1d_relu_" + ("global_max_pool1d" if pool is None else "max_pool1d")
+        return ChildrenCall(operation, reason, lambda: pooled(self.embedding(tokens), self.conv, pool))
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

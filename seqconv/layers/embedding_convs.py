@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
-from seqconv.functional.several import embedding_conv1ds_call
+from seqconv.functional.several import OPERATION, embedding_conv1ds_call
+from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.embedding import Embedded, table_of
 from seqconv.layers.options import backend_repr, check_convolution, convolution_of, folded_repr
 
@@ -74,8 +78,10 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         """Return the pooled activations of the embedded ``tokens``, those of all kernel sizes side by side."""
         return self.prepare(tokens).run(self.backend)
 
-    def prepare(self, tokens: Tensor) -> conv.Call:
+    def prepare(self, tokens: Tensor) -> conv.Call | ChildrenCall:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
+        if (reason := self._call_reason()) is not None:
+            return ChildrenCall(OPERATION, reason, lambda: self._composed(tokens))
         layers = _checked(self.convs)
         return embedding_conv1ds_call(
             tokens,
@@ -87,6 +93,16 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
             self.folded_dtype,
         )
 
+    def _call_reason(self) -> str | None:
+        reason = call_reason("embedding", self.embedding, nn.Embedding)
+        for number, layer in enumerate(self.convs):
+            reason = reason or call_reason(f"convs[{number}]", layer, nn.Conv1d)
+        return reason
+
+    def _composed(self, tokens: Tensor) -> Tensor:
+        rows = self.embedding(tokens)
+        return torch.cat([pooled(rows, layer, None) for layer in self.convs], -1)
+
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
         return (folded_repr(self.folded_dtype) + backend_repr(self.backend)).removeprefix(", ")
@@ -95,9 +111,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
 def _checked(convs: nn.ModuleList) -> list[nn.Conv1d]:
     """Return the convolutions. Raises for what the call cannot express, which may have been put there meanwhile."""
     layers: list[nn.Conv1d] = []
-    for number, layer in enumerate(convs):
-        if not isinstance(layer, nn.Conv1d):
-            raise TypeError(f"convs[{number}] must be an nn.Conv1d, got {type(layer).__name__}")
+    for number, layer in enumerate(cast(Iterable[nn.Conv1d], convs)):
         first = layers[0] if layers else layer
         for name, wanted in (
             ("stride", first.stride),
