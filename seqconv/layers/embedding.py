@@ -154,9 +154,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
     def _call_reason(self) -> str | None:
         children = self._modules
-        return call_reason("embedding", children["embedding"], nn.Embedding) or call_reason(
-            "conv", children["conv"], nn.Conv1d
-        )
+        return call_reason(("embedding", children["embedding"], nn.Embedding), ("conv", children["conv"], nn.Conv1d))
 
     def _children_call(self, tokens: Tensor, reason: str) -> ChildrenCall:
         pool = self._pool()

@@ -94,10 +94,8 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         )
 
     def _call_reason(self) -> str | None:
-        reason = call_reason("embedding", self.embedding, nn.Embedding)
-        for number, layer in enumerate(self.convs):
-            reason = reason or call_reason(f"convs[{number}]", layer, nn.Conv1d)
-        return reason
+        convs = [(f"convs[{number}]", layer, nn.Conv1d) for number, layer in enumerate(self.convs)]
+        return call_reason(("embedding", self.embedding, nn.Embedding), *convs)
 
     def _composed(self, tokens: Tensor) -> Tensor:
         rows = self.embedding(tokens)

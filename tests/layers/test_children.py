@@ -213,7 +213,7 @@ def test_global_hooks_are_called_for_the_children(name):
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, _given, _result: seen.append(module))
     try:
-        assert "hooks on" in seqconv.explain(layer, TOKENS).reasons["numba"]
+        assert "hooks on all modules" in seqconv.explain(layer, TOKENS).reasons["numba"]
         layer(TOKENS)
     finally:
         handle.remove()
@@ -285,7 +285,7 @@ def test_compiled_layers_and_their_children(name):
 
 
 def test_looking_at_a_child_costs_little():
-    """A microsecond on a machine that is busy; 0.25 were measured."""
+    """Two microseconds on a machine that is busy; 0.53 were measured on one."""
     conv = nn.Conv1d(3, 4, 5)
-    took = min(timeit.repeat(lambda: call_reason("conv", conv, nn.Conv1d), number=2000, repeat=20)) / 2000
+    took = min(timeit.repeat(lambda: call_reason(("conv", conv, nn.Conv1d)), number=2000, repeat=20)) / 2000
     assert took < 2e-6
