@@ -62,7 +62,12 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             torch's global generator.
         drop_last: leave out the last batch of a pass where it is smaller.
         rank, world_size: of a pass's windows in their order, this loader has those at ``rank``, ``rank + world_size``,
-            ...: all ranks together have each window once. A shuffled order then needs a common ``seed``.
+            ... A shuffled order then needs a common ``seed``.
+        uneven: what to do where ``world_size`` does not divide the windows. ``"pad"`` repeats the pass's first windows
+            at its end, as torch's ``DistributedSampler`` does (all of them again and again where there are fewer than
+            ranks), and ``"drop"`` leaves out its last ones, fewer than ``world_size``: every rank has equally many
+            batches of equal sizes, without which ``DistributedDataParallel`` waits for ever. ``"keep"`` has each
+            window once, as an evaluation without collective calls wants it, and gives some ranks one window more.
         prefetch: fill the next batch in a thread meanwhile.
         reuse: fill the same buffers again and again. A batch's memory is then valid until the next one is asked for.
             Not in worker processes, which pass their batches on.
@@ -105,6 +110,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        uneven: str = "pad",
         prefetch: bool = False,
         reuse: bool = False,
         output: str = "torch",
@@ -128,8 +134,11 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         self.materialise = materialise
         if batch_size is None and drop_last:
             raise ValueError("drop_last must be False with batch_size=None, got True")
+        self.uneven = uneven
         if output not in ("torch", "numpy"):
             raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
+        if uneven not in ("pad", "drop", "keep"):
+            raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
         if not isinstance(materialise, bool):
             raise TypeError(f"materialise must be True or False, got {materialise!r}")
         if shuffle and world_size > 1 and seed is None:
@@ -143,6 +152,11 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
                 + (" in groups" if groups is not None else "")
             )
         self._ends = np.cumsum(self._counts)
+        if uneven == "drop" and self._total < self.world_size:
+            raise ValueError(
+                f"uneven='drop' needs a window for each of the {world_size} ranks, got {self._total} windows; "
+                "'pad' repeats them"
+            )
         self._tensors: dict[torch.device, Tensor] = {}
 
     @property
@@ -162,8 +176,15 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     @property
     def windows(self) -> int:
-        """Windows in a pass of this rank."""
-        return len(range(self.rank, int(self._ends[-1]), self.world_size))
+        """Windows in a pass of this rank, repeated ones included."""
+        total, ranks = self._total, self.world_size
+        shares = {"pad": -(-total // ranks), "drop": total // ranks, "keep": len(range(self.rank, total, ranks))}
+        return shares[self.uneven]
+
+    @property
+    def _total(self) -> int:
+        """Windows that there are, over all ranks."""
+        return int(self._ends[-1])
 
     def __len__(self) -> int:
         size = self.batch_size or 1
@@ -192,6 +213,10 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         run = np.searchsorted(self._ends, positions, side="right")
         within = positions - (self._ends - self._counts)[run]
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
+
+    def positions(self, indices: Array) -> Array:
+        """Return where this rank's windows stand in a pass over all ranks; behind its end it begins again."""
+        return (self.rank + self.world_size * indices) % self._total
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
@@ -252,13 +277,12 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     def _order(self, number: int) -> Array:
         """Return the positions of this rank's windows in the order of pass ``number``."""
-        count = int(self._ends[-1])
+        mine = self.positions(np.arange(self.windows))
         if not self.shuffle:
-            return np.arange(self.rank, count, self.world_size)
+            return mine
         worker = get_worker_info()
         fresh = [worker.seed - worker.id] if worker is not None and not self.seed_given else []  # common to all workers
-        order = np.random.default_rng([self.seed or 0, number, *fresh]).permutation(count)
-        return order[self.rank :: self.world_size]
+        return np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)[mine]
 
     def _runs_of_windows(self, groups: Any) -> tuple[Array, Array]:
         """Return the first rows of the runs that hold windows, and how many windows each holds."""
@@ -293,6 +317,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             "drop_last": self.drop_last,
             "rank": self.rank,
             "world_size": self.world_size,
+            **({"uneven": self.uneven} if self.world_size > 1 else {}),
         }
 
 
@@ -318,7 +343,7 @@ class WindowsDataset(Dataset[Batch]):
         if outside.any():
             raise IndexError(f"index must lie within {-len(self)} to {len(self) - 1}, got {chosen[outside][0]}")
         chosen = np.where(chosen < 0, chosen + len(self), chosen)
-        inputs, targets = self.windows.gather(self.windows.rank + self.windows.world_size * chosen)
+        inputs, targets = self.windows.gather(self.windows.positions(chosen))
         return [(inputs[b, ...], targets[b, ...]) for b in range(len(chosen))]
 
 
