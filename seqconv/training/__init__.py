@@ -3,7 +3,7 @@
 from seqconv.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from seqconv.training.evaluation import evaluate
 from seqconv.training.history import History
-from seqconv.training.interrupts import Interrupted
+from seqconv.training.interrupts import Interrupted, Terminated
 from seqconv.training.loop import NonFiniteError, fit
 from seqconv.training.metrics import Metric, binary_accuracy, mean_absolute_error
 from seqconv.training.optim import rmsprop
@@ -16,6 +16,7 @@ __all__ = [
     "Interrupted",
     "Metric",
     "NonFiniteError",
+    "Terminated",
     "binary_accuracy",
     "evaluate",
     "fit",

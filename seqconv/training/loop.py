@@ -7,6 +7,7 @@ measured instead: 35 to 43 µs on top of each step of a small model (120 µs wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence, Sized
@@ -20,7 +21,7 @@ from seqconv.training.clock import StepClock
 from seqconv.training.evaluation import Loss, Means, evaluate_into, mode, model_device
 from seqconv.training.feed import Batches, Feed, to_device
 from seqconv.training.history import History
-from seqconv.training.interrupts import Interrupt, Interrupted, interruptible
+from seqconv.training.interrupts import Interrupt, interruptible
 from seqconv.training.metrics import Metric
 from seqconv.training.progress import Progress
 from seqconv.training.randomness import random_state, seed_everything
@@ -83,8 +84,8 @@ def fit(
         monitor: the column of the history that tells the best epoch; by default ``val_loss``, or ``loss`` where there
             is no validation. A metric's own ``larger_is_better`` says which way is better.
         patience: stop once this many epochs have passed without an improvement of ``monitor``; ``None`` never does.
-        checkpoint_dir: a folder for ``last.pt`` (written after each epoch and on Ctrl-C), ``best.pt`` (when ``monitor``
-            improves) and ``history.csv``. Unless ``resume`` is set it must not hold a run already.
+        checkpoint_dir: a folder for ``last.pt`` (written after each epoch, on Ctrl-C and SIGTERM), ``best.pt`` (when
+            ``monitor`` improves) and ``history.csv``. Unless ``resume`` is set it must not hold a run already.
         resume: continue from ``last.pt`` to the same numbers as an unbroken run, on the CPU to the last bit. Model,
             optimizer with its settings, random states and positions are restored. A run that is complete returns its
             history at once; where the folder holds no run yet, a new one begins, so that one command serves both.
@@ -99,7 +100,8 @@ def fit(
     Raises:
         NonFiniteError: the loss became NaN or infinite. On the CPU the step is not made; on an accelerator losses
             are looked at a few times a second. Losses and weights are always checked before a checkpoint is written.
-        Interrupted: Ctrl-C; the step under way was completed and ``last.pt`` written. A second Ctrl-C stops at once.
+        Interrupted: Ctrl-C, or SIGTERM, then as its subclass Terminated; the step under way was completed and
+            ``last.pt`` written. A second Ctrl-C stops at once. Signals are handled in the main thread only.
         CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run.
         FileExistsError: ``checkpoint_dir`` holds a run and ``resume`` is not set.
         OSError: ``checkpoint_dir`` cannot be written to, which is tried before a new run begins.
@@ -141,18 +143,15 @@ def fit(
         if seed is not None:
             seed_everything(seed)
 
-    try:
-        with mode(model, training=True), interruptible() as interrupt:
-            while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
-                bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=progress)
-                try:
-                    one_epoch(run, steps, loss, validation, validation_steps, interrupt, bar)
-                finally:
-                    bar.close()
-                if interrupt.requested:
-                    raise Interrupted(run.last)
-    finally:
-        run.feed.close()
+    with interruptible() as interrupt, contextlib.closing(run.feed), mode(model, training=True):
+        while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
+            bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=progress)
+            try:
+                one_epoch(run, steps, loss, validation, validation_steps, interrupt, bar)
+            finally:
+                bar.close()
+            if interrupt.requested:
+                raise interrupt.error(run.last)
     return run.history
 
 
@@ -181,7 +180,7 @@ def one_epoch(
             now = time.perf_counter()
             run.seconds = now - began
             if interrupt.requested:
-                run.stop(random)
+                run.stop(interrupt, random)
             if now >= refresh_at:
                 refresh_at = now + SECONDS_BETWEEN_REFRESHES
                 means.flush()
@@ -198,10 +197,10 @@ def one_epoch(
                 after_batch=after_batch,
             )
         except Exception:
-            # Ctrl-C reaches a loader's worker processes too, and their end may be the first thing noticed.
+            # A signal may reach a loader's worker processes too, and their end may be the first thing noticed.
             if not interrupt.requested:
                 raise
-            run.stop(random)
+            run.stop(interrupt, random)
         figures |= {f"val_{name}": value for name, value in means.result().items()}
         require_finite(means, "the validation loss", run)
 
@@ -225,7 +224,7 @@ def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Pro
             if not interrupt.requested:
                 raise
             require_good(run)
-            run.stop()
+            run.stop(interrupt)
         inputs, targets = to_device(batch, device)
         outputs = model(inputs)
         value = loss(outputs, targets)
@@ -243,7 +242,7 @@ def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Pro
             bar.show(run.step, means.result())
         if interrupt.requested:
             require_good(run)
-            run.stop()
+            run.stop(interrupt)
     milliseconds = clock.milliseconds()
     require_good(run)
     return milliseconds

@@ -15,7 +15,7 @@ from seqconv.training.checkpoint import CheckpointError, load_checkpoint, save_c
 from seqconv.training.evaluation import Means
 from seqconv.training.feed import Feed
 from seqconv.training.history import History
-from seqconv.training.interrupts import Interrupted
+from seqconv.training.interrupts import Interrupt
 from seqconv.training.metrics import Metric
 from seqconv.training.randomness import random_state, restore_random_state
 
@@ -106,11 +106,11 @@ class Run:
             self.history.save(self.folder / HISTORY)
             save_checkpoint(self.folder / LAST, self.state_dict())
 
-    def stop(self, random: dict[str, Any] | None = None) -> NoReturn:
-        """Save the state, with the random states ``random`` or those of now, and raise ``Interrupted``."""
+    def stop(self, interrupt: Interrupt, random: dict[str, Any] | None = None) -> NoReturn:
+        """Save the state, with the random states ``random`` or those of now, and raise the interrupt's error."""
         if self.folder is not None:
             save_checkpoint(self.folder / LAST, self.state_dict(random))
-        raise Interrupted(self.last)
+        raise interrupt.error(self.last)
 
     def state_dict(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that must be saved, with the random states ``random`` or those of now."""

@@ -167,7 +167,8 @@ def test_train_prints_history_and_figures(capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number, code, tmp_path):
     command = f"train imdb --model bag --epochs 500 --out {tmp_path}/run".split()
     run = [sys.executable, "-c", "import sys; from seqconv.cli import main; sys.exit(main())", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -178,9 +179,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until, "no checkpoint in two minutes"
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert str(checkpoint) in error
     assert torch.load(checkpoint, weights_only=True)
 
