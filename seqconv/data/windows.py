@@ -17,6 +17,7 @@ from seqconv.data.arguments import integer
 from seqconv.data.passes import Passes, Position
 from seqconv.data.prefetch import prefetched
 from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names, tensor_of
+from seqconv.data.worker_passes import WorkerPasses
 from seqconv.kernels.numba.windows import gather_rows, gather_windows
 
 __all__ = ["SlidingWindows", "WindowsDataset", "gap_groups"]
@@ -84,8 +85,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     In a ``DataLoader(windows, batch_size=None, num_workers=...)`` the workers share out the batches, which come in the
     same order as without workers. Where workers do not persist, each pass begins with copies of this loader: count the
-    passes with :meth:`set_epoch`, or let ``seed=None`` draw orders from the DataLoader's seed. A memory map is mapped
-    again by its path in processes that are spawned.
+    passes with :meth:`set_epoch`, or let ``seed=None`` draw orders from the DataLoader's seed. A worker that begins a
+    pass again in the same shuffled order warns, once. A memory map is mapped again by its path in processes that are
+    spawned.
 
     Raises ``TypeError`` for series and arguments of wrong type and ``ValueError`` for values out of range, also where
     not one window fits.
@@ -158,6 +160,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
                 "'pad' repeats them"
             )
         self._tensors: dict[torch.device, Tensor] = {}
+        self._worker_passes = WorkerPasses() if self.shuffle and self.seed_given else None
 
     @property
     def samples(self) -> int:
@@ -221,6 +224,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
         self._position = Position(integer(epoch, "epoch", 0))
+        self._worker_passes = None  # who counts the passes repeats one only on purpose
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_tensors": {}}
@@ -235,6 +239,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def _batches(self, number: int, first: int) -> Generator[Batch, None, None]:
         """Yield pass ``number`` from batch ``first`` on: all of it, or a DataLoader worker's share."""
         worker = get_worker_info()
+        if worker is not None and worker.id == 0 and self._worker_passes is not None:
+            self._worker_passes.begin(number)
         share = range(first, len(self)) if worker is None else range(first + worker.id, len(self), worker.num_workers)
         buffers = None
         if self.reuse and worker is None:
