@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from seqconv.training.callbacks import Callback, callback_state, restore_callback
 from seqconv.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from seqconv.training.evaluation import Means
 from seqconv.training.feed import Feed
@@ -18,6 +19,7 @@ from seqconv.training.history import History
 from seqconv.training.interrupts import Interrupt
 from seqconv.training.metrics import Metric
 from seqconv.training.randomness import random_state, restore_random_state
+from seqconv.training.schedules import Schedule
 
 __all__ = ["Run"]
 
@@ -37,6 +39,8 @@ class Run:
         feed: Feed,
         metrics: Sequence[Metric],
         device: torch.device,
+        schedule: Schedule | None,
+        callback: Callback | None,
         history: History,
         folder: Path | None,
         settings: dict[str, Any],
@@ -46,6 +50,8 @@ class Run:
         self.feed = feed
         self.metrics = metrics
         self.device = device
+        self.schedule = schedule
+        self.callback = callback
         self.history = history
         self.folder = folder
         self.settings = settings
@@ -117,6 +123,8 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "callback": callback_state(self.callback),
             "random": random or random_state(self.device),
             "feed": self.feed.state_dict(),
             "step": self.step,
@@ -133,10 +141,13 @@ class Run:
         try:
             saved = state["settings"]
             for name, value in self.settings.items():
-                if saved[name] != value:
-                    raise CheckpointError(f"{self.last} is of a run with {name} {saved[name]!r}, got {value!r}")
+                if saved.get(name) != value:  # those of older runs lack what there was not then
+                    raise CheckpointError(f"{self.last} is of a run with {name} {saved.get(name)!r}, got {value!r}")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            restore_callback(self.callback, state.get("callback"))
             self.feed.load_state_dict(state["feed"])
             self.step = state["step"]
             self.means.load_state_dict(state["means"])

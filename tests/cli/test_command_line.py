@@ -49,6 +49,11 @@ def test_wrong_usage_is_exit_code_2(line):
         ("compare jena --models gru,arima", "'arima'"),
         ("compare all --models gru", "--models goes with one task"),
         ("train imdb --resume", "--resume needs --out"),
+        ("train imdb --model bag --schedule Cosine --out run", "schedule must be one of ConstantLR"),
+        ("train imdb --model bag --schedule StepLR 3 --out run", "--schedule takes a name and then KEY=VALUE, got '3'"),
+        ("train imdb --model bag --schedule StepLR size=3 --out run", "It takes step_size: 'int', gamma"),
+        ("train imdb --model bag --learning-rate 0 --out run", "learning_rate must be a finite number above 0, got 0"),
+        ("train imdb --model bag --clip-norm -1 --out run", "clip_norm must be a finite number above 0, got -1.0"),
         ("compare imdb --data-dir nowhere", "nowhere"),
         ("compare imdb --source real", "no imdb data"),
         pytest.param(
@@ -151,6 +156,36 @@ def test_train_resumes_and_then_says_what_it_reached(capsys, tmp_path):
     second = json.loads(capsys.readouterr().out)
     assert [record["epoch"] for record in second["history"]] == [1, 2]
     assert second["history"][0]["loss"] == first["history"][0]["loss"]
+
+
+def test_train_with_a_schedule_resumes_with_the_same_options_only(capsys, tmp_path):
+    base = "train imdb --model bag --steps-per-epoch 3 --quiet --json"
+    recipe = "--learning-rate 0.01 --clip-norm 0.1 --clip-value 0.05 --schedule StepLR step_size=1 gamma=0.5"
+    assert main(f"{base} --epochs 3 --out {tmp_path}/whole {recipe}".split()) == 0
+    whole = json.loads(capsys.readouterr().out)["history"]
+    assert [record["learning_rate"] for record in whole] == [0.01, 0.005, 0.0025]
+    assert main(f"{base} --epochs 1 --out {tmp_path}/run {recipe}".split()) == 0
+    capsys.readouterr()
+    for change, told in (
+        (recipe.replace("0.01", "0.02"), "learning_rate 0.01, got 0.02"),
+        (recipe.replace("gamma=0.5", "gamma=0.1"), "'gamma': 0.5}, got {'step_size': 1, 'gamma': 0.1}"),
+        ("", "got None"),
+    ):
+        assert main(f"{base} --epochs 3 --out {tmp_path}/run --resume {change}".split()) == 1
+        assert told in capsys.readouterr().err
+    assert main(f"{base} --epochs 3 --out {tmp_path}/run --resume {recipe}".split()) == 0
+    resumed = json.loads(capsys.readouterr().out)["history"]
+    assert [record["val_loss"] for record in resumed] == [record["val_loss"] for record in whole]
+    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "run"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_train_waits_for_a_plateau_of_the_metric_in_its_own_direction(capsys, tmp_path):
+    line = f"train imdb --model bag --epochs 3 --steps-per-epoch 1 --quiet --json --out {tmp_path}/run"
+    schedule = "--schedule ReduceLROnPlateau patience=0 threshold=100 factor=0.5"
+    assert main([*line.split(), *schedule.split()]) == 0
+    history = json.loads(capsys.readouterr().out)["history"]
+    assert [record["learning_rate"] for record in history] == pytest.approx([1e-3, 1e-3, 5e-4])
 
 
 def test_train_prints_history_and_figures(capsys, tmp_path):
