@@ -88,5 +88,5 @@ def interruptible() -> Iterator[Interrupt]:
     try:
         yield interrupt
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for replaced, handler in before.items():
+            signal.signal(replaced, handler)
