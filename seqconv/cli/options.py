@@ -14,6 +14,7 @@ __all__ = [
     "add_data_options",
     "add_optimizer_options",
     "add_training_options",
+    "csv_from",
     "output_folder",
     "schedule_from",
     "settings_from",
@@ -50,6 +51,42 @@ def add_data_options(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: real data where they are at hand, else the synthetic stand-in (default); the others insist",
     )
+
+    command.add_argument(
+        "--csv", type=Path, metavar="FILE", help="a CSV of measurements of your own, or its zip, for the task jena"
+    )
+    for name, (metavar, meaning) in CSV_OPTIONS.items():
+        command.add_argument(f"--{name}", metavar=metavar, help=f"with --csv: {meaning}")
+    command.add_argument(
+        "--columns", nargs="+", metavar="NAME", help="with --csv: the measurements (default: all but the date)"
+    )
+
+
+CSV_OPTIONS = {
+    "target": ("NAME", "the column to predict"),
+    "date-column": ("NAME", "the column of the dates (default: the first)"),
+    "date-format": ("FORMAT", "of the dates, %%d/%%m/%%Y %%H:%%M for one (default: found out)"),
+    "encoding": ("NAME", "the file's encoding (default: UTF-8 where it is that, else Latin-1)"),
+    "separator": ("C", "what stands between two cells (default: a comma)"),
+    "decimal": ("C", "the decimal point (default: .)"),
+}
+
+
+def csv_from(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the arguments of ``load_csv``, ``None`` where no CSV file was named."""
+    names = [name.replace("-", "_") for name in (*CSV_OPTIONS, "columns")]
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.csv is None:
+        if given:
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with --csv FILE")
+        return None
+    if arguments.task != "jena":
+        raise ValueError(f"--csv goes with the task jena, got {arguments.task}")
+    if "target" not in given:
+        raise ValueError("--csv goes with --target NAME, the column to predict")
+    if arguments.data_dir is not None or arguments.source == "synthetic":
+        raise ValueError("--csv names the data by itself: leave out --data-dir and --source")
+    return {"path": arguments.csv, **given}
 
 
 def add_training_options(command: argparse.ArgumentParser) -> None:

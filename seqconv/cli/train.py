@@ -15,6 +15,7 @@ EXAMPLES = """  seqconv train imdb --model convnet
   seqconv train jena --model conv_gru --preset notebook --patience 3 --out runs/hybrid
   seqconv train jena --model conv_gru --preset notebook --patience 3 --out runs/hybrid --resume
   seqconv train imdb --learning-rate 3e-4 --clip-norm 1 --schedule CosineAnnealingLR T_max=10 eta_min=1e-5
+  seqconv train jena --csv station.csv --date-column date --target "T (degC)"
 """
 
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         source=arguments.source,
         seed=arguments.seed,
+        csv=options.csv_from(arguments),
     )
     if not arguments.quiet:
         print(f"{task.title}\ndata: {task.source}", file=sys.stderr)

@@ -55,6 +55,12 @@ def test_wrong_usage_is_exit_code_2(line):
         ("train imdb --model bag --learning-rate 0 --out run", "learning_rate must be a finite number above 0, got 0"),
         ("train imdb --model bag --clip-norm -1 --out run", "clip_norm must be a finite number above 0, got -1.0"),
         ("compare imdb --data-dir nowhere", "nowhere"),
+        ("train jena --csv nowhere.csv --target T", "nowhere.csv"),
+        ("train jena --csv nowhere.csv", "--csv goes with --target NAME"),
+        ("train imdb --csv nowhere.csv --target T", "--csv goes with the task jena, got imdb"),
+        ("compare all --csv nowhere.csv --target T", "--csv goes with the task jena, got all"),
+        ("train jena --date-column date", "--date-column goes with --csv FILE"),
+        ("train jena --csv a.csv --target T --data-dir .", "leave out --data-dir and --source"),
         ("compare imdb --source real", "no imdb data"),
         pytest.param(
             "train jena --backend triton --steps-per-epoch 1 --epochs 1 --out run",
@@ -240,6 +246,40 @@ def test_data_describe_says_synthetic(capsys):
     printed = capsys.readouterr().out
     assert printed.count("source: synthetic") == 2
     assert "rows from" in printed
+
+
+def test_a_csv_of_ones_own_is_described_and_trained_on(capsys, tmp_path):
+    rows = 9000
+    hours = np.arange(rows)
+    frame = pd.DataFrame({
+        "flow (l/s)": np.sin(hours / 24) + 0.01 * (hours % 7),
+        "station": "north",
+        "when": pd.date_range("2023-01-01", periods=rows, freq="h").strftime("%d/%m/%Y %H:%M"),
+        "level": np.cos(hours / 30),
+    })  # fmt: skip
+    frame.to_csv(tmp_path / "river.csv", index=False, sep=";", encoding="latin-1")
+    file = ["--csv", f"{tmp_path}/river.csv", "--date-column", "when", "--date-format", "%d/%m/%Y %H:%M"]
+    file += ["--separator", ";", "--target", "flow (l/s)", "--columns", "level", "flow (l/s)"]
+    assert main(["data", "describe", "jena", *file, "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)[0]
+    assert (described["rows"], described["columns"], described["target"]) == (
+        9000,
+        ["level", "flow (l/s)"],
+        "flow (l/s)",
+    )
+    assert (described["report"]["gaps"], described["report"]["missing"]) == ([], 0)
+    assert main(["train", "jena", "--model", "temperature_now", "--validation-steps", "1", "--quiet", *file]) == 0
+    assert "in the units of flow (l/s)) (real data)" in capsys.readouterr().out
+    # Dense, since a convnet would compile kernels here.
+    line = f"train jena --model dense --epochs 1 --steps-per-epoch 2 --validation-steps 1 --json --out {tmp_path}/run"
+    assert main([*line.split(), *file]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["data"] == f"{tmp_path}/river.csv"
+    assert "flow (l/s) 144 rows ahead" in told.err
+    assert main(["data", "describe", "jena", *file, "--columns", "level", "station", "--target", "level"]) == 1
+    assert "river.csv, line 2, column 'station': a measurement must be a number, got 'north'" in capsys.readouterr().err
+    assert main(["data", "verify", "jena", *file]) == 1
+    assert "--csv goes with describe, got verify" in capsys.readouterr().err
 
 
 def test_info_tells_versions_and_backends(capsys):
