@@ -169,7 +169,7 @@ def parse_dates(column: pd.Series[Any], date_format: str | None, path: Path) -> 
     def parsed(texts: pd.Series[Any], date_format: str) -> pd.Series[Any]:
         return pd.to_datetime(texts, format=date_format, errors="coerce", utc=True)
 
-    likely = next((one for one in FORMATS if parsed(texts[:1], one).notna().all()), None)
+    likely = next((one for one in FORMATS if parsed(texts.iloc[:1], one).notna().all()), None)
     chosen = date_format or likely
     times = pd.Series(pd.NaT, texts.index) if chosen is None else parsed(texts, chosen)
     bad = np.flatnonzero(times.isna())
@@ -180,7 +180,7 @@ def parse_dates(column: pd.Series[Any], date_format: str | None, path: Path) -> 
             f"{path}, line {texts.index[bad[0]]}, column {column.name!r}: a date must be like {like}{say}; got "
             f"{column.iloc[int(bad[0])]!r}" + ("; is the file cut off?" if bad[0] else "")
         )
-    exact = times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+    exact: NDArray[np.datetime64] = times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
     seconds = exact.astype("datetime64[s]")
     return seconds if (seconds == exact).all() else exact
 
