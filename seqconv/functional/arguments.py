@@ -48,7 +48,8 @@ def tensor(name: str, value: Any) -> None:
 def floating(name: str, value: Tensor) -> None:
     """Raise ``TypeError`` for a dtype that no kernel takes."""
     if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+        hint = " (nothing here is quantised: put a torch.ao.quantization.DeQuantStub in front)" * value.is_quantized
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}{hint}")
 
 
 def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | None:

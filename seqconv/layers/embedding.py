@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
     PaddingMode,
     backend_repr,
@@ -36,7 +37,7 @@ __all__ = ["Embedded", "EmbeddingConvReLUGlobalMaxPool1d", "EmbeddingConvReLUMax
 REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
-class Embedded(nn.Module):
+class Embedded(Fused):
     """What the layers on embedded tokens share: an ``nn.Embedding``, drawn anew or given."""
 
     embedding: nn.Embedding
