@@ -20,6 +20,7 @@ from seqconv import backends
 from seqconv.functional import arguments
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
+from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
@@ -248,6 +249,9 @@ def conv_call(
     input: Tensor, weight: Tensor, bias: Tensor | None, convolution: tuple[Any, ...], pool: tuple[Any, ...] | None
 ) -> Call:
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
+    if isinstance(input, Proxy):
+        functions = conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
+        return _traced(functions, (input, weight, bias), convolution, pool)
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")
@@ -276,6 +280,10 @@ def embedding_call(
 
     ``is_known`` tells that tokens and table were checked together before.
     """
+    if isinstance(tokens, Proxy) or isinstance(table, Proxy):
+        functions = embedding_conv1d_relu_global_max_pool1d, embedding_conv1d_relu_max_pool1d
+        rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        return _traced(functions, (tokens, table, weight, bias), convolution, pool, **rest)
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
     if tokens.dim() not in (1, 2):
@@ -306,6 +314,9 @@ def window_call(
     pool: tuple[Any, ...] | None,
 ) -> Call:
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""
+    if isinstance(series, Proxy) or isinstance(starts, Proxy):
+        functions = window_conv1d_relu_global_max_pool1d, window_conv1d_relu_max_pool1d
+        return _traced(functions, (series, starts, weight, bias), convolution, pool, length=length, step=step)
     arguments.tensor("series", series)
     arguments.tensor("starts", starts)
     if starts.dim() != 1:
@@ -314,6 +325,22 @@ def window_call(
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     suffix, geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
     return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
+
+
+def _traced(
+    functions: tuple[Any, Any],
+    given: tuple[Any, ...],
+    convolution: tuple[Any, ...],
+    pool: tuple[Any, ...] | None,
+    **rest: Any,
+) -> Call:
+    """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
+    options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
+    if pool is not None:
+        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
+        options |= dict(zip(fields, pool, strict=True))
+    traced: Any = TracedCall(functions[pool is not None], given, options)
+    return traced  # type: ignore[no-any-return]
 
 
 Checked = tuple[str, tuple[Convolution] | tuple[Convolution, Pool]]

@@ -153,8 +153,8 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
     ) -> None:
         if misplaced:
             raise TypeError(
-                f"arguments behind pool_size must be given by name, got {', '.join(map(repr, misplaced))}: in the order "
-                "of nn.Conv1d, stride is where pool_size is here (what is to be a plain convolution is an nn.Conv1d)"
+                f"arguments behind pool_size must be given by name, got {', '.join(map(repr, misplaced))}: in the "
+                "order of nn.Conv1d, stride is where pool_size is here (for a plain convolution, make an nn.Conv1d)"
             )
         super().__init__(
             in_channels,

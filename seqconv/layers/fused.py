@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-__all__ = ["Fused", "FusedConv1d"]
+__all__ = ["LEAF", "Fused", "FusedConv1d"]
 
-UNFUSED = "put torch's own layers in its place"
+# What torch.fx's tracers read from a module, not from its class: those of torch.nn are leaves, calls of the module in
+# the graph. No module's name, and none that torch.compile would take for torch's (there it is "torch.nn.").
+LEAF = "torch.nn: seqconv"
 
 # Tools that take an nn.Conv1d for a convolution and nothing else, by the package of their code.
 REFUSED = {
@@ -23,23 +25,28 @@ REFUSED = {
 
 
 class Fused(nn.Module):
-    """A layer of kernels of its own: not quantised, and not TorchScript's."""
+    """A layer of kernels of its own: a leaf to ``torch.fx``, not quantised, and not TorchScript's."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.__module__ = LEAF
 
     @property
     def qconfig(self) -> None:
-        """``None``, eager quantisation's word for a module that stays, with its children, in floating point.
+        """``None``, quantisation's word for a module that stays, with its children, in floating point.
 
-        Quantisation that passes by (``prepare``, ``prepare_qat``, ``quantize_dynamic``) sets it, and is warned about.
-        Raises ``ValueError`` for anything else.
+        ``prepare``, ``prepare_qat``, ``quantize_dynamic`` and ``prepare_fx`` set it as they pass by: that has no effect
+        but a warning.
         """
         return None
 
     @qconfig.setter
-    def qconfig(self, value: Any) -> None:
-        name = type(self).__name__
-        if value is not None:
-            raise ValueError(f"qconfig must be None: {name} is not quantised ({UNFUSED}), got {value!r}")
-        warnings.warn(f"{name} is not quantised: it stays in floating point ({UNFUSED})", stacklevel=3)
+    def qconfig(self, _value: Any) -> None:
+        warnings.warn(
+            f"{type(self).__name__} is not quantised: it stays in floating point (put torch's own layers in its place "
+            "to have them quantised)",
+            stacklevel=3,
+        )
 
     @qconfig.deleter
     def qconfig(self) -> None:
