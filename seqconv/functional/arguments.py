@@ -17,6 +17,7 @@ __all__ = [
     "floating",
     "folded_dtype",
     "integer",
+    "memory_format",
     "operands",
     "pool",
     "positions",
@@ -67,6 +68,16 @@ def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | 
         raise ValueError(f"folded_dtype must be {allowed}, got {value}")
     if table not in (None, torch.float32):
         raise TypeError(f"folded_dtype must be None unless the table is torch.float32, which is {table}; got {value}")
+    return value
+
+
+def memory_format(value: Any) -> torch.memory_format:
+    """Return ``value`` if a result may have it: ``torch.preserve_format`` or ``torch.contiguous_format``."""
+    allowed = "torch.preserve_format or torch.contiguous_format"
+    if not isinstance(value, torch.memory_format):
+        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
+    if value not in (torch.preserve_format, torch.contiguous_format):
+        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
     return value
 
 

@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+_preserve = torch.preserve_format  # asked for at every call: looked up once
+
+
 def conv1d_relu_max_pool1d(
     input: Tensor,
     weight: Tensor,
@@ -47,13 +50,16 @@ def conv1d_relu_max_pool1d(
     pool_padding: IntOrTuple = 0,
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return ``F.max_pool1d(F.relu(F.conv1d(input, weight, bias, ...)), pool_size, ...)``.
 
     Shapes: ``input`` ``(N, C, L)`` or ``(C, L)``, ``weight`` ``(O, C / groups, K)``, ``bias`` ``(O,)``; the result is
-    ``(N, O, Q)`` or ``(O, Q)``. The memory format is kept: a channels-last input, ``(N, L, C)`` seen through
-    ``.transpose(1, 2)``, gives a channels-last result, any other input a contiguous one.
+    ``(N, O, Q)`` or ``(O, Q)``. ``memory_format=torch.preserve_format`` keeps the memory format: a channels-last input,
+    ``(N, L, C)`` seen through ``.transpose(1, 2)``, gives a channels-last result, any other input a contiguous one.
+    With ``torch.contiguous_format`` every result is contiguous, as that of torch's functions is, for what depends on
+    it: ``.view(n, -1)``, the mask that a dropout draws.
 
     The arguments are those of :func:`torch.nn.functional.conv1d`, and behind ``pool_`` those of
     :func:`torch.nn.functional.max_pool1d`; ``pool_stride=None`` means ``pool_size``. ``backend`` is ``"auto"``,
@@ -65,6 +71,7 @@ def conv1d_relu_max_pool1d(
         bias,
         (stride, padding, dilation, groups),
         (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
+        memory_format=memory_format,
     )
     return call.run(backend)
 
@@ -105,13 +112,14 @@ def embedding_conv1d_relu_max_pool1d(
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
     folded_dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of ``F.embedding(tokens, table, padding_idx).transpose(-1, -2)``.
 
     Shapes: ``tokens`` ``(N, L)`` or ``(L,)``, int32 or int64, ``table`` ``(V, C)``, ``weight`` ``(O, C / groups, K)``;
-    the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last. Row ``padding_idx`` is read like any other and gets no
-    gradient.
+    the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last unless ``memory_format`` is ``torch.contiguous_format``.
+    Row ``padding_idx`` is read like any other and gets no gradient.
 
     ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables alone, lets a call without gradients
     read a folded table, the products of table and weight, of that dtype, made by the first such call and kept as
@@ -132,6 +140,7 @@ def embedding_conv1d_relu_max_pool1d(
         (stride, padding, dilation, groups),
         (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
         folded_dtype,
+        memory_format=memory_format,
     )
     return call.run(backend)
 
@@ -176,13 +185,15 @@ def window_conv1d_relu_max_pool1d(
     pool_padding: IntOrTuple = 0,
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of the windows that start at the rows ``starts`` of ``series``.
 
     Window ``n`` holds the ``length`` rows ``starts[n], starts[n] + step, ...``: in torch,
     ``series[starts[:, None] + step * torch.arange(length)].transpose(1, 2)``. Shapes: ``series`` ``(V, C)``, ``starts``
-    ``(N,)``, int32 or int64, ``weight`` ``(O, C / groups, K)``; the result is ``(N, O, Q)``, channels-last.
+    ``(N,)``, int32 or int64, ``weight`` ``(O, C / groups, K)``; the result is ``(N, O, Q)``, channels-last unless
+    ``memory_format`` is ``torch.contiguous_format``.
     """
     call = window_call(
         series,
@@ -193,6 +204,7 @@ def window_conv1d_relu_max_pool1d(
         step,
         (stride, padding, dilation, groups),
         (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
+        memory_format=memory_format,
     )
     return call.run(backend)
 
@@ -223,18 +235,21 @@ def window_conv1d_relu_global_max_pool1d(
 class Call(NamedTuple):
     """A checked call, ready for whichever kernel is chosen: kernels take ``arguments`` and know no unbatched input.
 
-    Kernels of operations that fold a table are given ``folded_dtype`` as a keyword unless it is ``None``.
+    Kernels of operations that fold a table are given ``folded_dtype`` as a keyword unless it is ``None``. A result is
+    ``contiguous``, or as the kernel leaves it.
     """
 
     operation: str
     arguments: tuple[Any, ...]
     batched: bool = True
     folded_dtype: torch.dtype | None = None
+    contiguous: bool = False
 
     def run(self, backend: str) -> Tensor:
         """Run the kernel that serves the call."""
         kernel = backends.choose(self.operation, backend, self.arguments)
         output: Tensor = kernel(*self.arguments, **self._keywords())
+        output = output.contiguous() if self.contiguous else output
         return output if self.batched else output.squeeze(0)
 
     def explain(self, backend: str) -> backends.Explanation:
@@ -246,12 +261,18 @@ class Call(NamedTuple):
 
 
 def conv_call(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: tuple[Any, ...], pool: tuple[Any, ...] | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: tuple[Any, ...],
+    pool: tuple[Any, ...] | None,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
     if isinstance(input, Proxy):
         functions = conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
-        return _traced(functions, (input, weight, bias), convolution, pool)
+        return _traced(functions, (input, weight, bias), convolution, pool, memory_format)
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")
@@ -261,7 +282,8 @@ def conv_call(
     samples, channels, length = input.shape
     arguments.positions("input", samples, length)
     suffix, geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    return Call("conv1d_relu" + suffix, (input, weight, bias, *geometry), batched)
+    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
+    return Call("conv1d_relu" + suffix, (input, weight, bias, *geometry), batched, contiguous=contiguous)
 
 
 def embedding_call(
@@ -274,6 +296,7 @@ def embedding_call(
     pool: tuple[Any, ...] | None,
     folded_dtype: torch.dtype | None = None,
     *,
+    memory_format: torch.memory_format = torch.preserve_format,
     is_known: bool = False,
 ) -> Call:
     """Check a call of the conv stack on embedded tokens; ``pool`` is ``None`` for the global maximum.
@@ -283,7 +306,7 @@ def embedding_call(
     if isinstance(tokens, Proxy) or isinstance(table, Proxy):
         functions = embedding_conv1d_relu_global_max_pool1d, embedding_conv1d_relu_max_pool1d
         rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
-        return _traced(functions, (tokens, table, weight, bias), convolution, pool, **rest)
+        return _traced(functions, (tokens, table, weight, bias), convolution, pool, memory_format, **rest)
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
     if tokens.dim() not in (1, 2):
@@ -300,7 +323,8 @@ def embedding_call(
     suffix, geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     given = (tokens, table, weight, bias, *geometry, padding_idx)
     kept = arguments.folded_dtype(folded_dtype, table.dtype)
-    return Call("embedding_conv1d_relu" + suffix, given, batched, kept)
+    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
+    return Call("embedding_conv1d_relu" + suffix, given, batched, kept, contiguous)
 
 
 def window_call(
@@ -312,11 +336,14 @@ def window_call(
     step: int,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""
     if isinstance(series, Proxy) or isinstance(starts, Proxy):
         functions = window_conv1d_relu_global_max_pool1d, window_conv1d_relu_max_pool1d
-        return _traced(functions, (series, starts, weight, bias), convolution, pool, length=length, step=step)
+        rest = {"length": length, "step": step}
+        return _traced(functions, (series, starts, weight, bias), convolution, pool, memory_format, **rest)
     arguments.tensor("series", series)
     arguments.tensor("starts", starts)
     if starts.dim() != 1:
@@ -324,7 +351,9 @@ def window_call(
     length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     suffix, geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
-    return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
+    given = (series, starts, weight, bias, *geometry, length, step)
+    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
+    return Call("window_conv1d_relu" + suffix, given, contiguous=contiguous)
 
 
 def _traced(
@@ -332,13 +361,14 @@ def _traced(
     given: tuple[Any, ...],
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
+    memory_format: torch.memory_format,
     **rest: Any,
 ) -> Call:
     """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
     options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
     if pool is not None:
         fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
-        options |= dict(zip(fields, pool, strict=True))
+        options |= dict(zip(fields, pool, strict=True), memory_format=memory_format)
     traced: Any = TracedCall(functions[pool is not None], given, options)
     return traced  # type: ignore[no-any-return]
 

@@ -26,6 +26,7 @@ from seqconv.layers.options import (
     check_convolution,
     check_padding,
     convolution_of,
+    memory_format_repr,
     pool_of,
     pool_repr,
     set_pool,
@@ -49,6 +50,8 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
     the layer in floating point, with a warning; ``fuse_modules`` and ``torch.fx``'s ``fuse``, which go by the exact
     class, do not fold it. A tool that folds a norm by assigning new weights on its own cannot be stopped.
     """
+
+    memory_format = torch.preserve_format  # a matter of three dimensions, which no result here has
 
     def __init__(
         self,
@@ -94,12 +97,21 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
             if self.padding_mode == "zeros":
                 options = convolution_of(self, padding)
                 return conv.window_call(
-                    input.series, input.starts, self.weight, self.bias, input.length, input.step, options, self._pool()
+                    input.series,
+                    input.starts,
+                    self.weight,
+                    self.bias,
+                    input.length,
+                    input.step,
+                    options,
+                    self._pool(),
+                    memory_format=self.memory_format,
                 )
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0
-        return conv.conv_call(input, self.weight, self.bias, convolution_of(self, padding), self._pool())
+        options = convolution_of(self, padding)
+        return conv.conv_call(input, self.weight, self.bias, options, self._pool(), memory_format=self.memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
@@ -115,7 +127,9 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
 
     The arguments, parameters and ``state_dict`` are those of :class:`torch.nn.Conv1d`, and behind ``pool_`` the
     arguments of :class:`torch.nn.MaxPool1d`; ``pool_stride=None`` means ``pool_size``. A channels-last input gives a
-    channels-last result, and so do :class:`~seqconv.Windows`. ``backend`` is ``"auto"`` or a name out of
+    channels-last result, and so do :class:`~seqconv.Windows`, unless ``memory_format=torch.contiguous_format`` asks for
+    a result that is always contiguous, as torch's own layers give: in their place, it keeps what follows as it was, a
+    ``.view(n, -1)`` or the mask that a dropout draws. ``backend`` is ``"auto"`` or a name out of
     :data:`seqconv.backends.BACKENDS`. In torch: ``F.max_pool1d(F.relu(F.conv1d(input, weight, bias, ...)), pool_size,
     ...)``.
 
@@ -147,6 +161,7 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
         pool_padding: IntOrTuple = 0,
         pool_dilation: IntOrTuple = 1,
         ceil_mode: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -171,11 +186,12 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
             dtype=dtype,
         )
         set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+        self.memory_format = arguments.memory_format(memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
         options: str = nn.Conv1d.extra_repr(self)
-        return options + pool_repr(self) + backend_repr(self.backend)
+        return options + pool_repr(self) + memory_format_repr(self.memory_format) + backend_repr(self.backend)
 
     def _pool(self) -> tuple[Any, ...] | None:
         return pool_of(self)

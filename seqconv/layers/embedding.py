@@ -26,6 +26,7 @@ from seqconv.layers.options import (
     check_padding,
     convolution_of,
     folded_repr,
+    memory_format_repr,
     pool_of,
     pool_repr,
     set_pool,
@@ -85,6 +86,8 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps the folded table of calls without gradients in that
     dtype, for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
     """
+
+    memory_format = torch.preserve_format  # a matter of three dimensions, which no result here has
 
     def __init__(
         self,
@@ -146,6 +149,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
             convolution_of(self.conv, padding),
             self._pool(),
             self.folded_dtype,
+            memory_format=self.memory_format,
         )
 
     def extra_repr(self) -> str:
@@ -157,10 +161,11 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
 
 class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
-    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``, channels-last.
+    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``.
 
-    Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O, Q)``. Parameters as in
-    :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments as in :class:`ConvReLUMaxPool1d`.
+    The result is channels-last unless ``memory_format`` is ``torch.contiguous_format``. Tokens are int32 or int64, one
+    sequence ``(L,)`` gives ``(O, Q)``. Parameters as in :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments
+    as in :class:`ConvReLUMaxPool1d`.
     """
 
     pool_size: int
@@ -189,6 +194,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
         pool_dilation: IntOrTuple = 1,
         ceil_mode: bool = False,
         folded_dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.preserve_format,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -211,10 +217,12 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
             dtype=dtype,
         )
         set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+        self.memory_format = arguments.memory_format(memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
-        return pool_repr(self).removeprefix(", ") + folded_repr(self.folded_dtype) + backend_repr(self.backend)
+        options = folded_repr(self.folded_dtype) + memory_format_repr(self.memory_format) + backend_repr(self.backend)
+        return pool_repr(self).removeprefix(", ") + options
 
     def _pool(self) -> tuple[Any, ...] | None:
         return pool_of(self)

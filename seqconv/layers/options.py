@@ -17,6 +17,7 @@ __all__ = [
     "check_padding",
     "convolution_of",
     "folded_repr",
+    "memory_format_repr",
     "pool_of",
     "pool_repr",
     "set_pool",
@@ -91,6 +92,11 @@ def pool_repr(layer: Pooling) -> str:
 def backend_repr(backend: str) -> str:
     """Return the backend, if it is not chosen, as a layer's text goes on with it."""
     return "" if backend == "auto" else f", backend={backend!r}"
+
+
+def memory_format_repr(memory_format: torch.memory_format) -> str:
+    """Return the results' memory format, if it is not the input's, as a layer's text goes on with it."""
+    return "" if memory_format == torch.preserve_format else f", memory_format={memory_format}"
 
 
 def folded_repr(folded_dtype: torch.dtype | None) -> str:
