@@ -116,14 +116,14 @@ def launch_windows(
         launch(
             kernels.forward_windows_kernel, (programs * -(-outputs // tile.block_o),),
             source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size, P=pool.size,
             WINDOW_STEP=pool.stride * convolution.stride,
             WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
             PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
             POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
             PITCH=pitch, COLUMNS=pitch * layer.columns,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels),
+            ALIGN=layout.align, DENSE=is_dense(layout, channels),
             CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident,
@@ -158,11 +158,11 @@ def launch_global(
         launch(
             kernels.forward_global_kernel, (programs * -(-outputs // tile.block_o),),
             source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size,
             WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align, UNIT_C=layout.unit_c,
-            UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels), ROWS=rows.mode,
+            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align,
+            DENSE=is_dense(layout, channels), ROWS=rows.mode,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident, GROUP=group,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
@@ -269,7 +269,7 @@ def cached_layout(rows: Rows) -> Layout:
 
 def is_dense(layout: Layout, channels: int) -> bool:
     """Tell whether a position's channels begin where those of the position before end."""
-    return layout.unit_c and layout.stride_l * layout.align == channels
+    return layout.stride_l * layout.align == channels
 
 
 @replayed
@@ -323,7 +323,7 @@ def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
     kind = precision(dtype) if dtype == torch.float32 else "16"
     outputs, channels, size = weight.shape
     is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
-    return Layer(kind, channels, outputs, size, phases, rows.layout.unit_c, padded, is_tokens, target)
+    return Layer(kind, channels, outputs, size, phases, padded, is_tokens, target)
 
 
 def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:

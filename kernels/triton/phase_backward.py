@@ -63,7 +63,7 @@ def windows_back(size: int, dilation: int, pool_stride: int) -> int:
 
 
 @functools.cache
-def input_tile(layer: Layer, pool_stride: int, last: bool) -> Tile:
+def input_tile(layer: Layer, pool_stride: int) -> Tile:
     """Return the tile of the input's gradient.
 
     H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 4, 2, 2) 252, 64 channels and 3 programs 252, 8 warps 496;
@@ -72,7 +72,7 @@ def input_tile(layer: Layer, pool_stride: int, last: bool) -> Tile:
     """
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     width = 2 if layer.kind == "16" else 4
-    block_c = min(max(power_of_two(layer.channels), 16), 256 // width if last else 32)
+    block_c = min(max(power_of_two(layer.channels), 16), 256 // width)
     if layer.outputs <= block_o:
         while block_c > 16 and layer.size * block_o * block_c * width > RESIDENT:
             block_c //= 2
@@ -117,7 +117,7 @@ def spans_of(length: int, windows: int, convolution: Convolution, pool: Pool) ->
 def is_packed(layout: Layout, channels: int, positions: int) -> bool:
     """Tell whether an ``(N, C, L)`` tensor is ``(N, L, C)`` in memory, without room between rows or samples."""
     row = layout.stride_l * layout.align
-    return layout.unit_c and row == channels and layout.stride_n * layout.align == positions * row
+    return row == channels and layout.stride_n * layout.align == positions * row
 
 
 def launch_input_gradient(
@@ -131,21 +131,18 @@ def launch_input_gradient(
     upstream: Layout,
     convolution: Convolution,
     pool: Pool,
-    *,
-    last: bool,
 ) -> None:
-    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
-    tile, windows, kernels = input_tile(layer, pool.stride, last), gradient.size(2), _kernels()
+    """Write the input's gradient to ``dx``, ``(N, L, C)``."""
+    tile, windows, kernels = input_tile(layer, pool.stride), gradient.size(2), _kernels()
     spans, shift = spans_of(length, windows, convolution, pool)
     tiles_c = -(-layer.channels // tile.block_c)
     programs = min(-(-samples * spans // tile.block_m), max(1, tile.programs * processors(gradient.device) // tiles_c))
     launch(
         kernels.phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
-        upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        upstream.stride_n, upstream.stride_l,
         C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
         PITCH=packed.size(1), SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align,
-        UNIT_O=upstream.unit_c, OUT_LAST=last,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
         PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -170,13 +167,13 @@ def launch_weight_gradient(
     options = {
         "C": layer.channels, "O": layer.outputs, "K": layer.size, "P": pool.stride, "DILATION": convolution.dilation,
         "SAME": is_packed(upstream, layer.outputs, windows), "GRADIENT_ALIGN": upstream.align,
-        "UNIT_O": upstream.unit_c, "ALIGN": layout.align,
+        "ALIGN": layout.align,
         "PACKED": rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
-        "UNIT_C": layout.unit_c, "UNIT_L": layout.unit_l, "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
+        "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
         "PRECISION": precision(source.dtype), "ROUND": layer.rounds, "INTERPRETED": kernels.INTERPRETED,
     }  # fmt: skip
-    strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
-    strides += (layout.stride_n, layout.stride_l, layout.stride_c)
+    strides = (upstream.stride_n, upstream.stride_l)
+    strides += (layout.stride_n, layout.stride_l)
     tile = weight_tile(layer, pool.stride)
     blocks = (-(-layer.channels // tile.block_c) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
     splits = splits_of(tile, rows.samples * spans, blocks, processors(source.device))

@@ -15,7 +15,7 @@ from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
-__all__ = ["fused", "underivable"]
+__all__ = ["differentiable", "fused", "underivable"]
 
 
 def fused(
@@ -37,9 +37,14 @@ def fused(
         or (bias is not None and bias.requires_grad)
         or inputs[-1].requires_grad
     ):
-        output: Tensor = _Fused.apply(backend, operation, options, *inputs, weight, bias)
-        return output
+        return differentiable(backend, operation, (*inputs, weight, bias), options)
     return forward(backend, operation, inputs, weight, bias, options, folded_dtype)
+
+
+def differentiable(backend: str, operation: str, operands: tuple[Tensor | None, ...], options: Any) -> Tensor:
+    """Run ``operation`` on inputs, weight and bias as autograd's function, whether or not one of them needs that."""
+    output: Tensor = _Fused.apply(backend, operation, options, *operands)
+    return output
 
 
 class _Fused(torch.autograd.Function):

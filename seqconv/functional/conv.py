@@ -10,6 +10,7 @@ asked for by name cannot serve.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import arguments
+from seqconv.functional import arguments, remembered
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
@@ -65,15 +66,9 @@ def conv1d_relu_max_pool1d(
     :func:`torch.nn.functional.max_pool1d`; ``pool_stride=None`` means ``pool_size``. ``backend`` is ``"auto"``,
     ``"triton"``, ``"numba"`` or ``"reference"``.
     """
-    call = conv_call(
-        input,
-        weight,
-        bias,
-        (stride, padding, dilation, groups),
-        (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
-        memory_format=memory_format,
-    )
-    return call.run(backend)
+    convolution = (stride, padding, dilation, groups)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    return run(conv_call, (input, weight, bias), (convolution, pool, memory_format), backend)
 
 
 def conv1d_relu_global_max_pool1d(
@@ -92,7 +87,7 @@ def conv1d_relu_global_max_pool1d(
     Shapes: as in :func:`conv1d_relu_max_pool1d`; the result is ``(N, O)`` or ``(O,)``. Of equal values the first one
     gets the gradient.
     """
-    return conv_call(input, weight, bias, (stride, padding, dilation, groups), None).run(backend)
+    return run(conv_call, (input, weight, bias), ((stride, padding, dilation, groups), None), backend)
 
 
 def embedding_conv1d_relu_max_pool1d(
@@ -131,18 +126,10 @@ def embedding_conv1d_relu_max_pool1d(
     ``F`` becomes infinite. With gradients, on backends that fold nothing, in a compiled or captured graph on a GPU, and
     where ``SEQCONV_FOLDED_MIB`` leaves no room, it has no effect.
     """
-    call = embedding_call(
-        tokens,
-        table,
-        weight,
-        bias,
-        padding_idx,
-        (stride, padding, dilation, groups),
-        (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
-        folded_dtype,
-        memory_format=memory_format,
-    )
-    return call.run(backend)
+    convolution = (stride, padding, dilation, groups)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    options = (padding_idx, convolution, pool, folded_dtype, memory_format)
+    return run(embedding_call, (tokens, table, weight, bias), options, backend)
 
 
 def embedding_conv1d_relu_global_max_pool1d(
@@ -163,9 +150,8 @@ def embedding_conv1d_relu_global_max_pool1d(
 
     Shapes and ``folded_dtype``: as in :func:`embedding_conv1d_relu_max_pool1d`; the result is ``(N, O)`` or ``(O,)``.
     """
-    options = (stride, padding, dilation, groups)
-    call = embedding_call(tokens, table, weight, bias, padding_idx, options, None, folded_dtype)
-    return call.run(backend)
+    options = (padding_idx, (stride, padding, dilation, groups), None, folded_dtype)
+    return run(embedding_call, (tokens, table, weight, bias), options, backend)
 
 
 def window_conv1d_relu_max_pool1d(
@@ -195,18 +181,10 @@ def window_conv1d_relu_max_pool1d(
     ``(N,)``, int32 or int64, ``weight`` ``(O, C / groups, K)``; the result is ``(N, O, Q)``, channels-last unless
     ``memory_format`` is ``torch.contiguous_format``.
     """
-    call = window_call(
-        series,
-        starts,
-        weight,
-        bias,
-        length,
-        step,
-        (stride, padding, dilation, groups),
-        (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
-        memory_format=memory_format,
-    )
-    return call.run(backend)
+    convolution = (stride, padding, dilation, groups)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    options = (length, step, convolution, pool, memory_format)
+    return run(window_call, (series, starts, weight, bias), options, backend)
 
 
 def window_conv1d_relu_global_max_pool1d(
@@ -227,9 +205,8 @@ def window_conv1d_relu_global_max_pool1d(
 
     Shapes: as in :func:`window_conv1d_relu_max_pool1d`; the result is ``(N, O)``.
     """
-    return window_call(series, starts, weight, bias, length, step, (stride, padding, dilation, groups), None).run(
-        backend
-    )
+    options = (length, step, (stride, padding, dilation, groups), None)
+    return run(window_call, (series, starts, weight, bias), options, backend)
 
 
 class Call(NamedTuple):
@@ -260,13 +237,28 @@ class Call(NamedTuple):
         return {} if self.folded_dtype is None else {"folded_dtype": self.folded_dtype}
 
 
+def run(
+    prepare: Callable[..., Call], operands: tuple[Tensor | None, ...], options: tuple[Any, ...], backend: str
+) -> Tensor:
+    """Run the call that ``prepare(*operands, *options)`` returns, as it was remembered if it was run before."""
+    key = None if torch.compiler.is_compiling() else remembered.key_of(prepare, operands, options, backend)
+    if key is not None and (known := remembered.find(key)) is not None:
+        return known(operands)
+    call = prepare(*operands, *options)
+    output = call.run(backend)
+    if key is not None and call.batched and call.explain(backend).backend == "triton":
+        count = len(operands)
+        given = (call.arguments[:count], call.arguments[count:])
+        remembered.remember(key, call.operation, *given, contiguous=call.contiguous)
+    return output
+
+
 def conv_call(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-    *,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
@@ -295,8 +287,8 @@ def embedding_call(
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
     folded_dtype: torch.dtype | None = None,
-    *,
     memory_format: torch.memory_format = torch.preserve_format,
+    *,
     is_known: bool = False,
 ) -> Call:
     """Check a call of the conv stack on embedded tokens; ``pool`` is ``None`` for the global maximum.
@@ -336,7 +328,6 @@ def window_call(
     step: int,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-    *,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""

@@ -88,30 +88,26 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
 
     def forward(self, input: Tensor | Windows) -> Tensor:
         """Return the pooled activation of ``input``."""
-        return self.prepare(input).run(self.backend)
+        return conv.run(*self._given(input), self.backend)
 
     def prepare(self, input: Tensor | Windows) -> conv.Call:
         """Check ``input`` and return the call that :meth:`forward` runs."""
+        prepare, operands, options = self._given(input)
+        return prepare(*operands, *options)
+
+    def _given(self, input: Tensor | Windows) -> tuple[Any, ...]:
+        """Return what checks a call, its operands and its options."""
         padding: Any = self.padding
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
-                options = convolution_of(self, padding)
-                return conv.window_call(
-                    input.series,
-                    input.starts,
-                    self.weight,
-                    self.bias,
-                    input.length,
-                    input.step,
-                    options,
-                    self._pool(),
-                    memory_format=self.memory_format,
-                )
+                how = (convolution_of(self, padding), self._pool(), self.memory_format)
+                operands = (input.series, input.starts, self.weight, self.bias)
+                return conv.window_call, operands, (input.length, input.step, *how)
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0
-        options = convolution_of(self, padding)
-        return conv.conv_call(input, self.weight, self.bias, options, self._pool(), memory_format=self.memory_format)
+        how = (convolution_of(self, padding), self._pool(), self.memory_format)
+        return conv.conv_call, (input, self.weight, self.bias), how
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""

@@ -133,24 +133,21 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the pooled activation of the embedded ``tokens``."""
-        return self.prepare(tokens).run(self.backend)
+        return conv.run(conv.embedding_call, *self._given(tokens), self.backend)
 
     def prepare(self, tokens: Tensor) -> conv.Call:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
+        operands, options = self._given(tokens)
+        return conv.embedding_call(*operands, *options)
+
+    def _given(self, tokens: Tensor) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return a call's operands and its options."""
         padding: Any = self.conv.padding
         if self.conv.padding_mode != "zeros":
             tokens, padding = _pad_tokens(tokens, self.conv), 0
-        return conv.embedding_call(
-            tokens,
-            table_of(self.embedding),
-            self.conv.weight,
-            self.conv.bias,
-            self.embedding.padding_idx,
-            convolution_of(self.conv, padding),
-            self._pool(),
-            self.folded_dtype,
-            memory_format=self.memory_format,
-        )
+        how = (convolution_of(self.conv, padding), self._pool(), self.folded_dtype, self.memory_format)
+        operands = (tokens, table_of(self.embedding), self.conv.weight, self.conv.bias)
+        return operands, (self.embedding.padding_idx, *how)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

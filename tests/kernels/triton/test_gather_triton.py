@@ -372,10 +372,13 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, pool, dtype, plan):
     )
 
 
-@pytest.mark.parametrize("rows", [1, 3, 40, 5000])
+@pytest.mark.parametrize("spans", [gather_backward.SPANS, 5])
+@pytest.mark.parametrize("rows", [1, 3, 40, 5000, 40000])
 @pytest.mark.parametrize("total", [1, 33, 64, 1100])
-def test_gradients_meet_at_rows_however_often_these_recur(device, rows, total):
-    """Within groups of sorted tokens, over a boundary, and over more groups than are summed at a time."""
+def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, rows, total, spans):
+    """Within a span of sorted tokens, in steps, over a boundary, and over more spans than are joined at a time."""
+    monkeypatch.setattr(gather_backward, "SPANS", spans)
+    monkeypatch.setattr(gather_backward, "JOINED", 2)
     generator = torch.Generator().manual_seed(rows + total)
     tokens = torch.randint(rows, (1, total), generator=generator)
     dx = integers(generator, 1, total, 3, device=device)
