@@ -17,7 +17,6 @@ __all__ = [
     "floating",
     "folded_dtype",
     "integer",
-    "memory_format",
     "operands",
     "pool",
     "positions",
@@ -68,16 +67,6 @@ def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | 
         raise ValueError(f"folded_dtype must be {allowed}, got {value}")
     if table not in (None, torch.float32):
         raise TypeError(f"folded_dtype must be None unless the table is torch.float32, which is {table}; got {value}")
-    return value
-
-
-def memory_format(value: Any) -> torch.memory_format:
-    """Return ``value`` if a result may have it: ``torch.preserve_format`` or ``torch.contiguous_format``."""
-    allowed = "torch.preserve_format or torch.contiguous_format"
-    if not isinstance(value, torch.memory_format):
-        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
-    if value not in (torch.preserve_format, torch.contiguous_format):
-        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
     return value
 
 
@@ -170,6 +159,7 @@ def pool(
     pool_padding: IntOrTuple,
     pool_dilation: IntOrTuple,
     ceil_mode: bool,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Pool:
     """Check a pool's arguments and, where it is known, the ``length`` of its input; return the pool's geometry."""
     if not isinstance(ceil_mode, bool):
@@ -181,6 +171,7 @@ def pool(
         single("pool_padding", pool_padding, 0),
         single("pool_dilation", pool_dilation, 1),
         ceil_mode,
+        _is_contiguous(memory_format),
     )
     if geometry.padding > size // 2:
         raise ValueError(f"pool_padding must be at most half of pool_size = {size}, got {geometry.padding}")
@@ -233,6 +224,16 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
             f"got {least if least < 0 else greatest}"
         )
+
+
+def _is_contiguous(value: Any) -> bool:
+    """Tell which of the memory formats that a result may have ``value`` is."""
+    allowed = "torch.preserve_format or torch.contiguous_format"
+    if not isinstance(value, torch.memory_format):
+        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
+    if value not in (torch.preserve_format, torch.contiguous_format):
+        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
+    return bool(value == torch.contiguous_format)
 
 
 def _padding(padding: IntOrTuple | str, stride: int, dilation: int, kernel_size: int) -> tuple[int, int]:

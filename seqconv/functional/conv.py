@@ -34,9 +34,6 @@ __all__ = [
 ]
 
 
-_preserve = torch.preserve_format  # asked for at every call: looked up once
-
-
 def conv1d_relu_max_pool1d(
     input: Tensor,
     weight: Tensor,
@@ -67,8 +64,8 @@ def conv1d_relu_max_pool1d(
     ``"triton"``, ``"numba"`` or ``"reference"``.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    return run(conv_call, (input, weight, bias), (convolution, pool, memory_format), backend)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
+    return run(conv_call, (input, weight, bias), (convolution, pool), backend)
 
 
 def conv1d_relu_global_max_pool1d(
@@ -127,8 +124,8 @@ def embedding_conv1d_relu_max_pool1d(
     where ``SEQCONV_FOLDED_MIB`` leaves no room, it has no effect.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    options = (padding_idx, convolution, pool, folded_dtype, memory_format)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
+    options = (padding_idx, convolution, pool, folded_dtype)
     return run(embedding_call, (tokens, table, weight, bias), options, backend)
 
 
@@ -182,9 +179,8 @@ def window_conv1d_relu_max_pool1d(
     ``memory_format`` is ``torch.contiguous_format``.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    options = (length, step, convolution, pool, memory_format)
-    return run(window_call, (series, starts, weight, bias), options, backend)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
+    return run(window_call, (series, starts, weight, bias), (length, step, convolution, pool), backend)
 
 
 def window_conv1d_relu_global_max_pool1d(
@@ -212,21 +208,18 @@ def window_conv1d_relu_global_max_pool1d(
 class Call(NamedTuple):
     """A checked call, ready for whichever kernel is chosen: kernels take ``arguments`` and know no unbatched input.
 
-    Kernels of operations that fold a table are given ``folded_dtype`` as a keyword unless it is ``None``. A result is
-    ``contiguous``, or as the kernel leaves it.
+    Kernels of operations that fold a table are given ``folded_dtype`` as a keyword unless it is ``None``.
     """
 
     operation: str
     arguments: tuple[Any, ...]
     batched: bool = True
     folded_dtype: torch.dtype | None = None
-    contiguous: bool = False
 
     def run(self, backend: str) -> Tensor:
         """Run the kernel that serves the call."""
         kernel = backends.choose(self.operation, backend, self.arguments)
         output: Tensor = kernel(*self.arguments, **self._keywords())
-        output = output.contiguous() if self.contiguous else output
         return output if self.batched else output.squeeze(0)
 
     def explain(self, backend: str) -> backends.Explanation:
@@ -248,8 +241,7 @@ def run(
     output = call.run(backend)
     if key is not None and call.batched and call.explain(backend).backend == "triton":
         count = len(operands)
-        given = (call.arguments[:count], call.arguments[count:])
-        remembered.remember(key, call.operation, *given, contiguous=call.contiguous)
+        remembered.remember(key, call.operation, call.arguments[:count], call.arguments[count:])
     return output
 
 
@@ -259,12 +251,11 @@ def conv_call(
     bias: Tensor | None,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
     if isinstance(input, Proxy):
         functions = conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
-        return _traced(functions, (input, weight, bias), convolution, pool, memory_format)
+        return _traced(functions, (input, weight, bias), convolution, pool)
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")
@@ -274,8 +265,7 @@ def conv_call(
     samples, channels, length = input.shape
     arguments.positions("input", samples, length)
     suffix, geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
-    return Call("conv1d_relu" + suffix, (input, weight, bias, *geometry), batched, contiguous=contiguous)
+    return Call("conv1d_relu" + suffix, (input, weight, bias, *geometry), batched)
 
 
 def embedding_call(
@@ -287,7 +277,6 @@ def embedding_call(
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
     folded_dtype: torch.dtype | None = None,
-    memory_format: torch.memory_format = torch.preserve_format,
     *,
     is_known: bool = False,
 ) -> Call:
@@ -298,7 +287,7 @@ def embedding_call(
     if isinstance(tokens, Proxy) or isinstance(table, Proxy):
         functions = embedding_conv1d_relu_global_max_pool1d, embedding_conv1d_relu_max_pool1d
         rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
-        return _traced(functions, (tokens, table, weight, bias), convolution, pool, memory_format, **rest)
+        return _traced(functions, (tokens, table, weight, bias), convolution, pool, **rest)
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
     if tokens.dim() not in (1, 2):
@@ -315,8 +304,7 @@ def embedding_call(
     suffix, geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     given = (tokens, table, weight, bias, *geometry, padding_idx)
     kept = arguments.folded_dtype(folded_dtype, table.dtype)
-    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
-    return Call("embedding_conv1d_relu" + suffix, given, batched, kept, contiguous)
+    return Call("embedding_conv1d_relu" + suffix, given, batched, kept)
 
 
 def window_call(
@@ -328,13 +316,12 @@ def window_call(
     step: int,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Call:
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""
     if isinstance(series, Proxy) or isinstance(starts, Proxy):
         functions = window_conv1d_relu_global_max_pool1d, window_conv1d_relu_max_pool1d
         rest = {"length": length, "step": step}
-        return _traced(functions, (series, starts, weight, bias), convolution, pool, memory_format, **rest)
+        return _traced(functions, (series, starts, weight, bias), convolution, pool, **rest)
     arguments.tensor("series", series)
     arguments.tensor("starts", starts)
     if starts.dim() != 1:
@@ -342,9 +329,7 @@ def window_call(
     length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     suffix, geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
-    given = (series, starts, weight, bias, *geometry, length, step)
-    contiguous = memory_format is not _preserve and arguments.memory_format(memory_format) is not _preserve
-    return Call("window_conv1d_relu" + suffix, given, contiguous=contiguous)
+    return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
 
 
 def _traced(
@@ -352,14 +337,13 @@ def _traced(
     given: tuple[Any, ...],
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-    memory_format: torch.memory_format,
     **rest: Any,
 ) -> Call:
     """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
     options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
     if pool is not None:
-        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
-        options |= dict(zip(fields, pool, strict=True), memory_format=memory_format)
+        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
+        options |= dict(zip(fields, pool, strict=True))
     traced: Any = TracedCall(functions[pool is not None], given, options)
     return traced  # type: ignore[no-any-return]
 

@@ -74,13 +74,8 @@ def find(key: Key) -> Known | None:
         return None
 
 
-def remember(
-    key: Key, operation: str, operands: tuple[Any, ...], options: tuple[Any, ...], *, contiguous: bool = False
-) -> None:
-    """Remember a call that Triton's floor has served; ``options`` are the checked ones, which its passes take.
-
-    ``contiguous`` is what the result is made.
-    """
+def remember(key: Key, operation: str, operands: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+    """Remember a call that Triton's floor has served; ``options`` are the checked ones, which its passes take."""
     if key[-1]:
 
         def known(operands: tuple[Any, ...]) -> Tensor:
@@ -95,8 +90,7 @@ def remember(
         def known(operands: tuple[Any, ...]) -> Tensor:
             return tape.replay([one for one in operands if one is not None])[0]  # type: ignore[no-any-return]
 
-    kept = (lambda operands: known(operands).contiguous()) if contiguous else known
     if len(_known) >= MOST:
         _known.clear()
     with contextlib.suppress(TypeError):
-        _known[key] = kept
+        _known[key] = known

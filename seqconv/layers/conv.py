@@ -26,7 +26,6 @@ from seqconv.layers.options import (
     check_convolution,
     check_padding,
     convolution_of,
-    memory_format_repr,
     pool_of,
     pool_repr,
     set_pool,
@@ -50,8 +49,6 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
     the layer in floating point, with a warning; ``fuse_modules`` and ``torch.fx``'s ``fuse``, which go by the exact
     class, do not fold it. A tool that folds a norm by assigning new weights on its own cannot be stopped.
     """
-
-    memory_format = torch.preserve_format  # a matter of three dimensions, which no result here has
 
     def __init__(
         self,
@@ -100,14 +97,12 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         padding: Any = self.padding
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
-                how = (convolution_of(self, padding), self._pool(), self.memory_format)
-                operands = (input.series, input.starts, self.weight, self.bias)
-                return conv.window_call, operands, (input.length, input.step, *how)
+                options = (input.length, input.step, convolution_of(self, padding), self._pool())
+                return conv.window_call, (input.series, input.starts, self.weight, self.bias), options
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0
-        how = (convolution_of(self, padding), self._pool(), self.memory_format)
-        return conv.conv_call, (input, self.weight, self.bias), how
+        return conv.conv_call, (input, self.weight, self.bias), (convolution_of(self, padding), self._pool())
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
@@ -139,6 +134,7 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
     pool_padding: int
     pool_dilation: int
     ceil_mode: bool
+    memory_format: torch.memory_format = torch.preserve_format
 
     def __init__(
         self,
@@ -181,13 +177,12 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
             device=device,
             dtype=dtype,
         )
-        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-        self.memory_format = arguments.memory_format(memory_format)
+        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
         options: str = nn.Conv1d.extra_repr(self)
-        return options + pool_repr(self) + memory_format_repr(self.memory_format) + backend_repr(self.backend)
+        return options + pool_repr(self) + backend_repr(self.backend)
 
     def _pool(self) -> tuple[Any, ...] | None:
         return pool_of(self)

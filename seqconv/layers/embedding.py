@@ -26,7 +26,6 @@ from seqconv.layers.options import (
     check_padding,
     convolution_of,
     folded_repr,
-    memory_format_repr,
     pool_of,
     pool_repr,
     set_pool,
@@ -87,8 +86,6 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     dtype, for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
     """
 
-    memory_format = torch.preserve_format  # a matter of three dimensions, which no result here has
-
     def __init__(
         self,
         num_embeddings: int,
@@ -145,9 +142,8 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         padding: Any = self.conv.padding
         if self.conv.padding_mode != "zeros":
             tokens, padding = _pad_tokens(tokens, self.conv), 0
-        how = (convolution_of(self.conv, padding), self._pool(), self.folded_dtype, self.memory_format)
-        operands = (tokens, table_of(self.embedding), self.conv.weight, self.conv.bias)
-        return operands, (self.embedding.padding_idx, *how)
+        options = (self.embedding.padding_idx, convolution_of(self.conv, padding), self._pool(), self.folded_dtype)
+        return (tokens, table_of(self.embedding), self.conv.weight, self.conv.bias), options
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
@@ -170,6 +166,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
     pool_padding: int
     pool_dilation: int
     ceil_mode: bool
+    memory_format: torch.memory_format = torch.preserve_format
 
     def __init__(
         self,
@@ -213,13 +210,11 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
             device=device,
             dtype=dtype,
         )
-        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-        self.memory_format = arguments.memory_format(memory_format)
+        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
-        options = folded_repr(self.folded_dtype) + memory_format_repr(self.memory_format) + backend_repr(self.backend)
-        return pool_repr(self).removeprefix(", ") + options
+        return pool_repr(self).removeprefix(", ") + folded_repr(self.folded_dtype) + backend_repr(self.backend)
 
     def _pool(self) -> tuple[Any, ...] | None:
         return pool_of(self)

@@ -17,7 +17,6 @@ __all__ = [
     "check_padding",
     "convolution_of",
     "folded_repr",
-    "memory_format_repr",
     "pool_of",
     "pool_repr",
     "set_pool",
@@ -34,6 +33,7 @@ class Pooling(Protocol):
     pool_padding: int
     pool_dilation: int
     ceil_mode: bool
+    memory_format: torch.memory_format
 
 
 def convolution_of(layer: nn.Conv1d, padding: Any) -> tuple[Any, ...]:
@@ -71,32 +71,32 @@ def set_pool(
     padding: IntOrTuple,
     dilation: IntOrTuple,
     ceil_mode: bool,
+    memory_format: torch.memory_format,
 ) -> None:
     """Check a pool's options and keep them on ``layer``."""
-    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode)
-    layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool
+    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode, memory_format)
+    layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool[:5]
+    layer.memory_format = memory_format
 
 
 def pool_of(layer: Pooling) -> tuple[Any, ...]:
     """Return a layer's pool as the functions take it."""
-    return layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode
+    sizes = layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation
+    return *sizes, layer.ceil_mode, layer.memory_format
 
 
 def pool_repr(layer: Pooling) -> str:
     """Return the pool's options that differ from their defaults, as a layer's text goes on with them."""
     defaults = {"pool_stride": layer.pool_size, "pool_padding": 0, "pool_dilation": 1, "ceil_mode": False}
     shown = [f"{name}={getattr(layer, name)}" for name, default in defaults.items() if getattr(layer, name) != default]
+    if layer.memory_format != torch.preserve_format:
+        shown.append(f"memory_format={layer.memory_format}")
     return "".join(f", {part}" for part in [f"pool_size={layer.pool_size}", *shown])
 
 
 def backend_repr(backend: str) -> str:
     """Return the backend, if it is not chosen, as a layer's text goes on with it."""
     return "" if backend == "auto" else f", backend={backend!r}"
-
-
-def memory_format_repr(memory_format: torch.memory_format) -> str:
-    """Return the results' memory format, if it is not the input's, as a layer's text goes on with it."""
-    return "" if memory_format == torch.preserve_format else f", memory_format={memory_format}"
 
 
 def folded_repr(folded_dtype: torch.dtype | None) -> str:
