@@ -13,6 +13,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
     "IntOrTuple",
+    "contiguous",
     "convolution",
     "floating",
     "folded_dtype",
@@ -68,6 +69,16 @@ def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | 
     if table not in (None, torch.float32):
         raise TypeError(f"folded_dtype must be None unless the table is torch.float32, which is {table}; got {value}")
     return value
+
+
+def contiguous(value: Any) -> bool:
+    """Tell which of the memory formats that a result may have ``value`` is."""
+    allowed = "torch.preserve_format or torch.contiguous_format"
+    if not isinstance(value, torch.memory_format):
+        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
+    if value not in (torch.preserve_format, torch.contiguous_format):
+        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
+    return bool(value == torch.contiguous_format)
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -171,7 +182,7 @@ def pool(
         single("pool_padding", pool_padding, 0),
         single("pool_dilation", pool_dilation, 1),
         ceil_mode,
-        _is_contiguous(memory_format),
+        contiguous(memory_format),
     )
     if geometry.padding > size // 2:
         raise ValueError(f"pool_padding must be at most half of pool_size = {size}, got {geometry.padding}")
@@ -224,16 +235,6 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
             f"got {least if least < 0 else greatest}"
         )
-
-
-def _is_contiguous(value: Any) -> bool:
-    """Tell which of the memory formats that a result may have ``value`` is."""
-    allowed = "torch.preserve_format or torch.contiguous_format"
-    if not isinstance(value, torch.memory_format):
-        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
-    if value not in (torch.preserve_format, torch.contiguous_format):
-        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
-    return bool(value == torch.contiguous_format)
 
 
 def _padding(padding: IntOrTuple | str, stride: int, dilation: int, kernel_size: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from seqconv.kernels.reference.conv_pool import is_channels_last
 from seqconv.layers.fused import FusedConv1d
 from seqconv.layers.options import (
     PaddingMode,
+    Pooling,
     backend_repr,
     check_convolution,
     check_padding,
@@ -113,7 +114,7 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         return None
 
 
-class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
+class ConvReLUMaxPool1d(Pooling, ConvReLUGlobalMaxPool1d):
     """``nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: ``(N, C, L) -> (N, O, Q)`` or ``(C, L) -> (O, Q)``.
 
     The arguments, parameters and ``state_dict`` are those of :class:`torch.nn.Conv1d`, and behind ``pool_`` the
@@ -128,13 +129,6 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
     the rest must be named, or a ``TypeError`` says so. What else it means to be an ``nn.Conv1d`` is as in
     :class:`ConvReLUGlobalMaxPool1d`.
     """
-
-    pool_size: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    ceil_mode: bool
-    memory_format: torch.memory_format = torch.preserve_format
 
     def __init__(
         self,

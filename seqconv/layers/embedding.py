@@ -21,6 +21,7 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
     PaddingMode,
+    Pooling,
     backend_repr,
     check_convolution,
     check_padding,
@@ -153,20 +154,13 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         return None
 
 
-class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
+class EmbeddingConvReLUMaxPool1d(Pooling, EmbeddingConvReLUGlobalMaxPool1d):
     """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``.
 
     The result is channels-last unless ``memory_format`` is ``torch.contiguous_format``. Tokens are int32 or int64, one
     sequence ``(L,)`` gives ``(O, Q)``. Parameters as in :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments
     as in :class:`ConvReLUMaxPool1d`.
     """
-
-    pool_size: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    ceil_mode: bool
-    memory_format: torch.memory_format = torch.preserve_format
 
     def __init__(
         self,

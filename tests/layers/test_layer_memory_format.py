@@ -1,6 +1,7 @@
 """``memory_format``: channels-last results on the way, or torch's contiguous ones wherever a layer replaces torch's."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -122,7 +123,14 @@ def test_is_kept_and_told(make):
     layer = make(memory_format=CONTIGUOUS)
     assert "memory_format=torch.contiguous_format" in repr(layer)
     assert "memory_format" not in repr(make())
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    for twin in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(stream, weights_only=False),
+    ):
         assert twin.memory_format is CONTIGUOUS
 
 
@@ -134,6 +142,8 @@ def test_rejects(value, error):
     for make in (convolution, embedding):
         with pytest.raises(error, match=message):
             make(memory_format=value)
+        with pytest.raises(error, match=message):
+            make().memory_format = value
     x, tokens = torch.randn(3, 4, 12), torch.randint(9, (3, 12))
     table, weight = torch.randn(9, 4), torch.randn(6, 4, 3)
     options = {"pool_size": 2, "memory_format": value}
