@@ -25,7 +25,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 127, 24576, fma
     ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 90, 17920, fma
     ("input_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
-    ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 124, 12288, fma
+    ("forward", "ieee", 128, 32, 7, 5, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 164, 20480, wgmma
     ("weight_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 80, 17920, fma
     ("input_gradient", "ieee", 128, 32, 7, 1, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 115, 26624, fma
     # imdb2
@@ -36,7 +36,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 32, 32, 7, 0, False, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 122, 12288, fma
     ("weight_gradient", "ieee", 32, 32, 7, 1, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 109, 18944, fma
     ("input_gradient", "ieee", 32, 32, 7, 1, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 96, 24576, fma
-    ("forward", "ieee", 32, 32, 7, 0, False, False, "sm_90"): (64, 32, 16, 1, 4, 2),  # 128, 6144, fma
+    ("forward", "ieee", 32, 32, 7, 0, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 152, 20480, wgmma
     ("weight_gradient", "ieee", 32, 32, 7, 1, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 94, 18944, fma
     ("input_gradient", "ieee", 32, 32, 7, 1, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 96, 24576, fma
     # jena1
@@ -51,7 +51,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 123, 24576, fma
     ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 96, 17920, fma
     ("input_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 64, 20480, fma
-    ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 8, 2),  # 80, 12288, fma
+    ("forward", "ieee", 14, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 164, 20480, wgmma
     ("weight_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 96, 17920, fma
     ("input_gradient", "ieee", 14, 32, 5, 1, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 56, 20480, fma
     # jena2
@@ -66,7 +66,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 32, 32, 5, 3, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 125, 24576, fma
     ("weight_gradient", "ieee", 32, 32, 5, 1, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 92, 17920, fma
     ("input_gradient", "ieee", 32, 32, 5, 1, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 72, 22528, fma
-    ("forward", "ieee", 32, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 124, 12288, fma
+    ("forward", "ieee", 32, 32, 5, 3, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 164, 20480, wgmma
     ("weight_gradient", "ieee", 32, 32, 5, 1, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 90, 17920, fma
     ("input_gradient", "ieee", 32, 32, 5, 1, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 76, 22528, fma
     # jena3
@@ -75,7 +75,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "tf32", 32, 32, 5, 0, False, False, "sm_80"): (64, 32, 32, 2, 4, 2),  # 186, 69632, mma
     ("forward", "tf32", 32, 32, 5, 0, False, False, "sm_90"): (64, 32, 16, 3, 4, 2),  # 148, 49152, wgmma
     ("forward", "ieee", 32, 32, 5, 0, False, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 122, 12288, fma
-    ("forward", "ieee", 32, 32, 5, 0, False, False, "sm_90"): (64, 32, 16, 1, 4, 2),  # 128, 6144, fma
+    ("forward", "ieee", 32, 32, 5, 0, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 152, 20480, wgmma
     # imdb1, contiguous
     # univariate
     ("forward", "16", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 4, 3),  # 96, 4096, mma
@@ -89,7 +89,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_80"): (64, 32, 16, 1, 8, 3),  # 80, 10240, fma
     ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (32, 16, 32, 8, 2),  # 48, 12288, fma
     ("input_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 64, 20480, fma
-    ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 8, 2),  # 80, 8192, fma
+    ("forward", "ieee", 1, 32, 7, 2, False, False, "sm_90"): (64, 32, 16, 1, 4, 2),  # 128, 8192, wgmma
     ("weight_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_90"): (32, 16, 32, 8, 2),  # 48, 12288, fma
     ("input_gradient", "ieee", 1, 32, 7, 1, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 48, 20480, fma
     # four channels
@@ -104,7 +104,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 4, 64, 3, 2, False, False, "sm_80"): (64, 64, 16, 1, 8, 3),  # 117, 16384, fma
     ("weight_gradient", "ieee", 4, 64, 3, 1, False, False, "sm_80"): (32, 16, 64, 4, 2),  # 72, 21504, fma
     ("input_gradient", "ieee", 4, 64, 3, 1, False, False, "sm_80"): (64, 16, 32, 4, 2),  # 57, 20480, fma
-    ("forward", "ieee", 4, 64, 3, 2, False, False, "sm_90"): (64, 64, 16, 1, 8, 2),  # 115, 16384, fma
+    ("forward", "ieee", 4, 64, 3, 2, False, False, "sm_90"): (64, 64, 16, 1, 4, 2),  # 148, 16384, wgmma
     ("weight_gradient", "ieee", 4, 64, 3, 1, False, False, "sm_90"): (32, 16, 64, 4, 2),  # 72, 21504, fma
     ("input_gradient", "ieee", 4, 64, 3, 1, False, False, "sm_90"): (64, 16, 32, 4, 2),  # 49, 20480, fma
     # 64 to 128
@@ -119,7 +119,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 64, 128, 3, 2, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 127, 32768, fma
     ("weight_gradient", "ieee", 64, 128, 3, 1, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 64, 128, 3, 1, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
-    ("forward", "ieee", 64, 128, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 8, 2),  # 121, 16384, fma
+    ("forward", "ieee", 64, 128, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 4, 2),  # 254, 32768, wgmma
     ("weight_gradient", "ieee", 64, 128, 3, 1, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 64, 128, 3, 1, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # 256 to 256
@@ -134,7 +134,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 256, 256, 3, 2, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
     ("weight_gradient", "ieee", 256, 256, 3, 1, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 256, 256, 3, 1, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
-    ("forward", "ieee", 256, 256, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 8, 2),  # 121, 16384, fma
+    ("forward", "ieee", 256, 256, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 4, 2),  # 254, 32768, wgmma
     ("weight_gradient", "ieee", 256, 256, 3, 1, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 256, 256, 3, 1, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # 512 to 512
@@ -149,7 +149,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 512, 512, 3, 2, False, False, "sm_80"): (64, 64, 32, 1, 8, 3),  # 128, 32768, fma
     ("weight_gradient", "ieee", 512, 512, 3, 1, False, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 512, 512, 3, 1, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
-    ("forward", "ieee", 512, 512, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 8, 2),  # 121, 16384, fma
+    ("forward", "ieee", 512, 512, 3, 2, False, False, "sm_90"): (64, 64, 32, 1, 4, 2),  # 254, 32768, wgmma
     ("weight_gradient", "ieee", 512, 512, 3, 1, False, False, "sm_90"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 512, 512, 3, 1, False, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # padded, dilated
@@ -164,7 +164,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 64, 64, 3, 1, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 204, 16384, fma
     ("weight_gradient", "ieee", 64, 64, 3, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 96, 27648, fma
     ("input_gradient", "ieee", 64, 64, 3, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 96, 26624, fma
-    ("forward", "ieee", 64, 64, 3, 1, True, False, "sm_90"): (64, 64, 16, 1, 4, 2),  # 239, 8192, fma
+    ("forward", "ieee", 64, 64, 3, 1, True, False, "sm_90"): (64, 64, 32, 1, 4, 2),  # 250, 32768, wgmma
     ("weight_gradient", "ieee", 64, 64, 3, 1, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 92, 27648, fma
     ("input_gradient", "ieee", 64, 64, 3, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 111, 26624, fma
     # wide windows
@@ -179,7 +179,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 32, 32, 3, 16, False, False, "sm_80"): (64, 32, 32, 1, 4, 3),  # 125, 24576, fma
     ("weight_gradient", "ieee", 32, 32, 3, 1, False, False, "sm_80"): (32, 64, 32, 4, 2),  # 92, 17920, fma
     ("input_gradient", "ieee", 32, 32, 3, 1, False, False, "sm_80"): (64, 32, 32, 4, 2),  # 72, 22528, fma
-    ("forward", "ieee", 32, 32, 3, 16, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 122, 12288, fma
+    ("forward", "ieee", 32, 32, 3, 16, False, False, "sm_90"): (64, 32, 32, 1, 4, 2),  # 166, 20480, wgmma
     ("weight_gradient", "ieee", 32, 32, 3, 1, False, False, "sm_90"): (32, 64, 32, 4, 2),  # 80, 17920, fma
     ("input_gradient", "ieee", 32, 32, 3, 1, False, False, "sm_90"): (64, 32, 32, 4, 2),  # 76, 22528, fma
     # long kernel
@@ -198,7 +198,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 8, 16, 31, 4, False, False, "sm_80"): (64, 16, 32, 1, 4, 3),  # 128, 20480, fma
     ("weight_gradient", "ieee", 8, 16, 31, 1, False, False, "sm_80"): (32, 64, 16, 4, 2),  # 72, 13056, fma
     ("input_gradient", "ieee", 8, 16, 31, 1, False, False, "sm_80"): (64, 16, 16, 4, 2),  # 56, 10240, fma
-    ("forward", "ieee", 8, 16, 31, 4, False, False, "sm_90"): (64, 16, 32, 1, 4, 2),  # 125, 10240, fma
+    ("forward", "ieee", 8, 16, 31, 4, False, False, "sm_90"): (64, 16, 32, 1, 4, 2),  # 126, 14336, wgmma
     ("weight_gradient", "ieee", 8, 16, 31, 1, False, False, "sm_90"): (32, 64, 16, 4, 2),  # 72, 13056, fma
     ("input_gradient", "ieee", 8, 16, 31, 1, False, False, "sm_90"): (64, 16, 16, 4, 2),  # 48, 10240, fma
     # overlapping
@@ -217,7 +217,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 64, 64, 5, 3, True, False, "sm_80"): (64, 64, 16, 1, 4, 3),  # 204, 16384, fma
     ("weight_gradient", "ieee", 64, 64, 5, 1, True, False, "sm_80"): (32, 64, 64, 4, 2),  # 122, 16384, fma
     ("input_gradient", "ieee", 64, 64, 5, 1, True, False, "sm_80"): (64, 64, 32, 4, 2),  # 110, 16384, fma
-    ("forward", "ieee", 64, 64, 5, 3, True, False, "sm_90"): (64, 64, 16, 1, 4, 2),  # 202, 8192, fma
+    ("forward", "ieee", 64, 64, 5, 3, True, False, "sm_90"): (64, 64, 32, 1, 4, 2),  # 250, 32768, wgmma
     ("weight_gradient", "ieee", 64, 64, 5, 1, True, False, "sm_90"): (32, 64, 64, 4, 2),  # 127, 16384, fma
     ("input_gradient", "ieee", 64, 64, 5, 1, True, False, "sm_90"): (64, 64, 32, 4, 2),  # 104, 16384, fma
     # imdb1, tokens
@@ -229,7 +229,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "tf32", 128, 32, 7, 5, False, True, "sm_90"): (64, 32, 16, 5, 4, 2),  # 221, 73728, wgmma
     ("forward", "ieee", 128, 32, 7, 5, False, True, "sm_80"): (64, 32, 16, 1, 4, 3),  # 139, 8192, fma
     ("weight_gradient", "ieee", 128, 32, 7, 1, False, True, "sm_80"): (32, 64, 32, 4, 2),  # 80, 17920, fma
-    ("forward", "ieee", 128, 32, 7, 5, False, True, "sm_90"): (64, 32, 32, 1, 4, 2),  # 96, 12288, fma
+    ("forward", "ieee", 128, 32, 7, 5, False, True, "sm_90"): (64, 32, 32, 1, 4, 2),  # 156, 20480, wgmma
     ("weight_gradient", "ieee", 128, 32, 7, 1, False, True, "sm_90"): (32, 64, 32, 4, 2),  # 92, 17920, fma
     # imdb1, folded
     # textcnn
@@ -240,7 +240,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "ieee", 300, 100, 3, 0, False, True, "sm_80"): (64, 64, 16, 1, 8, 3),  # 127, 8704, fma
     ("weight_gradient", "ieee", 300, 100, 3, 1, False, True, "sm_80"): (32, 64, 64, 8, 2),  # 96, 30720, fma
     ("input_gradient", "ieee", 300, 100, 3, 1, False, False, "sm_80"): (64, 64, 32, 4, 2),  # 128, 28672, fma
-    ("forward", "ieee", 300, 100, 3, 0, False, True, "sm_90"): (64, 64, 16, 1, 8, 2),  # 128, 8192, fma
+    ("forward", "ieee", 300, 100, 3, 0, False, True, "sm_90"): (64, 64, 32, 1, 4, 2),  # 234, 32768, wgmma
     ("weight_gradient", "ieee", 300, 100, 3, 1, False, True, "sm_90"): (32, 64, 64, 8, 2),  # 80, 30720, fma
     ("input_gradient", "ieee", 300, 100, 3, 1, False, False, "sm_90"): (64, 64, 32, 8, 2),  # 80, 28672, fma
     # textcnn, folded
@@ -253,7 +253,7 @@ TABLE: dict[tuple[Any, ...], tuple[int, ...]] = {
     ("forward", "tf32", 64, 64, 3, 2, True, True, "sm_90"): (64, 64, 32, 1, 8, 3),  # 124, 25088, wgmma
     ("forward", "ieee", 64, 64, 3, 2, True, True, "sm_80"): (64, 64, 16, 1, 4, 3),  # 255, 8704, fma
     ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_80"): (32, 64, 64, 8, 2),  # 65, 28672, fma
-    ("forward", "ieee", 64, 64, 3, 2, True, True, "sm_90"): (64, 64, 16, 1, 8, 2),  # 141, 16384, fma
+    ("forward", "ieee", 64, 64, 3, 2, True, True, "sm_90"): (64, 64, 32, 1, 4, 2),  # 250, 32768, wgmma
     ("weight_gradient", "ieee", 64, 64, 3, 1, True, True, "sm_90"): (32, 64, 64, 8, 2),  # 64, 28672, fma
     # jena1, windows
 }
