@@ -17,13 +17,18 @@ Where no mask but an ``(N, C)`` one of the input is given, the ``reference`` bac
 the plain steps of :mod:`seqconv.kernels.reference.recurrent`. Errors: ``ValueError`` for a wrong shape, device, value
 or backend name, ``TypeError`` for a wrong type or dtype, :class:`~seqconv.backends.BackendError` where a backend asked
 for by name cannot serve.
+
+Under ``torch.compile`` a call breaks the graph and runs as in eager mode, bits and random numbers included: a graph of
+its steps takes minutes to compile. With ``fullgraph=True`` that is an error, as ``torch.nn.GRU`` is. ``torch.export``
+has no eager mode to fall back to, and unrolls the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +38,30 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from seqconv import backends
 from seqconv.kernels.reference import recurrent as reference
 
-__all__ = ["Call", "batch_shape", "gru", "lstm", "recurrent_call", "unpack"]
+__all__ = ["Call", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 GATES = {"gru": 3, "lstm": 4}
 
 
+def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Have ``function`` run in eager mode where ``torch.compile`` meets it, torch's own operations inside included."""
+
+    @wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        # Decorated by torch.compiler.disable, the function would bring torch.compile into every process: a second.
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:  # see following.py
+            torch._dynamo.graph_break(msg="seqconv's GRU and LSTM run in eager mode: graphs unroll their steps")
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@outside_graphs
 def gru(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],
@@ -67,6 +89,7 @@ def gru(
     return unpack("gru", call.run(backend))
 
 
+@outside_graphs
 def lstm(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],

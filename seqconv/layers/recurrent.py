@@ -62,6 +62,7 @@ class _RecurrentDropout(nn.RNNBase):
             recurrent_mask,
         )
 
+    @functional.outside_graphs
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -133,7 +134,8 @@ class GRU(_RecurrentDropout, nn.GRU):
 
     Both dropouts act in training, drop for a whole sequence, and scale what they keep by 1 / (1 - p); a probability of
     1 drops everything, as in ``nn.Dropout`` (Keras takes it as 0). ``dropout`` is torch's, between layers. Where
-    recurrent dropout is off, torch's fused kernel runs.
+    recurrent dropout is off, torch's fused kernel runs. Under ``torch.compile`` the layer breaks the graph and runs in
+    eager mode, drawing the masks that it draws there; with ``fullgraph=True`` that is an error, as for ``nn.GRU``.
 
     Raises ``ValueError`` for a probability outside [0, 1] or an unknown mode, ``TypeError`` for a probability that is
     no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
