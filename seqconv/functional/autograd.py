@@ -6,16 +6,21 @@ the kernels are its operators (``library.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
-__all__ = ["fused", "underivable"]
+__all__ = ["called", "fused", "recorded", "underivable"]
+
+_is_profiled = torch.autograd._profiler_enabled
 
 
 def fused(
@@ -37,9 +42,23 @@ def fused(
         or (bias is not None and bias.requires_grad)
         or inputs[-1].requires_grad
     ):
-        output: Tensor = _Fused.apply(backend, operation, options, *inputs, weight, bias)
+        output: Tensor = called(_Fused, operation).apply(backend, operation, options, *inputs, weight, bias)
         return output
-    return forward(backend, operation, inputs, weight, bias, options, folded_dtype)
+    return recorded(operation, forward, backend, operation, inputs, weight, bias, options, folded_dtype)
+
+
+@cache
+def called(function: type[torch.autograd.Function], operation: str) -> Any:
+    """Return ``function`` under the name of ``operation``, by which profilers and ``grad_fn`` call it."""
+    return type(f"seqconv::{operation}", (function,), {"__module__": function.__module__})
+
+
+def recorded(operation: str, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call ``function``, as ``operation`` where a profiler looks: an idle ``record_function`` takes 9 microseconds."""
+    if not _is_profiled():
+        return function(*arguments)
+    with record_function(f"seqconv::{operation}"):
+        return function(*arguments)
 
 
 class _Fused(torch.autograd.Function):

@@ -369,6 +369,8 @@ def _check_weights(
     hidden_size, state_size = _sizes(checked[0], gates)
     for index, layer in enumerate(checked):
         features = data.size(-1) if index < directions else directions * state_size
+        if index == 0 and layer.weight_ih.dim() == 2 and layer.weight_ih.size(1) != features:
+            raise ValueError(_wrong_features(data, layer.weight_ih.size(1)))
         shapes = (
             (gates * hidden_size, features),
             (gates * hidden_size, state_size),
@@ -380,6 +382,16 @@ def _check_weights(
             if tensor is not None:
                 _check(f"{name} of weights[{index}]", tensor, data, shape)
     return checked
+
+
+def _wrong_features(data: Tensor, wanted: int) -> str:
+    hint = ""
+    if data.dim() == 3 and data.size(1) == wanted:
+        hint = f": its axis 1 has {wanted}, so if it is (N, C, L), pass input.transpose(1, 2) with batch_first=True"
+    return (
+        f"input must have C = weight_ih.shape[1] = {wanted} features on its last axis, got {data.size(-1)} "
+        f"(shape {tuple(data.shape)}){hint}"
+    )
 
 
 def _sizes(weights: Weights, gates: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from seqconv import backends
 from seqconv.functional import recurrent as functional
 
 __all__ = ["GRU", "LSTM"]
@@ -33,7 +34,7 @@ class _RecurrentDropout(nn.RNNBase):
         self.input_dropout = _probability("input_dropout", input_dropout)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
         self.recurrent_dropout_mode = mode
-        self.backend = backend
+        self.backend = backends.check_name(backend)
 
     def prepare(
         self,
@@ -137,8 +138,8 @@ class GRU(_RecurrentDropout, nn.GRU):
     recurrent dropout is off, torch's fused kernel runs. Under ``torch.compile`` the layer breaks the graph and runs in
     eager mode, drawing the masks that it draws there; with ``fullgraph=True`` that is an error, as for ``nn.GRU``.
 
-    Raises ``ValueError`` for a probability outside [0, 1] or an unknown mode, ``TypeError`` for a probability that is
-    no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
+    Raises ``ValueError`` for a probability outside [0, 1], an unknown mode or backend, ``TypeError`` for a probability
+    that is no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
     """
 
     operation = "gru"

@@ -375,3 +375,29 @@ def test_a_layer_keeps_to_its_backend(monkeypatch):
     assert seqconv.explain(ConvReLUMaxPool1d(4, 6, 3, 2, backend="reference"), x).backend == "reference"
     with pytest.raises(seqconv.BackendError, match="triton"):
         ConvReLUMaxPool1d(4, 6, 3, 2)(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (seqconv.ConvReLUMaxPool1d, (3, 2)),
+        (seqconv.ConvReLUGlobalMaxPool1d, ()),
+        (seqconv.EmbeddingConvReLUMaxPool1d, (4, 6, 3, 2)),
+        (seqconv.EmbeddingConvReLUGlobalMaxPool1d, (4, 6, 3)),
+        (seqconv.EmbeddingConvsReLUGlobalMaxPool1d, (4, 6, [3])),
+    ],
+)
+def test_a_module_in_place_of_sizes_is_told_how_it_is_converted(layer, sizes):
+    with pytest.raises(
+        TypeError, match=r"^(in_channels|num_embeddings) must be an integer, got Conv1d.*load_state_dict"
+    ):
+        layer(nn.Conv1d(4, 6, 3), *(sizes or (6, 3)))
+
+
+def test_a_conv1d_is_converted_as_the_error_says():
+    conv = nn.Conv1d(4, 6, 3)
+    layer = seqconv.ConvReLUMaxPool1d(conv.in_channels, conv.out_channels, conv.kernel_size, 2)
+    layer.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 4, 12)
+    # A float32 sum of 12 products and a bias, in any order.
+    torch.testing.assert_close(layer(x), nn.functional.max_pool1d(conv(x).relu(), 2), rtol=0, atol=13 * 2**-22)
