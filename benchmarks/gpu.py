@@ -29,7 +29,7 @@ from benchmarks import gpu_plan, gpu_run, gpu_tests, gpu_warm, report, results, 
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "benchmarks")
-TESTS_SHARE, TESTS_SECONDS = 0.45, 100.0
+TESTS_SHARE, TESTS_SECONDS = 0.45, 110.0
 SANITIZER_SECONDS = 120.0
 REPORT_SECONDS = 15.0
 NEEDED = ("triton", "numpy")

@@ -75,10 +75,7 @@ def problem(name: str, kind: str, kernel: str, samples: int, positions: int, dev
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    if layer.channels_last:
-        x = normal(samples, length, layer.channels).transpose(1, 2)
-    else:
-        x = normal(samples, layer.channels, length)
+    x = normal(samples, length, layer.channels).transpose(1, 2)
     w = normal(layer.outputs, layer.channels, layer.size) / (layer.channels * layer.size) ** 0.5
     b = normal(layer.outputs)
     geometry: tuple[Any, ...] = (layer.convolution,) if layer.pool is None else (layer.convolution, layer.pool)

@@ -24,7 +24,17 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from . import conv_pool, conv_pool_backward, fold, gather, gather_backward, global_backward, phase_backward
+from . import (
+    conv_pool,
+    conv_pool_backward,
+    fold,
+    gather,
+    gather_backward,
+    global_backward,
+    phase_backward,
+    split,
+    transposition,
+)
 
 __all__ = [
     "KINDS",
@@ -45,8 +55,9 @@ __all__ = [
 class Layer(NamedTuple):
     """A layer of the census; ``pool`` is ``None`` for the global maximum.
 
-    ``rows`` is ``"own"`` for an input of its own; ``"tokens"`` for rows of a table, ``"folded"`` for those of a folded
-    one, ``"windows"`` for those of a series.
+    ``rows`` is ``"own"`` for an input of its own, or ``"contiguous"`` if its channels are no neighbours; ``"tokens"``
+    for rows of a table, ``"folded"`` for those of a folded one, ``"windows"`` for those of a series. ``few`` tells that
+    its windows are too few for a GPU.
     """
 
     channels: int
@@ -54,8 +65,8 @@ class Layer(NamedTuple):
     size: int
     convolution: Convolution
     pool: Pool | None
-    channels_last: bool = True
     rows: str = "own"
+    few: bool = False
 
 
 def layer(channels: int, outputs: int, size: int, pool: int | None, **options: Any) -> Layer:
@@ -70,8 +81,9 @@ LAYERS = {
     "jena1": layer(14, 32, 5, 3),
     "jena2": layer(32, 32, 5, 3),
     "jena3": layer(32, 32, 5, None),
-    "imdb1, contiguous": layer(128, 32, 7, 5, channels_last=False),
-    "jena1, contiguous": layer(14, 32, 5, 3, channels_last=False),
+    "few windows": layer(390, 130, 9, 7, few=True),
+    "few, global": layer(64, 57, 9, None, few=True),
+    "imdb1, contiguous": layer(128, 32, 7, 5, rows="contiguous"),
     "univariate": layer(1, 32, 7, 2),
     "four channels": layer(4, 64, 3, 2),
     "64 to 128": layer(64, 128, 3, 2),
@@ -93,9 +105,12 @@ NO_PRODUCTS = {
     "weights_kernel",
     "folded_windows_kernel",
     "folded_global_kernel",
-    "sum_groups_kernel",
-    "join_groups_kernel",
+    "sum_spans_kernel",
+    "join_spans_kernel",
     "check_index_kernel",
+    "transpose_kernel",
+    "pool_sums_kernel",
+    "pool_sums_globally_kernel",
 }
 # Bytes of stack a thread that cost less than tiles without: on an H100 imdb1's input gradient in TF32 took 543 us with
 # 72 bytes, 609 without any by half as many channels.
@@ -207,11 +222,14 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     name = "conv1d_relu_global_max_pool1d" if layer.pool is None else "conv1d_relu_max_pool1d"
     inputs, options, forward, backward = _inputs(layer, dtype, samples, length)
     prefix, plan = "", {}
-    if layer.rows != "own":
+    if layer.rows not in ("own", "contiguous"):
         prefix = "window_" if layer.rows == "windows" else "embedding_"
         plan = {"plan": "folded" if layer.rows == "folded" else "direct"}
     recorded: list[Launch] = []
-    with _recording(recorded, "tf32" if kind == "tf32" else "ieee", target):
+    with (
+        _recording(recorded, "tf32" if kind == "tf32" else "ieee", target),
+        mock.patch.object(split, "serves", return_value=layer.few),
+    ):
         given = (*inputs, w, b, *geometry, *options)
         out, winners = getattr(forward, f"{prefix}{name}_forward")(*given, want_argmax=True, **plan)
         given = (out, winners, *inputs, w, *geometry, *options)
@@ -223,10 +241,9 @@ def _inputs(
     layer: Layer, dtype: torch.dtype, samples: int, length: int
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...], ModuleType, ModuleType]:
     """Return a layer's inputs and its options behind the geometry, and the modules that have its two passes."""
-    if layer.rows == "own":
-        shape = (samples, length, layer.channels) if layer.channels_last else (samples, layer.channels, length)
-        x = torch.empty(shape, dtype=dtype, device="meta")
-        return (x.transpose(1, 2) if layer.channels_last else x,), (), conv_pool, conv_pool_backward
+    if layer.rows in ("own", "contiguous"):
+        x = torch.empty((samples, length, layer.channels), dtype=dtype, device="meta").transpose(1, 2)
+        return (x.contiguous() if layer.rows == "contiguous" else x,), (), conv_pool, conv_pool_backward
     source = torch.empty(10000, layer.channels, dtype=dtype, device="meta")
     if layer.rows == "windows":
         starts = torch.empty(samples, dtype=torch.int64, device="meta")
@@ -248,6 +265,8 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
             (conv_pool_backward, ("_kernels",)),
             (phase_backward, ("_kernels",)),
             (global_backward, ("_kernels",)),
+            (split, ("_kernels",)),
+            (transposition, ("_kernels",)),
             (fold, ("_kernels",)),
             (gather, ("_index", "_kernels")),
             (gather_backward, ("_kernels",)),
@@ -257,7 +276,7 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
         stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
-        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
+        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward, split):
             stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
 

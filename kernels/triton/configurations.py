@@ -85,7 +85,6 @@ class Layer(NamedTuple):
     outputs: int
     size: int
     phases: int
-    channels_last: bool
     padded: bool
     tokens: bool
     architecture: str
@@ -137,13 +136,11 @@ def forward_rule(layer: Layer) -> Forward:
         return Forward(64, block_o, min(flat, 32), 1, 4, 2)  # parts of numbers would not fit into registers with phases
     if layer.kind == "ieee":
         block_r = 16 if layer.padded or layer.phases <= 0 else min(flat, 32)
-        few = layer.channels_last and layer.vectors and (block_o < 64 or (layer.padded and not layer.tokens))
+        few = layer.vectors and (block_o < 64 or (layer.padded and not layer.tokens))
         return Forward(64, block_o, block_r, 1, 4 if few else 8, 2 if layer.architecture == "sm_90" else 3)
     # Sums of so many phases fit into the registers; more phases than the kernel's size share nothing new.
     checked = layer.padded or (layer.tokens and (layer.phases <= 0 or block_o > 32))
     most = min((96 if checked else 160) // block_o, layer.size)
-    if not layer.channels_last:
-        most = 1  # the addresses of several phases would fill the registers
     shared = shared_phases(layer.phases, most) if layer.phases > 0 else min(2 + layer.phases * 2, most)
     if shared > 1 and layer.channels > 8 and layer.size <= 8 and layer.architecture == "sm_90" and layer.outputs <= 64:
         if layer.phases == 0 and block_o <= 32:
@@ -164,7 +161,7 @@ def forward_rule(layer: Layer) -> Forward:
                 return tile
     block_r = flat if layer.kind == "16" and not (layer.tokens and block_o > 32) else min(flat, 32)
     many = layer.tokens or not layer.architecture.startswith("sm_90")
-    few = layer.channels_last and not (many and checked and block_o > 32)
+    few = not (many and checked and block_o > 32)
     return Forward(64, block_o, block_r, 1, 4 if few else 8, 3)
 
 
@@ -197,7 +194,7 @@ def input_gradient_rule(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient for a layer that is not in the table."""
     block_c = min(max(power_of_two(layer.channels), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
-    few = layer.channels_last and not (layer.kind == "ieee" and layer.outputs > 64)
+    few = not (layer.kind == "ieee" and layer.outputs > 64)
     return InputGradient(64, block_c, block_o, 4 if few else 8, 2)
 
 
@@ -214,7 +211,7 @@ def weight_gradient_rule(layer: Layer) -> WeightGradient:
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     wide_tokens = layer.tokens and block_o > 32  # the rows' addresses take registers too
     block_r = min(max(power_of_two(weights), 16), 64 if layer.kind == "ieee" or wide_tokens else 128)
-    few = layer.channels_last and layer.vectors and not (layer.kind != "tf32" and wide_tokens)
+    few = layer.vectors and not (layer.kind != "tf32" and wide_tokens)
     return WeightGradient(64 if layer.kind == "16" else 32, block_r, block_o, 4 if few else 8, 2)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
+from . import split
 from .configurations import Forward, Layer, forward_configuration
 from .launch import Layout, architecture, on_device, precision, processors, refuse_device, winner_dtype
 from .replay import compute, empty, launch, replayed
@@ -64,11 +65,11 @@ def conv1d_relu_max_pool1d_forward(
     """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
 
     ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format. A window without a position, which ``ceil_mode`` can leave, is minus infinity.
+    input's memory format, or contiguous if ``pool`` says so. A window without a position, which ``ceil_mode`` can
+    leave, is minus infinity.
     """
-    return launch_windows(
-        of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=is_channels_last(input)
-    )
+    last = is_channels_last(input) and not pool.contiguous
+    return launch_windows(of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=last)
 
 
 @replayed
@@ -109,21 +110,28 @@ def launch_windows(
     tile = forward_configuration(layer)
     count = rows.samples * windows
     kernels = _kernels()
+    tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, pool.size)
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
     with on_device(source):
-        resident = keeps_weights(tile, channels)
+        resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        programs = programs_of(tile, resident, -(-count // tile.block_m), source.device)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_windows_kernel, (programs * -(-outputs // tile.block_o),),
+            kernels.forward_windows_kernel, (programs * tiles_o,),
             source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size, P=pool.size,
             WINDOW_STEP=pool.stride * convolution.stride,
             WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
             PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
             POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
             PITCH=pitch, COLUMNS=pitch * layer.columns,
-            ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels),
+            ALIGN=layout.align, DENSE=is_dense(layout, channels),
             CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident,
@@ -150,19 +158,26 @@ def launch_global(
     layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
     tile = forward_configuration(layer)
     kernels = _kernels()
+    group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
+    tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, -(-positions // group))
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
     with on_device(source):
-        resident = keeps_weights(tile, channels)
+        resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
-        programs = programs_of(tile, resident, -(-rows.samples // (tile.block_m // group)), source.device)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_global_kernel, (programs * -(-outputs // tile.block_o),),
+            kernels.forward_global_kernel, (programs * tiles_o,),
             source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
-            layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
             C=channels, O=outputs, K=size,
             WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align, UNIT_C=layout.unit_c,
-            UNIT_L=layout.unit_l, DENSE=is_dense(layout, channels), ROWS=rows.mode,
+            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align,
+            DENSE=is_dense(layout, channels), ROWS=rows.mode,
             HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
             PHASES=tile.phases, RESIDENT=resident, GROUP=group,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
@@ -269,7 +284,7 @@ def cached_layout(rows: Rows) -> Layout:
 
 def is_dense(layout: Layout, channels: int) -> bool:
     """Tell whether a position's channels begin where those of the position before end."""
-    return layout.unit_c and layout.stride_l * layout.align == channels
+    return layout.stride_l * layout.align == channels
 
 
 @replayed
@@ -323,7 +338,7 @@ def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
     kind = precision(dtype) if dtype == torch.float32 else "16"
     outputs, channels, size = weight.shape
     is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
-    return Layer(kind, channels, outputs, size, phases, rows.layout.unit_c, padded, is_tokens, target)
+    return Layer(kind, channels, outputs, size, phases, padded, is_tokens, target)
 
 
 def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:

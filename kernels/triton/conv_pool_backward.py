@@ -20,6 +20,7 @@ from .conv_pool import describe, launch_over_weights
 from .launch import Layout, layout_of, on_device, precision, processors
 from .replay import empty, launch, replayed
 from .rows import Rows, of_input
+from .transposition import channels_together, positions_together
 
 __all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward", "launch_backward"]
 
@@ -73,10 +74,12 @@ def _backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     (samples, channels, length), last = input.shape, not input.is_contiguous()
-    shape = (samples, length, channels) if last else (samples, channels, length)
-    dx = new_gradient(gradient, input, shape) if wanted[0] else None
-    dw, db = launch_backward(gradient, argmax, of_input(input), weight, convolution, pool, wanted[1:], dx, last=last)
-    return None if dx is None else dx.transpose(1, 2) if last else dx, dw, db
+    dx = new_gradient(gradient, input, (samples, length, channels)) if wanted[0] else None
+    rows = of_input(input)
+    dw, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
+    if dx is not None:
+        dx = dx.transpose(1, 2) if last else positions_together(dx)
+    return dx, dw, db
 
 
 def launch_backward(
@@ -88,20 +91,19 @@ def launch_backward(
     pool: Pool | None,
     wanted: tuple[bool, bool],
     dx: Tensor | None,
-    *,
-    last: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of weight and bias that are wanted; write those of all rows to ``dx`` unless it is ``None``.
 
-    ``dx`` is ``(N, L, C)`` if ``last``, else ``(N, C, L)``, contiguous, of any dtype; it is not written if ``gradient``
-    has no elements. ``pool`` is ``None`` for the global maximum.
+    ``dx`` is ``(N, L, C)``, contiguous, of any dtype; it is not written if ``gradient`` has no elements. ``pool`` is
+    ``None`` for the global maximum.
     """
-    source, layout = rows.source, rows.layout
+    source = rows.source
     pools: tuple[Pool, ...]
     dw = new_gradient(gradient, weight, weight.shape) if wanted[0] else None
     db = new_gradient(gradient, weight, weight.shape[:1]) if wanted[1] else None
     if not gradient.numel():
         return dw, db
+    gradient = channels_together(gradient)
     upstream = layout_of(gradient)
     layer = describe(rows, weight, 1, convolution.padding != (0, 0))
     weight_launch: Any = _launch_weight_gradient
@@ -115,14 +117,14 @@ def launch_backward(
     else:
         pools = (pool,)
         if phase_backward.serves(layer, convolution, pool):
-            weight_launch = phase_backward.launch_weight_gradient if layout.unit_c else weight_launch
+            weight_launch = phase_backward.launch_weight_gradient
             input_launch = phase_backward.launch_input_gradient
     shared = (layer, upstream, convolution, *pools)
     with on_device(source):
         partials = weight_launch(gradient, argmax, rows, *shared, wanted) if wanted[0] or wanted[1] else None
         packed = launch_over_weights(weight, dx is not None, partials, 0 if partials is None else len(partials), dw, db)
         if packed is not None and dx is not None:
-            input_launch(gradient, argmax, packed, dx, rows.samples, rows.length, *shared, last=last)
+            input_launch(gradient, argmax, packed, dx, rows.samples, rows.length, *shared)
     return dw, db
 
 
@@ -148,13 +150,12 @@ def _launch_weight_gradient(
     launch(
         kernels.weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
-        gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, upstream.stride_c,
-        layout.stride_n, layout.stride_l, layout.stride_c, rows.numbers, rows.index_n, rows.index_l, rows.below,
+        gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l,
+        layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
         convolution.padding[0], convolution.stride, convolution.dilation,
         pool.size, pool.stride, pool.padding, pool.dilation,
         C=layer.channels, O=layer.outputs, K=layer.size, OVERLAP=overlap(pool),
-        GRADIENT_ALIGN=upstream.align, UNIT_O=upstream.unit_c,
-        ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l,
+        GRADIENT_ALIGN=upstream.align, ALIGN=layout.align,
         CHECK=convolution.padding != (0, 0), ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
         BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
         PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
@@ -174,20 +175,18 @@ def _launch_input_gradient(
     upstream: Layout,
     convolution: Convolution,
     pool: Pool,
-    *,
-    last: bool,
 ) -> None:
-    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
+    """Write the input's gradient to ``dx``, ``(N, L, C)``."""
     kernels, tile = _kernels(), input_gradient_configuration(layer._replace(tokens=False))
     tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
     launch(
         kernels.input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
-        convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
         convolution.padding[0], convolution.stride, convolution.dilation,
         pool.size, pool.stride, pool.padding, pool.dilation,
         C=layer.channels, O=layer.outputs, K=layer.size, PITCH=packed.size(1), OVERLAP=overlap(pool),
-        ALIGN=upstream.align, UNIT_O=upstream.unit_c, OUT_LAST=last,
+        ALIGN=upstream.align,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
         PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=tile.num_warps, num_stages=tile.num_stages,

@@ -30,10 +30,8 @@ SIZES = [
     "positions",
     "gradient_n",
     "gradient_q",
-    "gradient_o",
     "stride_n",
     "stride_l",
-    "stride_c",
     "index_n",
     "index_l",
     "count",
@@ -59,7 +57,6 @@ def arriving(
     windows: tl.tensor,
     gradient_n: tl.tensor,
     gradient_q: tl.tensor,
-    gradient_o: tl.tensor,
     pool_size: tl.tensor,
     pool_stride: tl.tensor,
     pool_padding: tl.tensor,
@@ -81,7 +78,7 @@ def arriving(
         m = seen[:, None] & m_o[None, :]
         b_won = tl.load(argmax + ((b_n * windows + b_q) * O)[:, None] + b_o[None, :], mask=m, other=-1)
         b_offset = (b_n * gradient_n + b_q.to(tl.int64) * gradient_q)[:, None]
-        b_g = tl.load(gradient + b_offset + (b_o.to(tl.int64) * gradient_o)[None, :], mask=m, other=0.0)
+        b_g = tl.load(gradient + b_offset + b_o[None, :], mask=m, other=0.0)
         b_dy += tl.where(b_won.to(tl.int32) == b_p[:, None], b_g.to(tl.float32), 0.0)
     return b_dy
 
@@ -91,14 +88,13 @@ def input_gradient_kernel(
     gradient: tl.tensor,  # (N, O, Q), strides as given
     argmax: tl.tensor,  # (N, Q, O)
     w: tl.tensor,  # (O, PITCH), of which K * C are used
-    dx: tl.tensor,  # (N, L, C) or (N, C, L), contiguous
+    dx: tl.tensor,  # (N, L, C), contiguous
     rows: tl.int64,  # N * L
     windows: tl.int32,  # Q
     length: tl.int32,  # L
     positions: tl.int32,  # the convolution's
     gradient_n: tl.int64,
     gradient_q: tl.int64,
-    gradient_o: tl.int64,
     left: tl.int32,  # the convolution's padding
     stride: tl.int32,  # the convolution's
     dilation: tl.int32,  # the convolution's
@@ -112,8 +108,6 @@ def input_gradient_kernel(
     PITCH: tl.constexpr,
     OVERLAP: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT_O: tl.constexpr,  # neighbouring outputs of the pooled gradient are neighbours in memory
-    OUT_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -132,7 +126,6 @@ def input_gradient_kernel(
     b_i = b_i % length
     m_i = i_row + tl.arange(0, BLOCK_M) < rows
     gradient_n, gradient_q = gradient_n * ALIGN, gradient_q * ALIGN
-    gradient_o = 1 if UNIT_O else gradient_o
     acc = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
     for step in range(K * TILES_O):
         k = step // TILES_O
@@ -142,7 +135,7 @@ def input_gradient_kernel(
         b_t = b_from // stride
         m_t = m_i & (b_from >= 0) & (b_t * stride == b_from) & (b_t < positions)
         b_dy = arriving(
-            gradient, argmax, b_n, b_t, m_t, b_o, m_o, windows, gradient_n, gradient_q, gradient_o,
+            gradient, argmax, b_n, b_t, m_t, b_o, m_o, windows, gradient_n, gradient_q,
             pool_size, pool_stride, pool_padding, pool_dilation, O, OVERLAP, BLOCK_M, BLOCK_O,
         ).to(w.dtype.element_ty)  # fmt: skip
         p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
@@ -152,10 +145,7 @@ def input_gradient_kernel(
         b_dy, b_w = rounded(b_dy, ROUND), rounded(b_w, ROUND)
         acc = tl.dot(b_dy, b_w, acc, input_precision=PRECISION)
     m = m_i[:, None] & m_c[None, :]
-    if OUT_LAST:
-        p_dx = dx + ((i_row + tl.arange(0, BLOCK_M)) * C)[:, None] + b_c[None, :]
-    else:
-        p_dx = dx + ((b_n * C)[:, None] + b_c[None, :]) * length + b_i[:, None]
+    p_dx = dx + ((i_row + tl.arange(0, BLOCK_M)) * C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m)
 
 
@@ -172,10 +162,8 @@ def weight_gradient_kernel(
     positions: tl.int32,  # the convolution's
     gradient_n: tl.int64,
     gradient_q: tl.int64,
-    gradient_o: tl.int64,
     stride_n: tl.int64,
     stride_l: tl.int64,
-    stride_c: tl.int64,
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
     index_n: tl.int64,
     index_l: tl.int64,
@@ -192,10 +180,7 @@ def weight_gradient_kernel(
     K: tl.constexpr,
     OVERLAP: tl.constexpr,
     GRADIENT_ALIGN: tl.constexpr,
-    UNIT_O: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,
-    UNIT_L: tl.constexpr,
     CHECK: tl.constexpr,  # positions may lie outside the input
     ROWS: tl.constexpr,
     WANT_W: tl.constexpr,
@@ -227,10 +212,8 @@ def weight_gradient_kernel(
     m_o = b_o < O
     b_k = b_r // C
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
-    gradient_o = 1 if UNIT_O else gradient_o
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
-    b_tap = (b_k * dilation).to(tl.int64) * stride_l + (b_r % C).to(tl.int64) * stride_c
+    stride_l = stride_l * ALIGN
+    b_tap = (b_k * dilation).to(tl.int64) * stride_l + (b_r % C).to(tl.int64)
     acc = tl.full((BLOCK_R, BLOCK_O), 0.0, tl.float32)
     b_db = tl.full((BLOCK_O,), 0.0, tl.float32)
     first = i_split * rows_of_split
@@ -240,7 +223,7 @@ def weight_gradient_kernel(
         b_t = b_t % positions
         m_t = i_row + tl.arange(0, BLOCK_M) < rows
         b_dy = arriving(
-            gradient, argmax, b_n, b_t, m_t, b_o, m_o, windows, gradient_n, gradient_q, gradient_o,
+            gradient, argmax, b_n, b_t, m_t, b_o, m_o, windows, gradient_n, gradient_q,
             pool_size, pool_stride, pool_padding, pool_dilation, O, OVERLAP, BLOCK_M, BLOCK_O,
         )  # fmt: skip
         if WANT_B:
@@ -251,7 +234,7 @@ def weight_gradient_kernel(
                 b_at += i_k * dilation
                 m_x = m_t & (b_at >= 0) & (b_at < length) if CHECK else m_t
                 b_row, m_x = look_up(index + b_n * index_n + b_at.to(tl.int64) * index_l, m_x, count)
-                p_x = (x + b_row * (stride_n * ALIGN))[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+                p_x = (x + b_row * (stride_n * ALIGN))[:, None] + b_c.to(tl.int64)[None, :]
                 m = m_x[:, None] & m_r[None, :]
             else:
                 b_first, m_x = b_n, m_t

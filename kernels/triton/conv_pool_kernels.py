@@ -42,7 +42,6 @@ SIZES = [
     "positions",
     "stride_n",
     "stride_l",
-    "stride_c",
     "index_n",
     "index_l",
     "count",
@@ -90,7 +89,6 @@ def pool_tile(
     positions: tl.tensor,
     stride_n: tl.tensor,
     stride_l: tl.tensor,
-    stride_c: tl.tensor,
     index: tl.tensor,
     index_n: tl.tensor,
     index_l: tl.tensor,
@@ -140,7 +138,7 @@ def pool_tile(
         b_at = b_start + p0 * PHASE_STEP
         accs = convolve(
             p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_x, p_w, m_o, resident,
-            length, TAP_STEP * stride_l, stride_c,
+            length, TAP_STEP * stride_l,
             index + b_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
             TAP_STEP * index_l, stride_n * ALIGN, count,
             C, K, TAP_STEP, PACKED, COLUMNS, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, ROWS == "tokens",
@@ -171,7 +169,6 @@ def forward_windows_kernel(
     positions: tl.int32,  # the convolution's
     stride_n: tl.int64,  # from row to row of a table or a series
     stride_l: tl.int64,
-    stride_c: tl.int64,
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
     index_n: tl.int64,
     index_l: tl.int64,
@@ -190,8 +187,6 @@ def forward_windows_kernel(
     PITCH: tl.constexpr,  # of packed weights, else 0
     COLUMNS: tl.constexpr,  # their pitch again where outputs lie in columns, else 0
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,  # neighbouring channels are neighbours in memory
-    UNIT_L: tl.constexpr,  # neighbouring positions are
     DENSE: tl.constexpr,  # a position's channels begin behind those of the one before
     CHECK: tl.constexpr,  # positions may lie outside the input, or phases outside the window
     ROWS: tl.constexpr,
@@ -212,8 +207,7 @@ def forward_windows_kernel(
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = below(b_o, O, BLOCK_O)
-    stride_l = C if DENSE else 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
+    stride_l = C if DENSE else stride_l * ALIGN
     p_w = w + b_o.to(tl.int64) * (1 if COLUMNS else PITCH if PITCH else C * K)
     resident: tl.tuple = ()
     i_first = tl.program_id(0) // TILES_O
@@ -226,7 +220,7 @@ def forward_windows_kernel(
         for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
             pool_tile(
                 i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
-                stride_n, stride_l, stride_c, index, index_n, index_l, count,
+                stride_n, stride_l, index, index_n, index_l, count,
                 C, O, K, P, WINDOW_STEP, WINDOW_START, PHASE_STEP, TAP_STEP, POOL_STRIDE, POOL_PADDING, POOL_DILATION,
                 PITCH > 0, COLUMNS, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
                 BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
@@ -234,7 +228,7 @@ def forward_windows_kernel(
     else:
         pool_tile(
             i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, rows, windows, length, positions,
-            stride_n, stride_l, stride_c, index, index_n, index_l, count,
+            stride_n, stride_l, index, index_n, index_l, count,
             C, O, K, P, WINDOW_STEP, WINDOW_START, PHASE_STEP, TAP_STEP, POOL_STRIDE, POOL_PADDING, POOL_DILATION,
             PITCH > 0, COLUMNS, ALIGN, CHECK, ROWS, OUT_LAST, HAS_BIAS, WANT_ARGMAX, PHASES, RESIDENT,
             BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
@@ -257,7 +251,6 @@ def greatest_tile(
     positions: tl.tensor,
     stride_n: tl.tensor,
     stride_l: tl.tensor,
-    stride_c: tl.tensor,
     index: tl.tensor,
     index_n: tl.tensor,
     index_l: tl.tensor,
@@ -299,7 +292,7 @@ def greatest_tile(
             m_t = m_t & m_n
         accs = convolve(
             p_x if ROWS == "tokens" else p_x + b_at.to(tl.int64) * stride_l, b_at, m_t, p_w, m_o, resident,
-            length, TAP_STEP * stride_l, stride_c,
+            length, TAP_STEP * stride_l,
             index + b_n * index_n + b_at.to(tl.int64) * index_l if ROWS == "tokens" else None,
             TAP_STEP * index_l, stride_n * ALIGN, count,
             C, K, TAP_STEP, PACKED, COLUMNS, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, True, ROWS == "tokens",
@@ -325,7 +318,6 @@ def forward_global_kernel(
     positions: tl.int32,  # the convolution's
     stride_n: tl.int64,  # from row to row of a table or a series
     stride_l: tl.int64,
-    stride_c: tl.int64,
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
     index_n: tl.int64,
     index_l: tl.int64,
@@ -339,8 +331,6 @@ def forward_global_kernel(
     PITCH: tl.constexpr,
     COLUMNS: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,
-    UNIT_L: tl.constexpr,
     DENSE: tl.constexpr,
     ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -364,8 +354,7 @@ def forward_global_kernel(
     SAMPLES: tl.constexpr = BLOCK_M // GROUP
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = below(b_o, O, BLOCK_O)
-    stride_l = C if DENSE else 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
+    stride_l = C if DENSE else stride_l * ALIGN
     p_w = w + b_o.to(tl.int64) * (1 if COLUMNS else PITCH if PITCH else C * K)
     resident: tl.tuple = ()
     i_first = tl.program_id(0) // TILES_O
@@ -378,7 +367,7 @@ def forward_global_kernel(
         for i_tile in range(i_first, i_end, tl.num_programs(0) // TILES_O):
             greatest_tile(
                 i_tile, x, out, argmax, p_w, b_o, m_o, b_bias, resident, samples, length, positions,
-                stride_n, stride_l, stride_c, index, index_n, index_l, count,
+                stride_n, stride_l, index, index_n, index_l, count,
                 C, O, K, WINDOW_START, PHASE_STEP, TAP_STEP, PITCH > 0, COLUMNS, ALIGN, ROWS, HAS_BIAS,
                 WANT_ARGMAX, PHASES, RESIDENT, GROUP, BLOCK_M, BLOCK_O, BLOCK_R,
                 PRECISION, ROUND, REGISTERS, INTERPRETED,
@@ -386,7 +375,7 @@ def forward_global_kernel(
     else:
         greatest_tile(
             i_first, x, out, argmax, p_w, b_o, m_o, b_bias, resident, samples, length, positions,
-            stride_n, stride_l, stride_c, index, index_n, index_l, count,
+            stride_n, stride_l, index, index_n, index_l, count,
             C, O, K, WINDOW_START, PHASE_STEP, TAP_STEP, PITCH > 0, COLUMNS, ALIGN, ROWS, HAS_BIAS, WANT_ARGMAX,
             PHASES, RESIDENT, GROUP, BLOCK_M, BLOCK_O, BLOCK_R, PRECISION, ROUND, REGISTERS, INTERPRETED,
         )  # fmt: skip

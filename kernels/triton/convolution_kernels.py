@@ -85,7 +85,6 @@ def convolve_one(
     m_o: tl.tensor,  # (BLOCK_O,)
     length: tl.tensor,
     tap_stride: tl.tensor,  # elements from tap to tap
-    stride_c: tl.tensor,
     p_index: tl.tensor,  # (BLOCK_M,) where each row's sample would have the token of tap 0, if TOKENS
     tap_index: tl.tensor,  # numbers from tap to tap there
     row_stride: tl.tensor,  # elements from row to row of the table
@@ -104,6 +103,8 @@ def convolve_one(
     ROUND: tl.constexpr,
     REGISTERS: tl.constexpr,  # the input passes through them, see through_registers
     INTERPRETED: tl.constexpr,
+    r_first: tl.tensor = 0,  # a multiple of BLOCK_R: a part of the reduction begins there, unless TOKENS,
+    r_last: tl.tensor = None,  # and ends there or, if None, with the whole
 ) -> tl.tensor:
     """Return one phase's sums, ``(BLOCK_M, BLOCK_O)`` in float32, block by block of the reduction ``r = (k, c)``."""
     R: tl.constexpr = K * C
@@ -118,7 +119,7 @@ def convolve_one(
                 b_at = b_start + k * TAP_STEP
                 m = m & (b_at >= 0) & (b_at < length)
             b_row, m = look_up(p_index + k * tap_index, m, count)
-            p_r = (p_x + b_row * row_stride)[:, None] + (b_c.to(tl.int64) * stride_c)[None, :]
+            p_r = (p_x + b_row * row_stride)[:, None] + b_c.to(tl.int64)[None, :]
             m_c = below(b_c, C, BLOCK_R)
             b_x = tl.load(p_r, mask=m[:, None] & m_c[None, :], other=0.0)  # (BLOCK_M, BLOCK_R)
             b_weight = k * C + b_c if PACKED else b_c * K + k
@@ -128,7 +129,7 @@ def convolve_one(
             b_x, b_w = through_registers(rounded(b_x, ROUND), REGISTERS), rounded(b_w, ROUND and not PACKED)
             acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
     else:
-        for r0 in range(0, R, BLOCK_R):
+        for r0 in range(r_first, R if r_last is None else r_last, BLOCK_R):
             b_r = r0 + tl.arange(0, BLOCK_R)
             b_k = b_r // C
             m_r = below(b_r, R, BLOCK_R)
@@ -136,7 +137,7 @@ def convolve_one(
             if CHECK:
                 b_at = b_start[:, None] + (b_k * TAP_STEP)[None, :]
                 m = m & (b_at >= 0) & (b_at < length)
-            b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64) * stride_c
+            b_offset = b_k.to(tl.int64) * tap_stride + (b_r % C).to(tl.int64)
             b_x = tl.load(p_x[:, None] + b_offset[None, :], mask=m, other=0.0)  # (BLOCK_M, BLOCK_R)
             b_weight = b_r if PACKED else b_r % C * K + b_k
             b_w = load_block(p_w, b_weight, m_o, m_r, COLUMNS)
@@ -181,7 +182,6 @@ def convolve_several(
     resident: tl.tuple,  # what load_filters returns, if RESIDENT
     length: tl.tensor,
     tap_stride: tl.tensor,
-    stride_c: tl.tensor,
     p_index: tl.tensor,
     tap_index: tl.tensor,
     row_stride: tl.tensor,
@@ -216,7 +216,7 @@ def convolve_several(
         filters = resident
         if not RESIDENT:
             filters = load_filters(p_w, m_o, b_c, C, K, PACKED, COLUMNS, BLOCK_R, ROUND, INTERPRETED)
-        b_channel = (b_c.to(tl.int64) * stride_c)[None, :]
+        b_channel = b_c.to(tl.int64)[None, :]
         for j in tl.static_range(K + PHASES - 1):
             m = m_x
             if CHECK:
@@ -251,7 +251,6 @@ def convolve(
     resident: tl.tuple,
     length: tl.tensor,
     tap_stride: tl.tensor,
-    stride_c: tl.tensor,
     p_index: tl.tensor,
     tap_index: tl.tensor,
     row_stride: tl.tensor,
@@ -276,7 +275,7 @@ def convolve(
     """Return the sums of ``PHASES`` phases as a tuple."""
     if PHASES == 1:
         acc = convolve_one(
-            p_x, b_start, m_x, p_w, m_o, length, tap_stride, stride_c,
+            p_x, b_start, m_x, p_w, m_o, length, tap_stride,
             p_index, tap_index, row_stride, count,
             C, K, TAP_STEP, PACKED, COLUMNS, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, TOKENS,
             PRECISION, ROUND, REGISTERS, INTERPRETED,
@@ -284,7 +283,7 @@ def convolve(
         accs = (acc,)
     else:
         accs = convolve_several(
-            p_x, b_start, m_x, p_w, m_o, resident, length, tap_stride, stride_c,
+            p_x, b_start, m_x, p_w, m_o, resident, length, tap_stride,
             p_index, tap_index, row_stride, count,
             C, K, TAP_STEP, PACKED, COLUMNS, RESIDENT, PHASES, BLOCK_M, BLOCK_O, BLOCK_R, CHECK, TOKENS,
             PRECISION, ROUND, REGISTERS, INTERPRETED,

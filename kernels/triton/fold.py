@@ -16,6 +16,7 @@ from .conv_pool import describe, launch_over_weights
 from .launch import VECTOR_BYTES, on_device
 from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
+from .transposition import columns_together
 
 __all__ = ["fold", "folded_shape"]
 
@@ -40,7 +41,7 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     |folded[tok[t + k], k]|`` before the forward pass rounds its own result, where float32 is not off at all.
     """
     table, weight = table.detach(), weight.detach()
-    table = table if rows is None else table[rows]
+    table = columns_together(table if rows is None else table[rows])
     dtype = torch.float32 if dtype is None else dtype
     folded = empty(table, folded_shape(table.size(0), weight, dtype), dtype)
     if not folded.numel():
@@ -57,9 +58,9 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
         tiles = -(-folded.size(0) // tile.block_m)
         launch(
             kernels.fold_kernel, (tiles * size * -(-outputs // tile.block_o),),
-            table, packed, folded, table.size(0), layout.stride_n, layout.stride_c,
+            table, packed, folded, table.size(0), layout.stride_n,
             C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),
-            ALIGN=layout.align, UNIT_C=layout.unit_c,
+            ALIGN=layout.align,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
             PRECISION="tf32" if layer.kind == "tf32" else "ieee", ROUND=layer.rounds, REGISTERS=layer.registers,
             INTERPRETED=kernels.INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,

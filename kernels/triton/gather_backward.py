@@ -1,11 +1,11 @@
 """The conv stack on gathered rows: gradients of table, weight and bias on a GPU.
 
 Those of weight and bias are computed as in :mod:`.conv_pool_backward`, from rows that are read through the index. For
-that of the table the gradient of every position's row is written down, in float32, the tokens are sorted, and what
+that of the table the gradient of every position's row is written down, in its dtype, the tokens are sorted, and what
 meets at a row is added up in the order of its positions, see :mod:`.gather_backward_kernels`: the same bits on every
 run, without atomics and without waiting for the device. Numbers out of range get nothing.
 
-Where this is slow: the gradients of all positions take ``N * L * C`` float32 numbers of memory for a while, whether or
+Where this is slow: the gradients of all positions take ``N * L * C`` numbers of memory for a while, whether or
 not a row is in use often; the table's gradient is dense.
 """
 
@@ -31,10 +31,12 @@ __all__ = [
     "window_conv1d_relu_max_pool1d_backward",
 ]
 
-# So many sorted gradients a program sums, of so many channels, and so many groups' sums at a time.
-GROUP = 32
-CHANNELS = 128
-GROUPS = 32
+# A program sums so many sorted gradients at a time, of so many channels. There are at most so many spans, of any number
+# of tokens; so many spans' sums are joined at a time.
+SORTED = 32
+CHANNELS = 64
+SPANS = 512
+JOINED = 128
 
 
 @replayed
@@ -137,9 +139,9 @@ def _backward(
     dtable = compute(Tensor.new_zeros, table, table.shape) if wanted[0] else None
     dx = None
     if wanted[0]:
-        dx = empty(table, (rows.samples, rows.length, table.size(1)), torch.float32)
+        dx = empty(table, (rows.samples, rows.length, table.size(1)))
     given = (gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
-    dweight, dbias = launch_backward(*given, last=True)
+    dweight, dbias = launch_backward(*given)
     if dx is not None and dtable is not None and gradient.numel():
         tokens = rows.numbers
         if rows.mode == "windows":
@@ -152,27 +154,32 @@ def _backward(
 def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
     """Add the gradients of all positions, ``(N, L, C)``, to the rows that ``tokens`` ``(N, L)`` name."""
     total, (count, channels) = tokens.numel(), dtable.shape
-    in_order, order = compute(_sorted, tokens)
-    groups = -(-total // GROUP)
-    partials = empty(dx, (groups, 2, channels))
-    block_c = min(power_of_two(channels), CHANNELS)
-    grid, kernels = (groups * -(-channels // block_c),), _kernels()
+    in_order, order = compute(_sorted, tokens, count)
+    span = SORTED * power_of_two(-(-total // (SORTED * SPANS)))
+    spans = -(-total // span)
+    partials = empty(dx, (spans, 2, channels), torch.float32)
+    block_c = min(max(power_of_two(channels), 16), CHANNELS)
+    grid, kernels = (spans * -(-channels // block_c),), _kernels()
     with on_device(dx):
         launch(
-            kernels.sum_groups_kernel, grid,
-            dx, in_order, order, dtable, partials, total, count, skipped,
-            C=channels, BLOCK_S=GROUP, BLOCK_C=block_c, num_warps=4,
+            kernels.sum_spans_kernel, grid,
+            dx, in_order, order, dtable, partials, total, span, count, skipped,
+            C=channels, BLOCK_S=SORTED, BLOCK_C=block_c, INTERPRETED=kernels.INTERPRETED, num_warps=4,
         )  # fmt: skip
         launch(
-            kernels.join_groups_kernel, grid,
-            in_order, dtable, partials, total, count, skipped,
-            C=channels, BLOCK_S=GROUP, BLOCK_G=GROUPS, BLOCK_C=block_c, num_warps=4,
+            kernels.join_spans_kernel, grid,
+            in_order, dtable, partials, total, span, count, skipped,
+            C=channels, BLOCK_G=JOINED, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
 
 
-def _sorted(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens in order, and where they stood."""
-    in_order, order = torch.sort(tokens.reshape(-1), stable=True)
+def _sorted(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens of a table of ``count`` rows in order, and where they stood.
+
+    A radix sort reads them once for every byte: they come in as few as hold all of them, and what is out of range.
+    """
+    dtype = next((one for one in (torch.int16, torch.int32) if count <= torch.iinfo(one).max), torch.int64)
+    in_order, order = torch.sort(tokens.reshape(-1).clamp(-1, count).to(dtype), stable=True)
     return in_order, order
 
 

@@ -24,7 +24,6 @@ SIZES = [
     "length",
     "positions",
     "stride_v",
-    "stride_c",
     "index_n",
     "index_l",
     "count",
@@ -47,14 +46,12 @@ def fold_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     rows: tl.int64,  # V
     stride_v: tl.int64,
-    stride_c: tl.int64,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     PITCH: tl.constexpr,
     WIDTH: tl.constexpr,  # O, rounded up to whole vectors
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -71,7 +68,7 @@ def fold_kernel(
     m_v = b_v < rows
     p_w = w + b_o.to(tl.int64) * PITCH + k * C
     acc = convolve_one(
-        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, 0, 1 if UNIT_C else stride_c,
+        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, 0,
         None, None, None, None,
         C, 1, 1, True, 0, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, REGISTERS, INTERPRETED,
     )  # fmt: skip

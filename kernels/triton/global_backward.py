@@ -18,12 +18,13 @@ __all__ = ["launch_input_gradient", "launch_weight_gradient", "serves"]
 
 POSITIONS = 64  # of a sample in a tile
 SUMS = 14 * 1024  # that four warps hold in registers, 112 numbers a thread
+MOST_TAPS = 16  # of 31, unrolled, Triton spills sums
 PROGRAMS = 2  # programs of the weights' gradient for each multiprocessor
 
 
 def serves(layer: Layer) -> bool:
     """Tell whether there are kernels for a layer: exact products, unrolled, would be too many instructions."""
-    return layer.kind != "ieee" and layer.size * 16 * 16 <= SUMS
+    return layer.kind != "ieee" and layer.size <= MOST_TAPS
 
 
 def launch_input_gradient(
@@ -36,19 +37,17 @@ def launch_input_gradient(
     layer: Layer,
     upstream: Layout,
     convolution: Convolution,
-    *,
-    last: bool,
 ) -> None:
-    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
+    """Write the input's gradient to ``dx``, ``(N, L, C)``."""
     kernels = _kernels()
     block_c = min(max(power_of_two(layer.channels), 16), 64)
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
     launch(
         kernels.global_input_gradient_kernel, (tiles,),
-        gradient, argmax, packed, dx, length, upstream.stride_n * upstream.align, upstream.stride_c,
+        gradient, argmax, packed, dx, length, upstream.stride_n * upstream.align,
         C=layer.channels, O=layer.outputs, K=layer.size,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        PITCH=packed.size(1), UNIT_O=upstream.unit_c, OUT_LAST=last,
+        PITCH=packed.size(1),
         BLOCK_M=POSITIONS, BLOCK_C=block_c, BLOCK_O=min(max(power_of_two(layer.outputs), 16), 32),
         PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=4, num_stages=2,
@@ -80,11 +79,11 @@ def launch_weight_gradient(
     launch(
         kernels.global_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples, rows.length,
-        upstream.stride_n * upstream.align, upstream.stride_c, layout.stride_n, layout.stride_l, layout.stride_c,
+        upstream.stride_n * upstream.align, layout.stride_n, layout.stride_l,
         rows.numbers, rows.index_n, rows.index_l, rows.below,
         C=layer.channels, O=layer.outputs, K=layer.size,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        UNIT_O=upstream.unit_c, ALIGN=layout.align, UNIT_C=layout.unit_c, UNIT_L=layout.unit_l, ROWS=rows.mode,
+        ALIGN=layout.align, ROWS=rows.mode,
         BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_O=block_o,
         PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=4, num_stages=2,

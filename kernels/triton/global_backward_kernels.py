@@ -24,10 +24,8 @@ SIZES = [
     "samples",
     "length",
     "gradient_n",
-    "gradient_o",
     "stride_n",
     "stride_l",
-    "stride_c",
     "index_n",
     "index_l",
     "count",
@@ -43,7 +41,6 @@ def winners(
     b_o: tl.tensor,  # (BLOCK_O,)
     m_o: tl.tensor,  # (BLOCK_O,)
     gradient_n: tl.tensor,
-    gradient_o: tl.tensor,
     O: tl.constexpr,  # noqa: E741
     LEFT: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -51,7 +48,7 @@ def winners(
 ) -> tl.tensor:
     """Return where the first taps of a sample's winners lie, out of every tap's reach where none won, and gradients."""
     b_won = tl.load(argmax + i_n * O + b_o, mask=m_o, other=-1).to(tl.int32)
-    b_g = tl.load(gradient + i_n * gradient_n + b_o * gradient_o, mask=m_o, other=0.0).to(w.dtype.element_ty)
+    b_g = tl.load(gradient + i_n * gradient_n + b_o, mask=m_o, other=0.0).to(w.dtype.element_ty)
     if INTERPRETED:
         b_g = b_g.to(tl.float32)
     return tl.where(b_won >= 0, b_won * STRIDE - LEFT, NOWHERE), b_g
@@ -62,10 +59,9 @@ def global_input_gradient_kernel(
     gradient: tl.tensor,  # (N, O), strides as given
     argmax: tl.tensor,  # (N, O)
     w: tl.tensor,  # (O, PITCH), of which K * C are used
-    dx: tl.tensor,  # (N, L, C) or (N, C, L), contiguous
+    dx: tl.tensor,  # (N, L, C), contiguous
     length: tl.int32,  # L
     gradient_n: tl.int64,
-    gradient_o: tl.int64,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
@@ -73,8 +69,6 @@ def global_input_gradient_kernel(
     STRIDE: tl.constexpr,  # the convolution's
     DILATION: tl.constexpr,  # the convolution's
     PITCH: tl.constexpr,
-    UNIT_O: tl.constexpr,
-    OUT_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -91,12 +85,11 @@ def global_input_gradient_kernel(
     i_n = (i_tile // tiles_m).to(tl.int64)
     i_first = i_tile % tiles_m * BLOCK_M
     b_i = i_first + tl.arange(0, BLOCK_M)
-    gradient_o = 1 if UNIT_O else gradient_o
     acc = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
     for o0 in range(0, O, BLOCK_O):
         b_o = o0 + tl.arange(0, BLOCK_O)
         m_o = b_o < O
-        b_from, b_g = winners(gradient, argmax, w, i_n, b_o, m_o, gradient_n, gradient_o, O, LEFT, STRIDE, INTERPRETED)
+        b_from, b_g = winners(gradient, argmax, w, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
         b_g = rounded(b_g, ROUND)
         for k in range(K):
             p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
@@ -105,10 +98,7 @@ def global_input_gradient_kernel(
                 b_w = b_w.to(tl.float32)
             b_dy = tl.where((b_from + k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
             acc = tl.dot(b_dy, rounded(b_w, ROUND), acc, input_precision=PRECISION)
-    if OUT_LAST:
-        p_dx = dx + (i_n * length + i_first) * C + ((b_i - i_first) * C)[:, None] + b_c[None, :]
-    else:
-        p_dx = dx + i_n * C * length + (b_c.to(tl.int64) * length)[None, :] + b_i[:, None]
+    p_dx = dx + (i_n * length + i_first) * C + ((b_i - i_first) * C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=(b_i < length)[:, None] & m_c[None, :])
 
 
@@ -121,10 +111,8 @@ def global_weight_gradient_kernel(
     samples: tl.int32,  # N
     length: tl.int32,  # L
     gradient_n: tl.int64,
-    gradient_o: tl.int64,
     stride_n: tl.int64,
     stride_l: tl.int64,
-    stride_c: tl.int64,
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
     index_n: tl.int64,
     index_l: tl.int64,
@@ -135,10 +123,7 @@ def global_weight_gradient_kernel(
     LEFT: tl.constexpr,
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    UNIT_O: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT_C: tl.constexpr,
-    UNIT_L: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -156,11 +141,9 @@ def global_weight_gradient_kernel(
     b_o = tl.program_id(0) // TILES_C % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
     i_split = tl.program_id(0) // (TILES_C * TILES_O)
-    gradient_o = 1 if UNIT_O else gradient_o
     stride_n = stride_n * ALIGN
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
-    b_channel = (b_c.to(tl.int64) * stride_c)[None, :]
+    stride_l = stride_l * ALIGN
+    b_channel = b_c.to(tl.int64)[None, :]
     accs: tl.tuple = ()
     for _ in tl.static_range(K):
         accs = accs + (tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32),)  # noqa: RUF005
@@ -172,7 +155,7 @@ def global_weight_gradient_kernel(
         i_first = (i_tile % tiles).to(tl.int32) * BLOCK_M
         b_i = i_first + tl.arange(0, BLOCK_M)
         m_i = b_i < length
-        b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, gradient_o, O, LEFT, STRIDE, INTERPRETED)
+        b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
         if i_first == 0:
             b_db += tl.where(b_from > NOWHERE, b_g.to(tl.float32), 0.0)
         i_row = i_n

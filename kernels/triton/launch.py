@@ -30,27 +30,23 @@ INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here: Dy
 
 
 class Layout(NamedTuple):
-    """How an ``(N, C, L)`` tensor lies in memory.
+    """How an ``(N, C, L)`` tensor whose channels are neighbours lies in memory; strides are in units of ``align``.
 
-    Strides are in elements, those of samples and positions (of samples alone if ``unit_l``) in units of ``align``.
-    ``align`` depends on the number of channels, never on lengths, where a channels-last tensor is packed.
+    ``align``, in elements, depends on the number of channels, never on lengths, where the tensor is packed.
     """
 
     stride_n: int
     stride_l: int
-    stride_c: int
     align: int
-    unit_c: bool
-    unit_l: bool
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """Return the layout; where both channels and positions could be neighbours, positions are."""
-    stride_n, stride_c, stride_l = tensor.stride()
-    if stride_l == 1 or stride_c != 1:
-        return Layout(stride_n, stride_l, stride_c, 1, False, stride_l == 1)
+    """Return the layout of a tensor whose channels are neighbours in memory."""
+    stride_n, _, stride_l = tensor.stride()
+    if tensor.size(2) == 1:
+        stride_l = tensor.size(1)  # as the next position's would be
     align = math.gcd(VECTOR_BYTES // tensor.element_size(), stride_l, stride_n if tensor.size(0) > 1 else 0)
-    return Layout(stride_n // align, stride_l // align, 1, align, True, False)
+    return Layout(stride_n // align, stride_l // align, align)
 
 
 def interpreted() -> bool:

@@ -26,7 +26,9 @@ MOST_WINDOWS = 5  # windows that meet a span: each takes registers
 ARCHITECTURES = ("sm_90", "cpu")  # where they were timed, and the interpreter
 RESIDENT = 60 * 1024  # bytes of weights that a program keeps
 STAGED = 200 * 1024  # bytes of the input's rows that wait on a multiprocessor, in two stages
-SUMS = 28 * 1024  # sums that eight warps hold in registers, 112 numbers a thread
+# Numbers that a thread holds without spilling (see numbers_held), as Triton compiled some thirty tiles; where rows are
+# read a number or two at a time, less.
+HELD, HELD_APART = 210, 150
 
 
 class Tile(NamedTuple):
@@ -54,6 +56,8 @@ def serves(layer: Layer, convolution: Convolution, pool: Pool) -> bool:
         and pool.stride >= pool.size
         and layer.size * pool.stride <= MOST_PRODUCTS
         and back <= MOST_WINDOWS
+        and weight_tile(layer, pool.stride, convolution.dilation) is not None
+        and input_tile(layer, pool.stride, convolution.dilation) is not None
     )
 
 
@@ -63,44 +67,70 @@ def windows_back(size: int, dilation: int, pool_stride: int) -> int:
 
 
 @functools.cache
-def input_tile(layer: Layer, pool_stride: int, last: bool) -> Tile:
-    """Return the tile of the input's gradient.
+def input_tile(layer: Layer, pool_stride: int, dilation: int) -> Tile | None:
+    """Return the tile of the input's gradient, ``None`` where none fits into the registers.
 
     H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 4, 2, 2) 252, 64 channels and 3 programs 252, 8 warps 496;
     TF32 (64, 64, 32, 4, 2, 2) 491, one stage 539, 128 channels and 8 warps 1212; jena1 (64, 16, 32, 4, 2, 4) 61 and 75,
     one stage 56 and 101.
     """
-    block_o = min(max(power_of_two(layer.outputs), 16), 32)
     width = 2 if layer.kind == "16" else 4
-    block_c = min(max(power_of_two(layer.channels), 16), 256 // width if last else 32)
-    if layer.outputs <= block_o:
-        while block_c > 16 and layer.size * block_o * block_c * width > RESIDENT:
-            block_c //= 2
-    else:  # the sums of all phases wait for the next outputs
-        while block_c > 16 and pool_stride * block_c > 192:
-            block_c //= 2
-    return Tile(64, block_c, block_o, 4, 2, 2 if block_c > 32 else 4)
+    widest = min(max(power_of_two(layer.channels), 16), 256 // width)
+    for block_o in (min(max(power_of_two(layer.outputs), 16), 32), 16):
+        resident = layer.outputs <= block_o
+        for block_c in (one for one in (128, 64, 32, 16) if one <= widest):
+            tile = Tile(64, block_c, block_o, 4, 2, 2 if block_c > 32 else 4)
+            # Where outputs come one block after the other, the sums of all phases wait for the next.
+            phases = 1 if resident else pool_stride
+            fits = layer.size * block_o * block_c * width <= RESIDENT if resident else phases * block_c <= 192
+            held = (phases * block_c + reach(layer, pool_stride, dilation) * block_o * width / 4) * 64 / 128
+            if fits and held <= (256 if resident else 224):
+                return tile
+    return None
 
 
 @functools.cache
-def weight_tile(layer: Layer, pool_stride: int) -> Tile:
-    """Return the tile of the weights' gradient.
+def weight_tile(layer: Layer, pool_stride: int, dilation: int) -> Tile | None:
+    """Return the tile of the weights' gradient, ``None`` where none fits into the registers.
 
     H100, N 4096, microseconds: imdb1 bfloat16 (64, 128, 32, 8, 2, 1) 391, 32 spans and 3 stages 452, 64 channels, 4
     warps and 2 programs 489; TF32 (32, 64, 32, 4, 1, 2) 833 to 933, (32, 128, 32, 8, 1, 1) 823, two stages 1076, 16
     spans 1176; jena1 (32, 16, 32, 4, 2, 3) 72 and 119, 64 spans 73 and 143.
     """
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
-    warps, most = (8, 128) if layer.kind == "16" else (4, 64)
-    # A product of fewer than 64 rows is none of Hopper's: 32 channels took twice as long as 64, half of them empty.
-    block_c = 16 if layer.channels <= 16 else min(max(power_of_two(layer.channels), 64), most)
-    while block_c > 16 and layer.size * block_c * block_o > SUMS * warps // 8:
-        block_c //= 2
-    if layer.kind == "tf32" or block_c < 64:
-        return Tile(32, block_c, block_o, 4, 1 if block_c == 64 else 2, 2 if block_c == 64 else 3)
-    warps, programs = (8, 1) if block_c == 128 else (4, 2)
-    fits = 2 * pool_stride * 64 * block_c * 2 * programs <= STAGED
-    return Tile(64, block_c, block_o, warps, 2 if fits else 1, programs)
+    block_m = 64 if layer.kind == "16" else 32
+    if layer.channels <= 16:
+        tiles = [Tile(m, 16, block_o, 4, 2, 3) for m in (32, 16)]
+    else:
+        # A product of fewer than 64 rows is none of Hopper's: 32 channels took twice as long as 64, half of them empty.
+        tiles = [Tile(m, 64, o, 4, 1, 2) for m, o in ((block_m, block_o), (block_m, 16), (block_m // 2, 16))]
+        if layer.kind == "16":
+            tiles = [one._replace(num_stages=stages_of(one, pool_stride)) for one in tiles]
+            if layer.channels > 64:
+                widest = Tile(64, 128, block_o, 8, 1, 1)
+                tiles.insert(0, widest._replace(num_stages=stages_of(widest, pool_stride)))
+    for tile in tiles:
+        sums = layer.size * tile.block_c * tile.block_o
+        if numbers_held(layer, tile, sums, pool_stride, dilation) <= (HELD if layer.vectors else HELD_APART):
+            return tile
+    return None
+
+
+def stages_of(tile: Tile, pool_stride: int) -> int:
+    """Return how many tiles' rows of 16-bit numbers wait at once."""
+    return 2 if 2 * pool_stride * tile.block_m * tile.block_c * 2 * tile.programs <= STAGED else 1
+
+
+def numbers_held(layer: Layer, tile: Tile, sums: int, pool_stride: int, dilation: int) -> float:
+    """Return how many numbers a thread holds, about: sums, the gradients that arrive, and where rows are."""
+    arriving = reach(layer, pool_stride, dilation) * tile.block_m * tile.block_o
+    addresses = 2 * tile.block_m * tile.block_c // (4 if layer.vectors else 2)
+    return (sums + arriving * (0.5 if layer.kind == "16" else 1) + addresses) / (32 * tile.num_warps)
+
+
+def reach(layer: Layer, pool_stride: int, dilation: int) -> int:
+    """Return of how many positions a span's sums need the gradients that arrive."""
+    return (layer.size - 1) * dilation + pool_stride
 
 
 def splits_of(tile: Tile, spans: int, blocks: int, device_processors: int) -> int:
@@ -117,7 +147,7 @@ def spans_of(length: int, windows: int, convolution: Convolution, pool: Pool) ->
 def is_packed(layout: Layout, channels: int, positions: int) -> bool:
     """Tell whether an ``(N, C, L)`` tensor is ``(N, L, C)`` in memory, without room between rows or samples."""
     row = layout.stride_l * layout.align
-    return layout.unit_c and row == channels and layout.stride_n * layout.align == positions * row
+    return row == channels and layout.stride_n * layout.align == positions * row
 
 
 def launch_input_gradient(
@@ -131,21 +161,19 @@ def launch_input_gradient(
     upstream: Layout,
     convolution: Convolution,
     pool: Pool,
-    *,
-    last: bool,
 ) -> None:
-    """Write the input's gradient to ``dx``, ``(N, L, C)`` if ``last``, else ``(N, C, L)``."""
-    tile, windows, kernels = input_tile(layer, pool.stride, last), gradient.size(2), _kernels()
+    """Write the input's gradient to ``dx``, ``(N, L, C)``."""
+    tile, windows, kernels = input_tile(layer, pool.stride, convolution.dilation), gradient.size(2), _kernels()
+    assert tile is not None
     spans, shift = spans_of(length, windows, convolution, pool)
     tiles_c = -(-layer.channels // tile.block_c)
     programs = min(-(-samples * spans // tile.block_m), max(1, tile.programs * processors(gradient.device) // tiles_c))
     launch(
         kernels.phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
-        upstream.stride_n, upstream.stride_l, upstream.stride_c,
+        upstream.stride_n, upstream.stride_l,
         C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
         PITCH=packed.size(1), SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align,
-        UNIT_O=upstream.unit_c, OUT_LAST=last,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
         PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -170,14 +198,15 @@ def launch_weight_gradient(
     options = {
         "C": layer.channels, "O": layer.outputs, "K": layer.size, "P": pool.stride, "DILATION": convolution.dilation,
         "SAME": is_packed(upstream, layer.outputs, windows), "GRADIENT_ALIGN": upstream.align,
-        "UNIT_O": upstream.unit_c, "ALIGN": layout.align,
+        "ALIGN": layout.align,
         "PACKED": rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
-        "UNIT_C": layout.unit_c, "UNIT_L": layout.unit_l, "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
+        "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
         "PRECISION": precision(source.dtype), "ROUND": layer.rounds, "INTERPRETED": kernels.INTERPRETED,
     }  # fmt: skip
-    strides = (upstream.stride_n, upstream.stride_l, upstream.stride_c)
-    strides += (layout.stride_n, layout.stride_l, layout.stride_c)
-    tile = weight_tile(layer, pool.stride)
+    strides = (upstream.stride_n, upstream.stride_l)
+    strides += (layout.stride_n, layout.stride_l)
+    tile = weight_tile(layer, pool.stride, convolution.dilation)
+    assert tile is not None
     blocks = (-(-layer.channels // tile.block_c) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
     splits = splits_of(tile, rows.samples * spans, blocks, processors(source.device))
     partials = empty(source, (splits, numbers), torch.float32)

@@ -32,10 +32,8 @@ SIZES = [
     "shift",
     "gradient_n",
     "gradient_q",
-    "gradient_o",
     "stride_n",
     "stride_l",
-    "stride_c",
     "index_n",
     "index_l",
     "count",
@@ -76,7 +74,6 @@ def load_windows(
     windows: tl.tensor,
     gradient_n: tl.tensor,
     gradient_q: tl.tensor,
-    gradient_o: tl.tensor,
     O: tl.constexpr,  # noqa: E741
     P: tl.constexpr,
     BEHIND: tl.constexpr,  # positions from the first tap to the last
@@ -99,7 +96,7 @@ def load_windows(
             p_g = gradient + (i_n * windows + i_q) * O + b_place
         else:
             p_g = gradient + i_n * gradient_n + i_q * gradient_q
-            p_g = p_g + (b_dn * gradient_n + (b_window - i_q) * gradient_q)[:, None] + (b_o * gradient_o)[None, :]
+            p_g = p_g + (b_dn * gradient_n + (b_window - i_q) * gradient_q)[:, None] + b_o[None, :]
         b_g = tl.load(p_g, mask=m, other=0.0).to(w.dtype.element_ty)
         if INTERPRETED:
             b_g = b_g.to(tl.float32)
@@ -165,7 +162,7 @@ def phase_input_gradient_kernel(
     gradient: tl.tensor,  # (N, O, Q), strides as given
     argmax: tl.tensor,  # (N, Q, O)
     w: tl.tensor,  # (O, PITCH), of which K * C are used
-    dx: tl.tensor,  # (N, L, C) or (N, C, L), contiguous
+    dx: tl.tensor,  # (N, L, C), contiguous
     rows: tl.int64,  # N * spans
     spans: tl.int32,  # of P positions in a padded sample
     windows: tl.int32,  # Q
@@ -173,7 +170,6 @@ def phase_input_gradient_kernel(
     shift: tl.int32,  # positions of padding before the input's first
     gradient_n: tl.int64,
     gradient_q: tl.int64,
-    gradient_o: tl.int64,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
@@ -182,8 +178,6 @@ def phase_input_gradient_kernel(
     PITCH: tl.constexpr,
     SAME: tl.constexpr,  # the pooled gradient lies in memory as argmax does
     GRADIENT_ALIGN: tl.constexpr,
-    UNIT_O: tl.constexpr,  # neighbouring outputs of the pooled gradient are neighbours in memory
-    OUT_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -199,7 +193,6 @@ def phase_input_gradient_kernel(
     m_c = b_c < C
     b_o = tl.arange(0, BLOCK_O)
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
-    gradient_o = 1 if UNIT_O else gradient_o
     resident: tl.tuple = ()
     if RESIDENT:
         resident = load_taps(w, b_o, b_o < O, b_c, m_c, C, K, PITCH, ROUND, INTERPRETED)
@@ -214,7 +207,7 @@ def phase_input_gradient_kernel(
             m_o = o0 + b_o < O
             seen = load_windows(
                 gradient, argmax, w, i_n, i_q, b_dn, b_q, m_n, o0 + b_o, m_o, windows,
-                gradient_n, gradient_q, gradient_o, O, P, BEHIND, SAME, INTERPRETED,
+                gradient_n, gradient_q, O, P, BEHIND, SAME, INTERPRETED,
             )  # fmt: skip
             arriving: tl.tuple = ()
             for j in tl.static_range(BEHIND):
@@ -224,7 +217,7 @@ def phase_input_gradient_kernel(
                     arriving = arriving + (arriving_at(seen, j, P, ROUND),)  # noqa: RUF005
                     acc = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
                     acc = phase_of_input(acc, arriving, resident, j, K, DILATION, PRECISION)
-                    store_phase(dx, acc, i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P, OUT_LAST)
+                    store_phase(dx, acc, i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P)
             else:
                 filters = load_taps(w, o0 + b_o, m_o, b_c, m_c, C, K, PITCH, ROUND, INTERPRETED)
                 sums: tl.tuple = ()
@@ -235,7 +228,7 @@ def phase_input_gradient_kernel(
                 accs = sums
         if RESIDENT == 0:
             for j in tl.static_range(P):
-                store_phase(dx, accs[j], i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P, OUT_LAST)
+                store_phase(dx, accs[j], i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P)
 
 
 @triton.jit
@@ -254,16 +247,12 @@ def store_phase(
     j: tl.constexpr,
     C: tl.constexpr,
     P: tl.constexpr,
-    OUT_LAST: tl.constexpr,
 ) -> tl.tensor:
     """Store the gradient of phase ``j``'s positions, of those that are there."""
     b_i = b_q * P + j - shift
     m = (m_n & (b_i >= 0) & (b_i < length))[:, None] & m_c[None, :]
-    if OUT_LAST:
-        i_first = i_n * length + i_q * P
-        p_dx = dx + i_first * C + ((b_dn * length + b_i - i_q * P) * C)[:, None] + b_c[None, :]
-    else:
-        p_dx = dx + (((i_n + b_dn) * C)[:, None] + b_c[None, :]) * length + b_i[:, None]
+    i_first = i_n * length + i_q * P
+    p_dx = dx + i_first * C + ((b_dn * length + b_i - i_q * P) * C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m)
 
 
@@ -280,10 +269,8 @@ def phase_weight_gradient_kernel(
     shift: tl.int32,  # positions of padding before the input's first
     gradient_n: tl.int64,
     gradient_q: tl.int64,
-    gradient_o: tl.int64,
     stride_n: tl.int64,
     stride_l: tl.int64,
-    stride_c: tl.int64,
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given, or None
     index_n: tl.int64,
     index_l: tl.int64,
@@ -295,11 +282,8 @@ def phase_weight_gradient_kernel(
     DILATION: tl.constexpr,
     SAME: tl.constexpr,
     GRADIENT_ALIGN: tl.constexpr,
-    UNIT_O: tl.constexpr,
     ALIGN: tl.constexpr,
     PACKED: tl.constexpr,  # the input is (N, L, C), contiguous
-    UNIT_C: tl.constexpr,
-    UNIT_L: tl.constexpr,
     ROWS: tl.constexpr,
     WANT_W: tl.constexpr,
     WANT_B: tl.constexpr,
@@ -321,11 +305,9 @@ def phase_weight_gradient_kernel(
     m_o = b_o < O
     i_split = tl.program_id(0) // (TILES_C * TILES_O)
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
-    gradient_o = 1 if UNIT_O else gradient_o
     stride_n = stride_n * ALIGN
-    stride_l = 1 if UNIT_L else stride_l * ALIGN
-    stride_c = 1 if UNIT_C else stride_c
-    b_channel = (b_c.to(tl.int64) * stride_c)[None, :]
+    stride_l = stride_l * ALIGN
+    b_channel = b_c.to(tl.int64)[None, :]
     accs: tl.tuple = ()
     if WANT_W:
         for _ in tl.static_range(K):
@@ -336,7 +318,7 @@ def phase_weight_gradient_kernel(
         i_n, i_q, b_dn, b_q, m_n = tile_of_spans(i_tile, rows, spans, BLOCK_M)
         seen = load_windows(
             gradient, argmax, x, i_n, i_q, b_dn, b_q, m_n, b_o, m_o, windows,
-            gradient_n, gradient_q, gradient_o, O, P, BEHIND, SAME, INTERPRETED,
+            gradient_n, gradient_q, O, P, BEHIND, SAME, INTERPRETED,
         )  # fmt: skip
         if WANT_B:
             b_db += tl.where(seen[1] >= 0, seen[0].to(tl.float32), 0.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .launch import on_device
 
-__all__ = ["compute", "empty", "forget", "launch", "replayed", "serves"]
+__all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "remembered", "replayed", "serves"]
 
 MOST = 1024  # calls of a function that are remembered; texts of any length would be more and more
 NVIDIA = torch.version.hip is None
@@ -40,30 +40,22 @@ R = TypeVar("R")
 
 def replayed(function: Callable[P, R]) -> Callable[P, R]:
     """Have calls of a function replayed; it returns tensors or ``None``, one or a tuple of them."""
-    tapes: dict[tuple[Any, ...], _Tape] = {}
-    _remembered.append(tapes)
+    tapes: dict[tuple[Any, ...], Tape] = {}
+    remembered.append(tapes)
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        tensors: list[Tensor] = []
-        key: list[Any] = [*options]
-        for one in (*arguments, *options.values()):
-            if isinstance(one, Tensor):
-                tensors.append(one)
-                key += (one.shape, one.stride(), one.dtype)
-            else:
-                key.append(one)
+        tensors, kind = _kind_of(arguments, options)
         if _thread.tape is not None or not serves(tensors[0]):
             return function(*arguments, **options)
-        device = tensors[0].get_device()
-        kind = (device, _precision("cuda", "conv"), *key)
         tape = tapes.get(kind)
-        if tape is not None and not _is_hooked():
+        if tape is not None and not is_hooked():
+            device = tensors[0].get_device()
             if device < 0 or device == _current_device():
                 return tape.replay(tensors)
             with on_device(tensors[0]):
                 return tape.replay(tensors)
-        tape = _thread.tape = _Tape(tensors)
+        tape = _thread.tape = Tape(tensors)
         try:
             result = function(*arguments, **options)
             if tape.finish(result):
@@ -74,7 +66,24 @@ def replayed(function: Callable[P, R]) -> Callable[P, R]:
             _thread.tape = None
         return result
 
+    def tape_of(*arguments: Any, **options: Any) -> Tape | None:
+        return tapes.get(_kind_of(arguments, options)[1])
+
+    call.tape_of = tape_of  # type: ignore[attr-defined]
     return call
+
+
+def _kind_of(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Return the tensors among a call's arguments, and what they and the others tell of the call."""
+    tensors: list[Tensor] = []
+    key: list[Any] = [_precision("cuda", "conv"), *options]
+    for one in (*arguments, *options.values()):
+        if isinstance(one, Tensor):
+            tensors.append(one)
+            key += (one.shape, one.stride(), one.dtype)
+        else:
+            key.append(one)
+    return tensors, (tensors[0].get_device(), *key)
 
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
@@ -105,9 +114,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
         _thread.tape.add(step)
 
 
+remembered: list[dict[tuple[Any, ...], Any]] = []  # what :func:`forget` empties
+
+
 def forget() -> None:
     """Forget all calls: for those who change what follows from a call, as the tiles of a layer."""
-    for tapes in _remembered:
+    for tapes in remembered:
         tapes.clear()
 
 
@@ -116,7 +128,7 @@ def serves(tensor: Tensor) -> bool:
     return tensor.is_cuda and NVIDIA
 
 
-class _Tape:
+class Tape:
     """What a call did. Its tensors are numbered: those it was given, then those it made, in order."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -261,14 +273,14 @@ class _Launch:
 class _Thread(threading.local):
     """The tape of the call that a thread notes, if any."""
 
-    tape: _Tape | None = None
+    tape: Tape | None = None
 
 
 _thread = _Thread()
-_remembered: list[dict[tuple[Any, ...], _Tape]] = []
 
 
-def _is_hooked() -> bool:
+def is_hooked() -> bool:
+    """Tell whether Triton would call somebody at every launch."""
     knobs = _knobs()
     for hook in (knobs.launch_enter_hook, knobs.launch_exit_hook):
         if hook is not None and getattr(hook, "calls", True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .launch import VECTOR_BYTES, Layout, layout_of
+from .transposition import channels_together, columns_together
 
 __all__ = ["Rows", "layout_of_rows", "of_input", "of_tokens", "of_windows", "tokens_of_windows"]
 
@@ -34,18 +35,21 @@ class Rows(NamedTuple):
 
 
 def of_input(input: Tensor) -> Rows:
-    """Return the rows of an input ``(N, C, L)``."""
+    """Return the rows of an input ``(N, C, L)``, copied if its channels are no neighbours in memory."""
+    input = channels_together(input)
     return Rows("own", input, layout_of(input), None, 0, 0, 0, input.size(0), input.size(2))
 
 
 def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
     """Return the rows of ``table`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64 of any strides, count."""
+    table = columns_together(table)
     (samples, length), (index_n, index_l) = tokens.shape, tokens.stride()
     return Rows("tokens", table, layout_of_rows(table, 0), tokens, index_n, index_l, table.size(0), samples, length)
 
 
 def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
     """Return the windows of ``series`` ``(V, C)`` that begin at the rows ``starts`` ``(N,)``, ``step`` rows apart."""
+    series = columns_together(series)
     below = series.size(0) - (length - 1) * step
     layout = layout_of_rows(series, step)
     return Rows("windows", series, layout, starts, starts.stride(0), 0, below, starts.size(0), length)
@@ -60,8 +64,6 @@ def tokens_of_windows(starts: Tensor, length: int, step: int, below: int, count:
 
 def layout_of_rows(table: Tensor, step: int) -> Layout:
     """Return the layout of rows that are ``step`` rows of a table apart from position to position."""
-    row, column = table.stride()
-    if column != 1 and table.size(1) > 1:
-        return Layout(row, step * row, column, 1, False, False)
+    row = table.stride(0)
     align = math.gcd(VECTOR_BYTES // table.element_size(), row)
-    return Layout(row // align, step * row // align, 1, align, True, False)
+    return Layout(row // align, step * row // align, align)

@@ -18,7 +18,7 @@ from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.passes import passes
 
-__all__ = ["called", "fused", "recorded", "underivable"]
+__all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
 
 _is_profiled = torch.autograd._profiler_enabled
 
@@ -42,9 +42,14 @@ def fused(
         or (bias is not None and bias.requires_grad)
         or inputs[-1].requires_grad
     ):
-        output: Tensor = called(_Fused, operation).apply(backend, operation, options, *inputs, weight, bias)
-        return output
+        return differentiable(backend, operation, (*inputs, weight, bias), options)
     return recorded(operation, forward, backend, operation, inputs, weight, bias, options, folded_dtype)
+
+
+def differentiable(backend: str, operation: str, operands: tuple[Tensor | None, ...], options: Any) -> Tensor:
+    """Run ``operation`` on inputs, weight and bias as autograd's function, whether or not one of them needs that."""
+    output: Tensor = called(_Fused, operation).apply(backend, operation, options, *operands)
+    return output
 
 
 @cache

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from seqconv import backends
+from seqconv.functional.tracing import Proxy, record
 from seqconv.kernels.reference import recurrent as reference
 
 __all__ = ["Call", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
@@ -83,6 +84,10 @@ def gru(
     the layers, and acts where ``training`` is true. ``backend`` is ``"auto"``, ``"triton"``, ``"numba"`` or
     ``"reference"``.
     """
+    if isinstance(input, Proxy):
+        options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
+        masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
+        return record(gru, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
     call = recurrent_call(
         "gru", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
     )
@@ -107,6 +112,10 @@ def lstm(
 
     Shapes: as in :func:`gru`, with ``hx`` a pair of ``(S, N, P)`` and ``(S, N, H)`` and the output ``(L, N, D * P)``.
     """
+    if isinstance(input, Proxy):
+        options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
+        masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
+        return record(lstm, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
     call = recurrent_call(
         "lstm", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
     )

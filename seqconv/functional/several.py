@@ -16,6 +16,7 @@ from seqconv.functional.autograd import called, recorded, underivable
 from seqconv.functional.conv import Call, embedding_call
 from seqconv.functional.following import in_plain_memory, unfollowed
 from seqconv.functional.passes import passes
+from seqconv.functional.tracing import Proxy, TracedCall
 
 __all__ = ["embedding_conv1ds_call", "embedding_conv1ds_relu_global_max_pool1d"]
 
@@ -62,6 +63,11 @@ def embedding_conv1ds_call(
     folded_dtype: torch.dtype | None = None,
 ) -> Call:
     """Check a call on embedded tokens with several weights."""
+    if isinstance(tokens, Proxy) or isinstance(table, Proxy):
+        options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True))
+        options |= {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        traced: Any = TracedCall(embedding_conv1ds_relu_global_max_pool1d, (tokens, table, weights, biases), options)
+        return traced  # type: ignore[no-any-return]
     weights = _sequence("weights", weights)
     if not weights:
         raise ValueError("weights must hold at least one tensor, got none")

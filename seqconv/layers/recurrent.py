@@ -16,13 +16,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqconv import backends
 from seqconv.functional import recurrent as functional
+from seqconv.layers.fused import Fused
 
 __all__ = ["GRU", "LSTM"]
 
 MODES = ("per_gate", "shared")
 
 
-class _RecurrentDropout(nn.RNNBase):
+class _RecurrentDropout(Fused, nn.RNNBase):
     """What the two layers share: their dropout options, the masks, and the call."""
 
     operation: ClassVar[str]

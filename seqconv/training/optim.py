@@ -1,7 +1,8 @@
-"""The notebook's optimizer, on the CPU in one pass over the parameters."""
+"""The notebook's optimizer, in one pass over the parameters."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from seqconv.functional.following import unfollowed
 from seqconv.functional.kernels import NO_NUMBA
+from seqconv.kernels.triton.launch import refuse_device
+from seqconv.kernels.triton.rmsprop import DTYPES as TRITONS
 
 __all__ = ["RMSprop", "rmsprop"]
 
@@ -33,11 +36,12 @@ def rmsprop(parameters: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float =
 
 
 class RMSprop(torch.optim.RMSprop):
-    """:class:`torch.optim.RMSprop`, which updates contiguous float32 parameters on the CPU by a kernel of one pass.
+    """:class:`torch.optim.RMSprop`, which updates contiguous parameters by a kernel of one pass.
 
-    Arguments, state and results are torch's, but for the last bit of a square root. Other parameters, and groups with
-    momentum, weight decay or any of ``centered``, ``maximize``, ``capturable``, ``differentiable`` or a tensor as
-    ``lr``, are left to torch.
+    Served are float32 on the CPU and float32, float16 and bfloat16 on a GPU, there ``capturable`` too. Arguments, state
+    and results are torch's, but for the last bit of a square root and, on a GPU, of products that are added up. Other
+    parameters, and groups with momentum, weight decay or any of ``centered``, ``maximize``, ``differentiable`` or a
+    tensor as ``lr``, are left to torch.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
@@ -53,9 +57,9 @@ class RMSprop(torch.optim.RMSprop):
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
-    unusual = ("momentum", "weight_decay", "centered", "maximize", "capturable", "differentiable")
+    unusual = ("momentum", "weight_decay", "centered", "maximize", "differentiable")
     usual = not any(group[name] for name in unusual) and isinstance(group["lr"], (float, int))
-    return usual and NO_NUMBA is None and not torch.compiler.is_compiling()
+    return usual and not torch.compiler.is_compiling()
 
 
 def _update(
@@ -67,25 +71,29 @@ def _update(
     _means: list[Tensor],
     steps: list[Tensor],
 ) -> None:
-    """Update the parameters that the kernel serves, and take them out of the lists."""
-    served = [_serves(*three) for three in zip(parameters, gradients, mean_squares, strict=True)]
-    if not any(served):
-        return
-    from seqconv.kernels.numba.rmsprop import rmsprop_step
-
-    chosen = [
-        [one for one, mine in zip(of, served, strict=True) if mine] for of in (parameters, gradients, mean_squares)
-    ]
-    rmsprop_step(*chosen, rate=group["lr"], decay=group["alpha"], epsilon=group["eps"])
-    torch._foreach_add_([one for one, mine in zip(steps, served, strict=True) if mine], 1)
+    """Update the parameters that a kernel serves, and take them out of the lists."""
+    three = zip(parameters, gradients, mean_squares, strict=True)
+    floors = [_floor_of(*one, capturable=group["capturable"]) for one in three]
+    for floor in dict.fromkeys(one for one in floors if one is not None):
+        chosen = [
+            [one for one, mine in zip(of, floors, strict=True) if mine == floor]
+            for of in (parameters, gradients, mean_squares, steps)
+        ]
+        kernel = importlib.import_module(f"seqconv.kernels.{floor[0]}.rmsprop")
+        kernel.rmsprop_step(*chosen[:3], rate=group["lr"], decay=group["alpha"], epsilon=group["eps"])
+        torch._foreach_add_(chosen[3], 1)
     for tensors in (parameters, gradients, mean_squares, steps):
-        tensors[:] = [one for one, mine in zip(tensors, served, strict=True) if not mine]
+        tensors[:] = [one for one, floor in zip(tensors, floors, strict=True) if floor is None]
 
 
-def _serves(parameter: Tensor, gradient: Tensor, mean_square: Tensor) -> bool:
-    three = (parameter, gradient, mean_square)
-    return (
-        all(one.device.type == "cpu" and one.dtype == torch.float32 for one in three)
-        and unfollowed(*three) is None
-        and all(one.is_contiguous() for one in three)
-    )
+def _floor_of(
+    parameter: Tensor, gradient: Tensor, mean_square: Tensor, *, capturable: bool
+) -> tuple[str, torch.device] | None:
+    """Return the floor that updates a parameter, and its device; ``None`` if torch has to."""
+    three, device = (parameter, gradient, mean_square), parameter.device
+    if unfollowed(*three) is not None or not all(one.is_contiguous() and one.device == device for one in three):
+        return None
+    if device.type == "cpu" and NO_NUMBA is None and not capturable:
+        return ("numba", device) if all(one.dtype == torch.float32 for one in three) else None
+    on_gpu = refuse_device(device) is None and parameter.dtype in TRITONS and gradient.dtype == parameter.dtype
+    return ("triton", device) if on_gpu and mean_square.dtype == parameter.dtype else None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.triton import conv_pool
+from seqconv.kernels.triton import conv_pool, split
 from tests.kernels.triton.gather_cases import SPECIAL_VALUES, reordered
 
 NAN, INF = float("nan"), float("inf")
@@ -71,6 +72,18 @@ def calls(draw):
     return shape, draw(st.integers(1, 40)), size, convolution, pool
 
 
+# The forward pass in one step, or in two with as many parts as there can be.
+WAYS = pytest.mark.parametrize("way", ["one step", "two steps"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def way(request):
+    """Do what is asked for, however many windows there are."""
+    in_two = request.param == "two steps"
+    with mock.patch.multiple(split, serves=lambda *_: in_two, PROGRAMS=1000, LEAST=1):
+        yield in_two
+
+
 # Any two options meet.
 IN_TURN = [
     (dtype, globally, ("contiguous", "channels-last")[(number + globally) % 2])
@@ -80,6 +93,7 @@ IN_TURN = [
 SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
 
 
+@WAYS
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     call=calls(),
@@ -96,7 +110,7 @@ SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
 @example(SEVERAL_TILES, "contiguous", torch.bfloat16, False, 1)
 @example(((2, 3, 200), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
 @example(((2, 16, 300), 20, 3, PLAIN, None), "channels-last", torch.float32, True, 1)
-def test_equals_the_reference_on_exact_sums(device, floor, call, layout, dtype, has_bias, seed):
+def test_equals_the_reference_on_exact_sums(device, floor, way, call, layout, dtype, has_bias, seed):
     """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
     most = 1 if dtype == torch.bfloat16 else 3  # no sum takes more bits than the dtype has
@@ -140,6 +154,7 @@ def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
     assert mine.max() <= 2 * theirs.max() + (cut + eps / 2) * value.max()
 
 
+@WAYS
 @pytest.mark.parametrize(
     ("values", "dtype", "globally"),
     [
@@ -148,7 +163,7 @@ def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
         for other, dtype in enumerate(DTYPES)
     ],
 )
-def test_special_values_go_where_torch_sends_them(device, floor, values, dtype, globally):
+def test_special_values_go_where_torch_sends_them(device, floor, way, values, dtype, globally):
     """The weight is one: the activation is the input's positive part; the gradient shows which position won."""
     x = torch.tensor(values, dtype=dtype, device=device).reshape(1, 1, -1)
     w, b = torch.ones(1, 1, 1, dtype=dtype, device=device), torch.zeros(1, dtype=dtype, device=device)
@@ -161,10 +176,11 @@ def test_special_values_go_where_torch_sends_them(device, floor, values, dtype, 
         np.testing.assert_array_equal(mine.cpu().double(), other)
 
 
+@WAYS
 @pytest.mark.parametrize("channels", [1, 16])
 @pytest.mark.parametrize("special", [NAN, 9.0])
 @pytest.mark.parametrize("places", [[10, 74, 138, 202], [20, 21], [21, 20 + 128]])
-def test_the_first_of_several_global_maxima_wins(device, floor, channels, special, places):
+def test_the_first_of_several_global_maxima_wins(device, floor, way, channels, special, places):
     """Wherever they lie in tiles of positions, and NaN before all."""
     x = integers(0, 1, channels, 210, device=device, most=1)
     x[0, 0, places] = special
@@ -176,8 +192,9 @@ def test_the_first_of_several_global_maxima_wins(device, floor, channels, specia
     assert argmax.flatten().tolist() == [min(places) - (special != special)] * 20  # the other tap's NaN comes sooner
 
 
+@WAYS
 @pytest.mark.parametrize("globally", [False, True])
-def test_a_nan_reaches_only_the_windows_that_see_it(device, floor, globally):
+def test_a_nan_reaches_only_the_windows_that_see_it(device, floor, way, globally):
     x = torch.ones(3, 20, 64, device=device)
     x[1, 7, 30] = NAN
     out, _ = floor.forward(x, torch.ones(40, 20, 3, device=device), None, PLAIN, None if globally else Pool(2, 2))

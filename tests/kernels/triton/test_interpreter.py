@@ -13,7 +13,18 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is such a process")
 @pytest.mark.timeout(900)  # a module takes one to four minutes of a core that it has to itself
 @pytest.mark.parametrize(
-    "module", ["test_conv_pool_triton.py", "test_gather_triton.py", "test_phase_backward.py", "test_public_triton.py"]
+    "module",
+    [
+        f"test_{name}.py"
+        for name in (
+            "conv_pool_triton",
+            "gather_triton",
+            "phase_backward",
+            "public_triton",
+            "remembered",
+            "rmsprop_triton",
+        )
+    ],
 )
 def test_passes_in_the_interpreter(module):
     command = [sys.executable, "-m", "pytest", str(HERE / module), "-q", "-p", "no:cacheprovider"]

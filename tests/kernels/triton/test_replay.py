@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter launches no
 MODULES = [
     "conv_pool_kernels", "weights_kernels", "conv_pool_backward_kernels", "phase_backward_kernels",
     "global_backward_kernels", "gather_kernels", "gather_backward_kernels", "index_kernels",
+    "transposition_kernels",
 ]  # fmt: skip
 POOL = Pool(3, 3)
 
@@ -81,24 +82,25 @@ def launched(monkeypatch):
 
 def layer(rows="own", pool=POOL, dtype=torch.float32, bias=True, shift=0, channels=64):
     """Return a layer's tensors, the first of them ``shift`` numbers behind a multiple of 16 bytes."""
-    shape = (4, 60, channels) if rows == "own" else (50, channels)
+    own = rows in ("own", "contiguous")
+    shape = (4, 60, channels) if own else (50, channels)
     x = torch.zeros(shift + torch.Size(shape).numel(), dtype=dtype)[shift:].view(shape)
-    inputs = (x.transpose(-1, -2),)
+    inputs = (x.view(4, channels, 60) if rows == "contiguous" else x.transpose(-1, -2),)
     if rows == "windows":
         inputs = x, torch.tensor([0, 3, 9, 4])
-    elif rows != "own":
+    elif not own:
         inputs = torch.zeros(4, 20, dtype=torch.int64), x
     w = torch.zeros(32, channels, 5, dtype=dtype)
     return SimpleNamespace(
         rows=rows, inputs=inputs, w=w, b=torch.zeros(32, dtype=dtype) if bias else None,
         geometry=(Convolution(),) if pool is None else (Convolution(), pool),
-        options={"own": (), "windows": (20, 2)}.get(rows, (None,)),
+        options=() if own else (20, 2) if rows == "windows" else (None,),
     )  # fmt: skip
 
 
 def step(one):
     """Run both passes; return all that they return."""
-    own = one.rows == "own"
+    own = one.rows in ("own", "contiguous")
     name = "" if own else "window_" if one.rows == "windows" else "embedding_"
     name += "conv1d_relu_global_max_pool1d" if len(one.geometry) == 1 else "conv1d_relu_max_pool1d"
     module = f"seqconv.kernels.triton.{'conv_pool' if own else 'gather'}"
@@ -132,6 +134,7 @@ def described(launched, one):
 LAYERS = {
     "jena1": {"channels": 14},
     "packed weights": {},
+    "contiguous": {"rows": "contiguous"},
     "bfloat16": {"dtype": torch.bfloat16},
     "no bias": {"bias": False},
     "other windows": {"pool": Pool(3, 2, 1)},

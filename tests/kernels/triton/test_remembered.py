@@ -1,0 +1,191 @@
+"""Calls that are remembered: like the first of their kind, and only those.
+
+Tensors on the CPU stand for tensors on a GPU, and Triton's interpreter for the kernels; a GPU has tapes, too.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+import seqconv
+from seqconv.functional import conv, remembered
+from seqconv.kernels.triton import replay
+from tests.kernels.triton.conftest import INTERPRETED
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Remember calls on the CPU, too; return the names of what was checked."""
+    if not INTERPRETED:
+        pytest.skip("test_interpreter.py runs it")
+    monkeypatch.setattr(remembered, "_current_device", lambda: 0)
+    monkeypatch.setattr(replay, "serves", lambda _tensor: True)
+    replay.forget()
+    found = []
+    for name in ("conv_call", "embedding_call", "window_call"):
+        prepare = getattr(conv, name)
+
+        def noted(*given, prepare=prepare, name=name, **options):
+            found.append(name)
+            return prepare(*given, **options)
+
+        monkeypatch.setattr(conv, name, noted)
+    yield found
+    replay.forget()
+
+
+X = torch.randn(2, 3, 20)
+TOKENS = torch.randint(0, 9, (2, 20))
+CALLS = {
+    "conv_call": lambda grad: conv.conv1d_relu_max_pool1d(
+        X, torch.ones(4, 3, 3, requires_grad=grad), pool_size=2, backend="triton"
+    ),
+    "embedding_call": lambda grad: conv.embedding_conv1d_relu_global_max_pool1d(
+        TOKENS, torch.ones(9, 3), torch.ones(4, 3, 3, requires_grad=grad), torch.ones(4), backend="triton"
+    ),
+    "window_call": lambda grad: conv.window_conv1d_relu_max_pool1d(
+        torch.ones(30, 3), torch.arange(4), torch.ones(4, 3, 3, requires_grad=grad), length=8, pool_size=2,
+        backend="triton",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_call_with_gradients_is_not_checked_again(checked, name):
+    first, second = CALLS[name](True), CALLS[name](True)
+    assert checked == [name]
+    assert torch.equal(first, second)
+    assert second.grad_fn is not None
+    assert CALLS[name](False).grad_fn is None
+    assert checked == [name] * 2
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("source", ["dense", "tokens", "many tokens", "windows"])
+def test_a_result_that_is_to_be_contiguous_is_so_every_time(checked, source, grad):
+    table, w = torch.randn(30, 3), torch.randn(4, 3, 3, requires_grad=grad)
+    function, given, options = {
+        "dense": (conv.conv1d_relu_max_pool1d, (torch.randn(2, 20, 3).transpose(1, 2),), {}),
+        "tokens": (conv.embedding_conv1d_relu_max_pool1d, (torch.randint(30, (2, 9)), table), {}),
+        "many tokens": (conv.embedding_conv1d_relu_max_pool1d, (torch.randint(30, (9, 99)), table), {}),
+        "windows": (conv.window_conv1d_relu_max_pool1d, (table, torch.arange(4)), {"length": 8}),
+    }[source]
+    options |= {"pool_size": 2, "backend": "triton"}
+    first, second = (function(*given, w, memory_format=torch.contiguous_format, **options) for _ in range(2))
+    kept = function(*given, w, **options)
+    assert not kept.is_contiguous()
+    for one in (first, second):
+        assert one.is_contiguous()
+        assert torch.equal(one, kept)
+
+
+def variants():
+    """Yield names and calls of which none is like another."""
+    w, wide, b = torch.randn(4, 3, 3), torch.randn(4, 3, 5), torch.randn(4)
+
+    def call(x=X, w=w, b=b, *, grad=True, **options):
+        if grad:
+            w = w.detach().requires_grad_()
+        return conv.conv1d_relu_max_pool1d(x, w, b, **({"pool_size": 2, "backend": "triton"} | options))
+
+    yield "as it is", call
+    yield "shape", lambda: call(X[:1])
+    yield "layout", lambda: call(X.transpose(1, 2).contiguous().transpose(1, 2))
+    yield "weight", lambda: call(w=wide)
+    yield "bias", lambda: call(b=None)
+    yield "no gradient", lambda: call(grad=False)
+    for name in ("stride", "dilation", "pool_size", "pool_stride"):
+        yield name, lambda name=name: call(**{name: 3})
+    yield "padding", lambda: call(padding="same")
+    yield "ceil_mode", lambda: call(ceil_mode=True)
+
+
+def test_calls_that_differ_are_checked_each(checked):
+    calls = dict(variants())
+    for _ in range(2):
+        for name, call in calls.items():
+            out = call()
+            assert torch.equal(out, call()), name
+    assert len(checked) == len(calls) + 3  # the one without gradients is no tape in the interpreter
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stride": True}, {"stride": 1.0}, {"pool_size": 2.0}, {"pool_size": (2.0,)}, {"groups": (1,)},
+              {"ceil_mode": 0}, {"dilation": [1.0]}],
+)  # fmt: skip
+def test_equal_options_of_wrong_types_are_refused(checked, wrong):
+    options = {"stride": 1, "pool_size": 2, "groups": 1, "ceil_mode": False, "dilation": 1, "backend": "triton"}
+    w = torch.ones(4, 3, 3, requires_grad=True)
+    conv.conv1d_relu_max_pool1d(X, w, **options)
+    with pytest.raises((TypeError, ValueError)):
+        conv.conv1d_relu_max_pool1d(X, w, **(options | wrong))
+
+
+def test_wrong_operands_are_refused_behind_right_ones(checked):
+    w = torch.ones(4, 3, 3, requires_grad=True)
+    conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend="triton")
+    for operands in ((X.double(), w), (X, w.double()), (X, w[0]), (X.numpy(), w), (X, w.detach().numpy()), (None, w)):
+        with pytest.raises((TypeError, ValueError)):
+            conv.conv1d_relu_max_pool1d(*operands, pool_size=2, backend="triton")
+
+
+def test_what_torch_does_to_a_call_is_looked_at_every_time(checked, monkeypatch):
+    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2)
+    reference = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.MaxPool1d(2))
+    reference[0].load_state_dict(layer.state_dict())
+    layer(X)
+    layer(X)
+    assert checked == ["conv_call"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(X)
+    mapped = torch.func.vmap(layer)(X.expand(3, *X.shape))
+    assert torch.allclose(mapped[0], reference(X), atol=1e-6)
+    monkeypatch.setenv("SEQCONV_BACKEND", "reference")
+    assert torch.equal(layer(X), reference(X))
+    assert len(checked) == 4
+
+
+def test_an_option_that_is_changed_on_a_layer_counts(checked):
+    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2, backend="triton")
+    assert layer(X).shape == layer(X).shape == (2, 4, 9)
+    layer.pool_stride = 1
+    assert layer(X).shape == (2, 4, 17)
+    layer.stride = (3,)
+    assert layer(X).shape == (2, 4, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("pool", [2, None])
+def test_remembered_calls_see_the_numbers_of_today(monkeypatch, grad, pool):
+    """Other inputs, weights that were changed in place, other streams, graphs; nothing of the first call is left."""
+    keys, known, find = [], [], remembered.find
+
+    def noting(key):
+        if key[1] == "auto":  # the layer's, not its reference's
+            keys.append(key)
+            known.append(find(key))
+        return find(key)
+
+    monkeypatch.setattr(remembered, "find", noting)
+    given = (3, 8, 3) if pool is None else (3, 8, 3, pool)
+    layer = (seqconv.ConvReLUGlobalMaxPool1d if pool is None else seqconv.ConvReLUMaxPool1d)(*given).cuda()
+    slow = type(layer)(*given, backend="reference").cuda()
+    torch.backends.cudnn.allow_tf32 = False
+    for number in range(4):
+        x = torch.randn(4, 30, 3, device="cuda").transpose(1, 2)
+        with torch.no_grad():
+            layer.weight.normal_()
+            slow.load_state_dict(layer.state_dict())
+        with torch.set_grad_enabled(grad), torch.cuda.stream(torch.cuda.Stream()):
+            out, expected = layer(x), slow(x)
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        if grad:
+            gradients = [
+                torch.autograd.grad(one.sum(), two.parameters()) for one, two in ((out, layer), (expected, slow))
+            ]
+            torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
+        assert (known[-1] is not None) == (number > 0)
+    assert len(set(keys)) == 1
