@@ -56,7 +56,8 @@ def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]
         # Decorated by torch.compiler.disable, the function would bring torch.compile into every process: a second.
         if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:  # see following.py
             torch._dynamo.graph_break(msg="seqconv's GRU and LSTM run in eager mode: graphs unroll their steps")
-            return torch.compiler.disable(function)(*args, **kwargs)
+            eager: Callable[Given, Result] = torch.compiler.disable(function)
+            return eager(*args, **kwargs)
         return function(*args, **kwargs)
 
     return call

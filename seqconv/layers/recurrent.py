@@ -123,7 +123,7 @@ class _RecurrentDropout(Fused, nn.RNNBase):
 
 
 class GRU(_RecurrentDropout, nn.GRU):
-    """``nn.GRU`` with dropout on its input and on its recurrent state.
+    """``nn.GRU`` with dropout on input and recurrent state: ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``.
 
     Positional arguments, shapes, parameters and ``state_dict`` are those of ``nn.GRU``; the keyword-only ones are
 
@@ -170,7 +170,7 @@ class GRU(_RecurrentDropout, nn.GRU):
 
 
 class LSTM(_RecurrentDropout, nn.LSTM):
-    """``nn.LSTM`` with dropout on its input and on its recurrent state.
+    """``nn.LSTM`` with dropout on input and recurrent state: ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``.
 
     Positional arguments, shapes, parameters and ``state_dict`` are those of ``nn.LSTM``, projections included. The
     keyword-only arguments, and what is raised, are those of :class:`GRU`. The cell state ``c`` is never dropped.
