@@ -2,7 +2,7 @@
 
 from seqconv import functional
 from seqconv.backends import BackendError, Explanation
-from seqconv.explanation import explain
+from seqconv.explanation import ModelExplanation, explain
 from seqconv.layers import (
     GRU,
     LSTM,
@@ -25,6 +25,7 @@ __all__ = [
     "EmbeddingConvReLUMaxPool1d",
     "EmbeddingConvsReLUGlobalMaxPool1d",
     "Explanation",
+    "ModelExplanation",
     "Windows",
     "data",
     "explain",

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from seqconv import explain, models
 from seqconv.experiments.task import Task
+from seqconv.layers.fused import Fused
 from seqconv.training import (
     Callback,
     History,
@@ -205,19 +206,11 @@ def step_milliseconds(task: Task, names: Sequence[str], backend: str) -> dict[st
 
 def served_by(model: nn.Module, inputs: Tensor) -> str:
     """Return the backends that serve the model's seqconv layers on ``inputs``, ``"torch"`` if it has none of them."""
-    found: dict[str, None] = {}
-
-    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        found[explain(module, *arguments).backend] = None
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if hasattr(module, "prepare")]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return " + ".join(found) or "torch"
+    if not any(isinstance(module, Fused) for module in model.modules()):
+        return "torch"
+    with torch.no_grad():
+        calls = explain(nn.Sequential(model), inputs).calls  # held by another module, a lone layer is a model, too
+    return " + ".join(dict.fromkeys(answer.backend for _, answer in calls if answer is not None)) or "torch"
 
 
 def _training_step(task: Task, name: str, backend: str, inputs: Tensor, targets: Tensor) -> Iterator[None]:

@@ -147,7 +147,7 @@ def convolution(
     if channels != group_channels * groups:
         raise ValueError(
             f"{source_name} must have in_channels = weight.shape[1] * groups = {group_channels * groups} channels, "
-            f"got {channels} (shape {tuple(source)})"
+            f"got {channels} (shape {tuple(source)}){_is_transposed(source_name, source, group_channels * groups)}"
         )
     if out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
@@ -235,6 +235,13 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
             f"got {least if least < 0 else greatest}"
         )
+
+
+def _is_transposed(name: str, shape: tuple[int, ...], channels: int) -> str:
+    """Return the hint that an input's last axis may be its channels; nothing where it cannot be."""
+    if name != "input" or shape[-1] != channels:
+        return ""
+    return f": its last axis has {channels}, so if it is (N, L, C), pass input.transpose(-1, -2)"
 
 
 def _padding(padding: IntOrTuple | str, stride: int, dilation: int, kernel_size: int) -> tuple[int, int]:

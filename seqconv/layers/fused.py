@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from torch import nn
 
@@ -26,6 +26,17 @@ REFUSED = {
 
 class Fused(nn.Module):
     """A layer of kernels of its own: a leaf to ``torch.fx``, not quantised, and not TorchScript's."""
+
+    def __new__(cls, *arguments: Any, **_options: Any) -> Self:
+        """Raise ``TypeError`` for a module in place of sizes, before Python counts which of these are missing."""
+        for one in arguments:
+            if isinstance(one, nn.Module):
+                raise TypeError(
+                    f"{cls.__name__} is made from sizes, got {type(one).__name__}: to convert a module, make the layer "
+                    "from its sizes and options (in_channels=conv.in_channels, ...) and copy its parameters with "
+                    "layer.load_state_dict(conv.state_dict()), or where they are a child's with that of layer.conv"
+                )
+        return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

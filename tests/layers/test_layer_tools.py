@@ -1,7 +1,9 @@
 """Tools that go through a model's modules: with the layers they are right, or stopped by an error that says why."""
 
 import copy
+import inspect
 import pickle
+import pydoc
 import warnings
 
 import pytest
@@ -197,3 +199,17 @@ def test_torchscript_is_refused_by_name(make):
     for model in (make(), nn.Sequential(nn.Sequential(make()))):
         with pytest.raises(RuntimeError, match=f"^{type(make()).__name__} does not support TorchScript: use torch"):
             torch.jit.script(model)
+
+
+@every_layer
+def test_help_shows_the_layer_first(make):
+    """Of a layer as of its class: its name and arguments, then what it computes, and only then what it has of torch."""
+    layer = make()
+    kind = type(layer)
+    for subject in (kind, layer):
+        title, _, header, signature, _, summary, *_ = pydoc.render_doc(subject, renderer=pydoc.plaintext).splitlines()
+        assert kind.__name__ in title
+        assert header.startswith(f"class {kind.__name__}(")
+        assert signature == f" |  {kind.__name__}{inspect.signature(kind)}"
+        assert "kernel_size" in signature or "hidden_size" in signature
+        assert summary == f" |  {kind.__doc__.splitlines()[0]}"
