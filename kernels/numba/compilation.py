@@ -12,19 +12,23 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import config, extending, njit
+import numba
+from numba import extending, njit
 from numba.core import event
 from numba.misc.appdirs import AppDirs
 
-__all__ = ["compiled", "folder", "inner", "intrinsic", "watch"]
+__all__ = ["compiled", "folder", "inner", "intrinsic", "watched"]
 
 inner: Any = njit  # for functions that only compiled ones call; what they become has a type that says less than theirs
 intrinsic: Any = extending.intrinsic  # drops the typing context from the signature, which its type does not say
+
+config: Any = numba.config
 
 logger = logging.getLogger("seqconv")
 
@@ -69,12 +73,17 @@ def folder() -> Path | None:
     return path
 
 
-def watch(began: Callable[[], None]) -> None:
-    """Have ``began`` called once, when the next kernel begins to be compiled, not loaded."""
+@contextmanager
+def watched(began: Callable[[], None]) -> Iterator[None]:
+    """Have ``began`` called, meanwhile, when a kernel begins to be compiled, not loaded."""
     _teller.watchers.append(began)
+    try:
+        yield
+    finally:
+        _teller.watchers.remove(began)
 
 
-class _Teller(event.Listener):  # type: ignore[misc]
+class _Teller(event.Listener):
     """Says what is silent otherwise: once that kernels are being compiled, and how long each took at level INFO."""
 
     def __init__(self) -> None:
@@ -96,8 +105,8 @@ class _Teller(event.Listener):  # type: ignore[misc]
                 if path is None
                 else f"once on this machine: they are kept in {path}",
             )
-        while self.watchers:
-            self.watchers.pop()()
+        for began in self.watchers:
+            began()
 
     def on_end(self, event: Any) -> None:
         if event.data["dispatcher"] in self.kernels:

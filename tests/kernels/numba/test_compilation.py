@@ -32,7 +32,12 @@ def note(*given, **options):
     return compile(*given, **options)
 numba.core.compiler.compile_extra = note
 from kernel import kernel
-print(kernel(3.0), len(compiled) > 0)
+from seqconv.kernels.numba.compilation import watched
+began = []
+with watched(lambda: began.append(1)):
+    result = kernel(3.0)
+assert len(began) == (len(compiled) > 0)
+print(result, len(compiled) > 0)
 """
 
 
