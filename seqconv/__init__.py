@@ -3,6 +3,7 @@
 from seqconv import functional
 from seqconv.backends import BackendError, Explanation
 from seqconv.explanation import ModelExplanation, explain
+from seqconv.functional.folded import clear_cache, frozen
 from seqconv.layers import (
     GRU,
     LSTM,
@@ -27,8 +28,10 @@ __all__ = [
     "Explanation",
     "ModelExplanation",
     "Windows",
+    "clear_cache",
     "data",
     "explain",
+    "frozen",
     "functional",
     "warmup",
 ]

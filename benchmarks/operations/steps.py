@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.registry import Case
+from seqconv import frozen
 from seqconv.training import rmsprop
 
 __all__ = ["MODES", "TensorStep", "grid_values", "place", "seeded"]
@@ -43,6 +44,8 @@ class TensorStep:
         self.output = torch.empty(0)
         self.gradient_fits = False
         self.fixed = case.mode == "inference"
+        if self.fixed:
+            frozen(parameters.values())
         training = case.mode in ("forward_backward", "training_step")
         input.requires_grad_(training and case.input_gradient)
         for tensor in parameters.values():

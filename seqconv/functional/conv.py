@@ -113,15 +113,16 @@ def embedding_conv1d_relu_max_pool1d(
     the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last unless ``memory_format`` is ``torch.contiguous_format``.
     Row ``padding_idx`` is read like any other and gets no gradient.
 
-    ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables alone, lets a call without gradients
-    read a folded table, the products of table and weight, of that dtype, made by the first such call and kept as
-    :mod:`seqconv.functional.folded` says: half the memory, and faster on the CPU. Sums and result stay float32. With
-    ``F[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, a result differs from that of ``None`` by no more than the
-    maximum over its window's positions ``t`` of ``u * sum_k |F[tokens[t + k], k, o]|`` (tokens ``t * stride + k *
-    dilation``, in general), but for float32's own rounding; ``u`` is half of ``torch.finfo(folded_dtype).eps``,
-    ``2**-8`` or in float16 ``2**-11``. float16 adds ``K * 2**-25``, and has no numbers above 65504: what is greater in
-    ``F`` becomes infinite. With gradients, on backends that fold nothing, in a compiled or captured graph on a GPU, and
-    where ``SEQCONV_FOLDED_MIB`` leaves no room, it has no effect.
+    Calls without gradients keep the folded table, the products of table and weight, where :class:`seqconv.frozen`
+    promises that both stay as they are. ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables
+    alone, lets them read one of that dtype, made by the first such call: half the memory, and faster on the CPU. Sums
+    and result stay float32. With ``F[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, a result differs from that of
+    ``None`` by no more than the maximum over its window's positions ``t`` of ``u * sum_k |F[tokens[t + k], k, o]|``
+    (tokens ``t * stride + k * dilation``, in general), but for float32's own rounding; ``u`` is half of
+    ``torch.finfo(folded_dtype).eps``, ``2**-8`` or in float16 ``2**-11``. float16 adds ``K * 2**-25``, and has no
+    numbers above 65504: what is greater in ``F`` becomes infinite. Without that promise, with gradients, on backends
+    that fold nothing, in a compiled or captured graph on a GPU, and where ``SEQCONV_FOLDED_MIB`` leaves no room, it has
+    no effect.
     """
     convolution = (stride, padding, dilation, groups)
     pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)

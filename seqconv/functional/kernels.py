@@ -123,7 +123,8 @@ def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype |
         return f"folded: the table is folded at once and kept, in {folded_dtype} (folded_dtype)"
     rows = table.size(0) if backend == "triton" else int(torch.unique(tokens).numel())
     plan = folded.plan(backend, tokens, table, weight, convolution, ready=False, rows=rows)
-    return f"{plan.name}: {plan.reason}"
+    hint = "" if differentiable or folded.is_frozen(table, weight) else "; seqconv.frozen keeps the folded table"
+    return f"{plan.name}: {plan.reason}{hint}"
 
 
 def register() -> None:

@@ -56,8 +56,7 @@ def fused(
 def keeps_folded(source: Tensor) -> bool:
     """Tell whether a graph's calls may keep folded tables.
 
-    A table that a graph computes lies in memory that it gives to another one next, and counts no changes. On the CPU
-    the numbers are compared, see :mod:`.folded`; elsewhere nothing would tell one from the other.
+    On a GPU a table made in a graph's call may lie in the memory of a CUDA graph, which nobody else may keep.
     """
     return source.device.type == "cpu"
 

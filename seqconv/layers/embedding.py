@@ -83,8 +83,9 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     ``(num_embeddings, embedding_dim)``, ``conv.weight`` and ``conv.bias``; row ``padding_idx`` starts as zeros and gets
     no gradient, as in :class:`torch.nn.Embedding`. The other arguments are those of :class:`ConvReLUGlobalMaxPool1d`.
     A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add up.
-    ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps the folded table of calls without gradients in that
-    dtype, for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
+    Calls without gradients are faster where :class:`seqconv.frozen` promises that table and weight stay as they are:
+    the folded table is kept then. ``folded_dtype``, ``torch.float16`` or ``torch.bfloat16``, keeps it in that dtype,
+    for the error that :func:`seqconv.functional.embedding_conv1d_relu_max_pool1d` states.
     """
 
     def __init__(

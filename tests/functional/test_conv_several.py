@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import seqconv
 from seqconv.functional import embedding_conv1ds_relu_global_max_pool1d, folded
 from seqconv.functional.several import embedding_conv1ds_call
 from tests.conv_cases import assert_same, whole
@@ -57,8 +58,9 @@ def test_gradcheck_and_frozen_parts():
 
 def test_without_biases_and_without_gradients_from_kept_tables():
     torch.manual_seed(3)
-    folded._kept.clear()
+    seqconv.clear_cache()
     table, *weights = tensors(torch.randn, dtype=torch.float64)[:4]
+    seqconv.frozen([table, *weights])
     tokens = torch.randint(9, (30, 11))
     right = composed(tokens, table, *weights, *[None] * 3)
     for _ in range(4):

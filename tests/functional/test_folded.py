@@ -1,9 +1,10 @@
-"""Folded tables that inference keeps: when they are made, and that whatever changes table or weight is noticed."""
+"""Folded tables that inference keeps: of which weights, when they are made, what ends them."""
 
 import copy
 import gc
 import math
 import threading
+import weakref
 
 import pytest
 import torch
@@ -22,11 +23,10 @@ WORDS, CHANNELS, OUTPUTS, SIZE = 50, 8, 6, 3
 def _empty(monkeypatch):
     torch.manual_seed(5)
     monkeypatch.delenv(folded.VARIABLE, raising=False)
-    folded._kept.clear()
-    folded._saved.clear()
+    gc.collect()
+    seqconv.clear_cache()
     yield
-    folded._kept.clear()
-    folded._saved.clear()
+    seqconv.clear_cache()
 
 
 @pytest.fixture
@@ -46,10 +46,15 @@ def folds(monkeypatch):
     return made
 
 
-def layer(pool=True, dtype=torch.float32):
+def layer(pool=True, dtype=torch.float32, promised=True):
+    options = {"dtype": dtype, "backend": "numba"}
     if pool:
-        return seqconv.EmbeddingConvReLUMaxPool1d(WORDS, CHANNELS, OUTPUTS, SIZE, 2, dtype=dtype, backend="numba")
-    return seqconv.EmbeddingConvReLUGlobalMaxPool1d(WORDS, CHANNELS, OUTPUTS, SIZE, dtype=dtype, backend="numba")
+        one = seqconv.EmbeddingConvReLUMaxPool1d(WORDS, CHANNELS, OUTPUTS, SIZE, 2, **options)
+    else:
+        one = seqconv.EmbeddingConvReLUGlobalMaxPool1d(WORDS, CHANNELS, OUTPUTS, SIZE, **options)
+    if promised:
+        seqconv.frozen(one)
+    return one
 
 
 def expected(one, tokens):
@@ -171,47 +176,156 @@ CHANGES = [
     sgd, foreach, fused, load, assign, new_parameter, new_data, there_and_back, row_in_data, weight_in_data, numpy_view,
     initialise, element,
 ]  # fmt: skip
+BEHIND_TORCH = [row_in_data, weight_in_data, numpy_view]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__)
-def test_notices_a_change(change):
-    one = layer(dtype=torch.float64)
-    tokens = warm(one)
+@pytest.mark.parametrize("promised", [False, True])
+def test_notices_a_change(change, promised):
+    """Any; of what is promised to stay, those that torch counts and new tensors."""
+    if promised and change in BEHIND_TORCH:
+        pytest.skip("this breaks the promise")
+    one = layer(dtype=torch.float64, promised=promised)
+    tokens = torch.randint(WORDS, (9, 40))
+    if promised:
+        warm(one, tokens)
     tokens[0, :9] = 7
-    assert is_right(one, tokens)
+    for _ in range(3):
+        assert is_right(one, tokens)
     change(one)
     for _ in range(4):
         assert is_right(one, tokens)
 
 
-def test_notices_a_changed_row_of_a_large_table():
-    """Out of every row a number is looked at, of whichever column."""
-    one = seqconv.EmbeddingConvReLUMaxPool1d(3001, 32, 4, 3, 2, dtype=torch.float64, backend="numba")
-    tokens = torch.randint(3001, (64, 100))
-    warm(one, tokens)
-    for row in (0, 1, 31, 32, 33, 64, 65, 98, 1500, 2999, 3000):
-        tokens[0, 1:4] = row
-        one.embedding.weight.data[row].add_(1)
+def through_data(tensor, place):
+    tensor.data.view(-1)[place] += 1
+
+
+def through_numpy(tensor, place):
+    tensor.detach().numpy().reshape(-1)[place] += 1
+
+
+def through_copy(tensor, place):
+    changed = tensor.detach().clone()
+    changed.view(-1)[place] += 1
+    with torch.no_grad():
+        tensor.copy_(changed)
+
+
+@pytest.mark.parametrize("write", [through_data, through_numpy, through_copy])
+def test_a_single_number_written_anywhere_is_seen(write):
+    """Of a table and a weight of more than 65,536 numbers; errors were 0.56 to 1 when a sample was compared."""
+    rows, channels, outputs, size = 700, 96, 240, 3
+    one = seqconv.EmbeddingConvReLUGlobalMaxPool1d(rows, channels, outputs, size, dtype=torch.float64, backend="numba")
+    tokens = torch.randint(rows, (24, 200))
+    tokens[:, :3] = torch.tensor([0, rows // 2, rows - 1])
+    assert min(one.embedding.weight.numel(), one.conv.weight.numel()) > 65_536
+    with torch.no_grad():
         for _ in range(3):
-            assert is_right(one, tokens), row
+            before = one(tokens)
+        for tensor in (one.embedding.weight, one.conv.weight):
+            count = tensor.numel()
+            for place in (0, 1, count // 2, count // 2 + 1, count - 2, count - 1):
+                write(tensor, place)
+                assert is_right(one, tokens), place
+        assert (one(tokens) - before).abs().max() > 1e-3
+    assert not folded._kept
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(70_001, 1), (66_000, 3), (9000, 128), (131_072, 2)])
-def test_numbers_are_looked_at_in_as_many_rows_as_allowed(rows, columns):
-    """Each out of another row, evenly spaced; out of every column."""
-    table = torch.arange(rows * columns, dtype=torch.int32).view(torch.float32).view(rows, columns)
-    seen = folded._sample(table)
-    assert len(seen) == min(rows, folded.SAMPLED)
-    assert len(set((seen // columns).tolist())) == len(seen)
-    assert set((seen % columns).tolist()) == set(range(columns))
-    if rows <= folded.SAMPLED:
-        assert torch.equal(seen // columns, torch.arange(rows, dtype=torch.int32))
+def test_threads_see_a_writer_behind_torch():
+    """Without a promise every call reads what was written last."""
+    one = layer(dtype=torch.float64, promised=False)
+    tokens = torch.randint(WORDS, (9, 40))
+    gate, failures = threading.Barrier(4), []
+
+    def read():
+        for _ in range(12):
+            gate.wait()
+            failures.extend([] if is_right(one, tokens) else ["wrong"])
+            gate.wait()
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(12):
+        through_numpy(one.conv.weight if turn % 2 else one.embedding.weight, turn)
+        gate.wait()
+        gate.wait()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_broken_promise_lasts_until_the_cache_is_cleared():
+    """The price that the docstring names, so that it stays true."""
+    one = layer(dtype=torch.float64)
+    tokens = warm(one)
+    before = one(tokens).detach()
+    one.embedding.weight.data.mul_(2)
+    with torch.no_grad():
+        assert torch.allclose(one(tokens), before, rtol=1e-12, atol=1e-12)
+    seqconv.clear_cache()
+    assert not folded._kept
+    assert not folded._saved
+    for _ in range(4):
+        assert is_right(one, tokens)
+
+
+def test_a_promise_ends_with_its_block():
+    one = layer(promised=False)
+    tokens = torch.randint(WORDS, (9, 40))
+    table, weight = one.embedding.weight, one.conv.weight
+    with seqconv.frozen(one) as promise:
+        warm(one, tokens)
+        with seqconv.frozen([table, weight]):  # another promise, of the same tensors
+            warm(one, tokens)
+        warm(one, tokens)
+    assert not folded._kept
+    assert not folded._promised
+    assert not folded.is_frozen(table, weight)
+    promise.end()
+    with torch.no_grad():
+        for _ in range(4):
+            one(tokens)
+    assert not folded._kept
+    alone = seqconv.frozen([table])
+    with torch.no_grad():
+        for _ in range(4):
+            one(tokens)
+    assert not folded._kept  # the weight may change
+    alone.end()
+
+
+def test_a_promise_ended_while_a_table_is_folded_keeps_none(monkeypatch):
+    one = layer(promised=False)
+    promise = seqconv.frozen(one)
+    fold = passes("numba", folded.EMBEDDING).fold
+
+    def ended(*given, **options):
+        promise.end()
+        return fold(*given, **options)
+
+    found = passes("numba", folded.EMBEDDING)._replace(fold=ended)
+    monkeypatch.setattr(folded, "passes", lambda *_: found)
+    with torch.no_grad():
+        for _ in range(4):
+            one(torch.randint(WORDS, (9, 40)))
+    assert not promise._held
+    assert not folded._kept
+
+
+@pytest.mark.parametrize(("given", "told"), [(3, "int"), ("model", "str"), (None, "NoneType"), ([], "list"),
+                                             (torch.zeros(3), "Tensor"), ([nn.Linear(2, 2)], "list")])  # fmt: skip
+def test_a_promise_is_about_a_module_or_tensors(given, told):
+    with pytest.raises(TypeError, match=f"^model must be a module or a list of tensors, got {told}$"):
+        seqconv.frozen(given)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
 def test_notices_the_steps_of_fused_optimizers(optimizer):
     """Which move no counter."""
     one = seqconv.EmbeddingConvReLUMaxPool1d(3001, 32, 4, 3, 2, dtype=torch.float64, backend="numba")
+    seqconv.frozen(one)
     one.conv.requires_grad_(False)
     tokens = torch.randint(3001, (64, 100))
     tokens[0] = 7
@@ -229,6 +343,7 @@ def test_notices_the_steps_of_fused_optimizers(optimizer):
 def test_a_budget_that_is_exceeded_does_not_fold_at_every_call(folds, monkeypatch):
     """Padded outputs count: of one output a whole vector is stored. Tables that take turns save their cost first."""
     single = seqconv.EmbeddingConvReLUGlobalMaxPool1d(WORDS, CHANNELS, 1, SIZE, backend="numba")
+    seqconv.frozen(single)
     tokens = torch.randint(WORDS, (9, 40))
     monkeypatch.setattr(folded, "limit", lambda: 2 * WORDS * SIZE * 4)
     with torch.no_grad():
@@ -249,6 +364,7 @@ def test_a_budget_that_is_exceeded_does_not_fold_at_every_call(folds, monkeypatc
 
 def test_deterministic_results_do_not_depend_on_calls_before():
     one = seqconv.EmbeddingConvReLUMaxPool1d(3000, 16, 32, 5, 3, backend="numba")
+    seqconv.frozen(one)
     few, many = torch.randint(3000, (4, 60)), torch.randint(3000, (256, 500))
     torch.use_deterministic_algorithms(True)
     try:
@@ -266,11 +382,14 @@ def test_tables_of_other_shapes_at_the_same_place():
     """A view of the same memory is another table."""
     table, w = torch.randn(WORDS, CHANNELS, dtype=torch.float64), torch.randn(4, 4, 2, dtype=torch.float64)
     other = table.view(2 * WORDS, 4)
+    promise = seqconv.frozen([table, w])
     tokens = torch.randint(WORDS, (9, 40))
     for one in (other, table[:, :4], other[WORDS:], table[:, 4:]) * 4:
         result = embedding_conv1d_relu_global_max_pool1d(tokens, one, w, backend="numba")
         right = F.relu(F.conv1d(F.embedding(tokens, one).transpose(1, 2), w)).max(-1).values
         assert torch.allclose(result, right, rtol=1e-12, atol=1e-12)
+    assert len(folded._kept) > 1
+    promise.end()
 
 
 def test_memory_that_another_table_takes_over():
@@ -283,16 +402,37 @@ def test_memory_that_another_table_takes_over():
         del one
 
 
-def test_gives_memory_back():
-    first = layer()
-    warm(first)
+@pytest.mark.parametrize("gone", ["model", "table", "weight"])
+def test_tables_are_freed_with_their_sources(gone):
+    one = layer()
+    warm(one)
     (kept,) = folded._kept.values()
-    del first
+    memory = weakref.ref(kept.folded.untyped_storage())
+    del kept
+    assert memory() is not None
+    if gone == "model":
+        del one
+    elif gone == "table":
+        one.embedding.weight = nn.Parameter(torch.randn(WORDS, CHANNELS))
+    else:
+        one.conv.weight.data = torch.randn(OUTPUTS, CHANNELS, SIZE)
     gc.collect()
-    second = layer()
-    warm(second)
-    assert all(one is not kept for one in folded._kept.values())
-    assert len(folded._kept) == 1
+    assert memory() is None
+    assert not folded._kept
+
+
+def test_promises_of_models_that_are_gone_are_forgotten():
+    for _ in range(3):
+        one = layer()
+        for _ in range(3):
+            with seqconv.frozen(one):  # as a server may, for each request
+                pass
+        with torch.no_grad():
+            one(torch.randint(WORDS, (1, 4)))
+        del one
+        gc.collect()
+        assert not folded._promised
+        assert not folded._saved
 
 
 def test_keeps_no_more_than_allowed(monkeypatch):
@@ -327,6 +467,8 @@ def test_copies_and_ties_have_their_own():
         other.embedding.weight.add_(1)
     tied = layer(dtype=torch.float64)
     tied.embedding = one.embedding
+    assert not folded.is_frozen(*other.parameters())  # a copy's memory is its own
+    seqconv.frozen(other)
     for _ in range(4):
         assert is_right(other, tokens)
         assert is_right(one, tokens)
@@ -384,5 +526,8 @@ def test_explain_tells_the_plan_and_why():
     with torch.no_grad():
         assert "plan: folded: the folded table is there" in str(seqconv.explain(one, tokens))
     assert "rows to fold" in str(seqconv.explain(one, tokens))  # with gradients it is not used
+    with torch.no_grad():
+        assert "; seqconv.frozen keeps the folded table" in str(seqconv.explain(layer(promised=False), tokens))
+        assert "seqconv.frozen" not in str(seqconv.explain(layer(), tokens))
     rare = seqconv.EmbeddingConvReLUMaxPool1d(5000, 4, 6, 3, 2)
     assert "plan: direct: " in str(seqconv.explain(rare, torch.arange(5000)[None]))

@@ -18,11 +18,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def _empty(monkeypatch):
     torch.manual_seed(6)
     monkeypatch.delenv(folded.VARIABLE, raising=False)
-    folded._kept.clear()
-    folded._saved.clear()
+    seqconv.clear_cache()
     yield
-    folded._kept.clear()
-    folded._saved.clear()
+    seqconv.clear_cache()
 
 
 def pooled(x, pool):
@@ -43,8 +41,10 @@ def sums(fold, tokens):
 def tensors(exact=False):
     if exact:  # integers that float32 sums without rounding, and that a narrow dtype does not hold
         draw = [torch.randint(-60, 61, shape).float() for shape in ((WORDS, CHANNELS), (OUTPUTS, CHANNELS, SIZE))]
-        return torch.randint(WORDS, (5, 33)), *draw, torch.randint(-99, 99, (OUTPUTS,)).float()
-    draw = torch.randn(WORDS, CHANNELS), torch.randn(OUTPUTS, CHANNELS, SIZE) / 4, torch.randn(OUTPUTS)
+        draw.append(torch.randint(-99, 99, (OUTPUTS,)).float())
+    else:
+        draw = [torch.randn(WORDS, CHANNELS), torch.randn(OUTPUTS, CHANNELS, SIZE) / 4, torch.randn(OUTPUTS)]
+    seqconv.frozen(draw)
     return torch.randint(WORDS, (5, 33)), *draw
 
 
@@ -95,6 +95,7 @@ def test_sums_the_rounded_table_from_the_first_call_on(pool, dtype):
 def test_several_kernel_sizes(dtype):
     tokens, table, weight, bias = tensors(exact=True)
     weights, biases = [weight, weight[:7, :, :2].contiguous()], [bias, None]
+    seqconv.frozen(weights)
     out = SF.embedding_conv1ds_relu_global_max_pool1d(tokens, table, weights, biases, folded_dtype=dtype)
     singly = [ours(None, tokens, table, *pair, folded_dtype=dtype) for pair in zip(weights, biases, strict=True)]
     assert torch.equal(out, torch.cat(singly, 1))
@@ -114,6 +115,11 @@ def test_has_no_effect_on_gradients_nor_on_the_reference(pool, backend, monkeypa
     assert all(map(torch.equal, *outcomes))
     assert not folded._kept
     with torch.no_grad():
+        unpromised = [one.detach().clone() for one in leaves]
+        value, out = (
+            ours(pool, tokens, *unpromised, folded_dtype=one, backend=backend) for one in (None, torch.float16)
+        )
+        assert torch.equal(value, out)
         if backend == "numba":
             monkeypatch.setenv(folded.VARIABLE, "0")  # there is no room
         value, out = (ours(pool, tokens, *leaves, folded_dtype=one, backend=backend) for one in (None, torch.float16))
@@ -155,6 +161,7 @@ LAYERS = [
 @pytest.mark.parametrize("make", LAYERS)
 def test_layers_tell_and_explain_it(make):
     layer, tokens = make(), torch.randint(WORDS, (9, 40))
+    seqconv.frozen(layer)
     assert "folded_dtype=torch.bfloat16" in repr(layer)
     assert "torch.bfloat16" not in str(seqconv.explain(layer, tokens))  # with gradients it has no effect
     with torch.no_grad():
@@ -170,14 +177,15 @@ def test_layers_tell_and_explain_it(make):
 def test_models_pass_it_on(make):
     tokens = torch.randint(WORDS, (3, 50))
     model = make(WORDS, folded_dtype=torch.bfloat16).eval()
-    with torch.no_grad():
+    with torch.no_grad(), seqconv.frozen(model):
         model(tokens)
-    assert {kept.folded.dtype for kept in folded._kept.values()} == {torch.bfloat16}
+        assert {kept.folded.dtype for kept in folded._kept.values()} == {torch.bfloat16}
 
 
 def test_under_torch_compile():
     tokens, *given = tensors()
     layer = nn.ModuleList([LAYERS[0](), LAYERS[2]()])
+    seqconv.frozen(layer)
 
     def run(tokens):
         return layer[0](tokens), layer[1](tokens), ours(3, tokens, *given, folded_dtype=torch.float16)

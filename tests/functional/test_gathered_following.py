@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import seqconv
 from seqconv import functional
-from seqconv.functional import conv, folded, library
+from seqconv.functional import conv, library
 
 TOKENS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
@@ -119,9 +119,8 @@ def test_numbers_beyond_any_memory_are_refused():
             functional.embedding_conv1d_relu_max_pool1d(TOKENS, table, w, **{"pool_size": 2} | options)
 
 
-def test_graphs_elsewhere_than_on_the_cpu_keep_no_tables(monkeypatch):
-    """As if the tensors were on a GPU, where no numbers are compared: tables in one memory would be mistaken."""
-    monkeypatch.setattr(folded, "_sample", lambda _: torch.empty(0))
+def test_tables_that_a_graph_computes_are_not_taken_for_each_other():
+    """They may lie in one memory, one after the other, and nobody has promised that they stay."""
     w, m = torch.randn(6, 8, 3), torch.randn(8, 8)
     table = torch.randn(50, 8)
 
@@ -131,12 +130,14 @@ def test_graphs_elsewhere_than_on_the_cpu_keep_no_tables(monkeypatch):
         return first, functional.embedding_conv1d_relu_global_max_pool1d(tokens, rows, w, folded_dtype=torch.float16)
 
     expected = [call(TOKENS, table.clone().requires_grad_(), w, m)[i].detach() for i in range(2)]
-    monkeypatch.setattr(library, "keeps_folded", lambda _: False)
-    with torch.no_grad():
-        got = torch.compile(call, fullgraph=True)(TOKENS, table, w, m)
-    torch.testing.assert_close(list(got), expected, rtol=1e-5, atol=1e-4)
-    assert not library.keeps_folded(TOKENS)
-    monkeypatch.undo()
+    with torch.no_grad(), seqconv.frozen([table, w, m]):
+        compiled = torch.compile(call, fullgraph=True)
+        for _ in range(3):
+            got = compiled(TOKENS, table, w, m)
+            torch.testing.assert_close(list(got), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_graphs_elsewhere_than_on_the_cpu_keep_no_tables():
     assert library.keeps_folded(TOKENS)
     assert not library.keeps_folded(torch.empty(0, device="meta"))
 

@@ -15,8 +15,7 @@ CALLS = ["conv", "conv_global", "tokens", "tokens_global", "several", "windows",
 
 @pytest.fixture(autouse=True)
 def _nothing_kept():
-    folded._kept.clear()
-    folded._saved.clear()
+    seqconv.clear_cache()
 
 
 def tensors(device, channels=6):
@@ -103,6 +102,7 @@ def test_serves_compiled_graphs(device, name):
 @pytest.mark.parametrize("name", ["tokens", "tokens_global", "several"])
 def test_inference_keeps_a_folded_table_until_the_weights_change(device, name, monkeypatch):
     table, weight, bias, other, tokens = tensors(device, channels=40)  # more than an addition costs
+    seqconv.frozen([table, weight, other])
     monkeypatch.setattr(folded, "fold_operations", lambda *_: 1)  # worth it at once; the first call sees to itself
     with torch.no_grad():
         given = (table, weight, bias, other, tokens.repeat(4, 1))
@@ -124,9 +124,9 @@ def test_a_narrow_folded_table_is_read(device, dtype):
     *given, tokens = tensors(device)
     table, weight, bias = (one.detach() for one in given[:3])
     out = call("tokens", *given, tokens).detach()
-    with torch.no_grad():
+    with torch.no_grad(), seqconv.frozen(given):
         narrow = call("tokens", *given, tokens, folded_dtype=dtype)
-    assert next(iter(folded._kept.values())).folded.dtype == dtype
+        assert next(iter(folded._kept.values())).folded.dtype == dtype
     products = torch.einsum("vc,ock->vko", table.double(), weight.double()).to(dtype).double()
     rows = products[tokens]
     sums = sum(rows[:, k : k + 9, k] for k in range(3)) + bias.double()
