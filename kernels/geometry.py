@@ -22,13 +22,17 @@ class Convolution(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A maximum over windows of ``size`` positions, padded by minus infinity on both sides."""
+    """A maximum over windows of ``size`` positions, padded by minus infinity on both sides.
+
+    The result has the memory format of the input, or is ``contiguous``.
+    """
 
     size: int
     stride: int
     padding: int = 0
     dilation: int = 1
     ceil_mode: bool = False
+    contiguous: bool = False
 
     def output_length(self, length: int) -> int:
         """Return the number of windows, 0 or less where none fits.

@@ -2,7 +2,7 @@
 
 from seqconv import functional
 from seqconv.backends import BackendError, Explanation
-from seqconv.explanation import explain
+from seqconv.explanation import ModelExplanation, explain
 from seqconv.functional.folded import clear_cache, frozen
 from seqconv.layers import (
     GRU,
@@ -26,6 +26,7 @@ __all__ = [
     "EmbeddingConvReLUMaxPool1d",
     "EmbeddingConvsReLUGlobalMaxPool1d",
     "Explanation",
+    "ModelExplanation",
     "Windows",
     "clear_cache",
     "data",

@@ -1,22 +1,35 @@
-"""``seqconv.warmup``: compile the CPU kernels before somebody waits for them."""
+"""``seqconv.warmup``: compile the CPU kernels before somebody waits for them, on all cores."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from seqconv import functional
+from seqconv import backends
+from seqconv.functional.passes import passes
+from seqconv.kernels.geometry import Convolution, Pool
 
-__all__ = ["warmup"]
+__all__ = ["serve", "warmup"]
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 # The kernels are compiled per dtype and per width of the integers that number a window's positions: up to 128
 # positions there are 8 bits, then 16. Pools of more than 128 positions are rare and left to their first call.
-LENGTHS = {"up to 128 positions": 40, "more": 200}
+POOLS = ((Pool(2, 2), 12), (None, 200))
+
+DENSE, TOKENS, WINDOWS = "conv1d_relu", "embedding_conv1d_relu", "window_conv1d_relu"
+
+SAMPLES, CHANNELS, OUTPUTS, SIZE, ROWS = 1, 2, 3, 2, 400
 
 
 def warmup(
@@ -24,48 +37,174 @@ def warmup(
 ) -> dict[str, float]:
     """Make ready what the first calls on the CPU need, and return the seconds that each part took.
 
-    The compiled kernels are kept on disk, where a folder can be written: the first time on a machine takes some ten
-    seconds a dtype, afterwards a fresh process loads them in tenths of a second. ``dtypes`` are ``torch.float32`` (the
-    default) and ``torch.float64``; ``gradients=False`` leaves out what only training needs. ``report(part, seconds)``
-    is called after each part.
+    That is the kernels of convolutions on tensors, on tokens and on windows of a series, those that fill batches of
+    windows, and RMSprop's. They are kept on disk, where a folder can be written: the first time on a machine takes a
+    minute or more of one core, which all cores share, a process each; afterwards a fresh process loads them in a
+    second. ``dtypes`` are ``torch.float32`` (the default) and ``torch.float64``; ``gradients=False`` leaves out what
+    only training needs. ``report(part, seconds)`` is called after each part.
 
     Raises ``TypeError`` for a dtype that no CPU kernel takes, :class:`~seqconv.BackendError` where Numba is missing.
     """
     for dtype in dtypes:
-        if dtype not in DTYPES:
+        if dtype not in DTYPES.values():
             raise TypeError(f"dtypes must be torch.float32 or torch.float64, got {dtype!r}")
-    seconds: dict[str, float] = {}
-    for part, work in _parts(dtypes or DTYPES[:1], gradients):
+    if "numba" in (missing := backends.unavailable()):
+        raise backends.BackendError(f"backend 'numba' cannot be warmed up: {missing['numba']}")
+    from seqconv.kernels.numba import compilation
+
+    names = [name for name, dtype in DTYPES.items() if dtype in (dtypes or (torch.float32,))]
+    parts = _parts(names, gradients)
+    waiting, seconds = deque(parts), dict[str, float]()
+
+    def run(part: str) -> None:
         begin = time.perf_counter()
-        work()
+        parts[part]()
         seconds[part] = time.perf_counter() - begin
         if report is not None:
             report(part, seconds[part])
+
+    helpers = _Helpers(waiting, names, gradients, _cores() - 1 if compilation.folder() else 0)
+    try:
+        with compilation.watched(helpers.start), torch.inference_mode(False), torch.no_grad():
+            for part in _taken(waiting):
+                run(part)
+            helpers.join()
+            for part in parts:
+                if part not in seconds:  # compiled elsewhere, and loaded here
+                    run(part)
+    finally:
+        waiting.clear()
     return seconds
 
 
-def _parts(dtypes: Iterable[torch.dtype], gradients: bool) -> Iterable[tuple[str, Callable[[], None]]]:
-    for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
-        yield f"max pool, {name}", partial(_step, dtype, 12, 2, gradients)
-        for lengths, length in LENGTHS.items():
-            yield f"global max pool, {name}, {lengths}", partial(_step, dtype, length, None, gradients)
-    yield "windows", _gather
+def serve(names: Sequence[str], gradients: bool) -> None:
+    """Run the parts that are named on the standard input, a line each, and write a line when ready for another."""
+    parts = _parts(names, gradients)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        with torch.no_grad():
+            parts[line.strip()]()
+        print("ready", flush=True)
 
 
-def _step(dtype: torch.dtype, length: int, pool_size: int | None, gradients: bool) -> None:
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        input = torch.zeros(1, 2, length, dtype=dtype, requires_grad=gradients)
-        weight = torch.zeros(3, 2, 2, dtype=dtype, requires_grad=gradients)
-        if pool_size is None:
-            output = functional.conv1d_relu_global_max_pool1d(input, weight, backend="numba")
-        else:
-            output = functional.conv1d_relu_max_pool1d(input, weight, pool_size=pool_size, backend="numba")
-        if gradients:
-            torch.autograd.grad(output.sum(), (input, weight))
+class _Helpers:
+    """Processes that take parts which wait, from when there is something to compile: Numba does one at a time."""
+
+    def __init__(self, waiting: deque[str], names: Sequence[str], gradients: bool, count: int) -> None:
+        self.waiting, self.count = waiting, count
+        self.command = [sys.executable, "-c", f"from seqconv.warmup import serve; serve({names!r}, {gradients})"]
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the processes, unless they are."""
+        if not self.threads:
+            self.threads = [
+                threading.Thread(target=self._work, daemon=True) for _ in range(min(self.count, len(self.waiting)))
+            ]
+            for thread in self.threads:
+                thread.start()
+
+    def join(self) -> None:
+        """Wait until no part is under way."""
+        for thread in self.threads:
+            thread.join()
+
+    def _work(self) -> None:
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # where this process finds its packages
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        try:
+            with subprocess.Popen(self.command, env={**os.environ, "PYTHONPATH": paths}, **pipes) as process:  # type: ignore[call-overload]
+                while process.stdout.readline():
+                    part = next(_taken(self.waiting), None)
+                    if part is None:
+                        break
+                    process.stdin.write(f"{part}\n")
+                    process.stdin.flush()
+        except OSError:  # no such process, or one that died: what it has not compiled is compiled here
+            pass
 
 
-def _gather() -> None:
+def _taken(waiting: deque[str]) -> Iterator[str]:
+    """Take what waits, one by one, until nothing is left."""
+    while True:
+        try:
+            yield waiting.popleft()
+        except IndexError:
+            return
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None]]:
+    """Return what each part does, the longest first.
+
+    Each has kernels of its own, in all dtypes: of two processes that keep the same kernel on disk, one would be lost.
+    """
+    dtypes = [DTYPES[name] for name in names]
+    forward: dict[str, Any] = {
+        "convolution, forward": [(_forward, DENSE, {})],
+        "tokens, forward, direct": [(_forward, TOKENS, {"plan": "direct"})],
+        "tokens, forward, folded": [(_forward, TOKENS, {"plan": "folded"})],
+    }
+    backward: dict[str, Any] = {
+        "convolution, backward": [(_backward, DENSE, {})],
+        "tokens, backward, direct": [(_backward, one, {"plan": "direct"}) for one in (TOKENS, WINDOWS)],
+        "tokens, backward, folded": [(_backward, TOKENS, {"plan": "folded"})],
+    }
+    passes_ = [part for pair in zip(forward.items(), backward.items(), strict=True) for part in pair[: 1 + gradients]]
+    parts: dict[str, Callable[[], None]] = {part: partial(_each, dtypes, steps) for part, steps in passes_}
+    return parts | ({"RMSprop": _rmsprop} if gradients else {}) | {"batches of windows": _batches}
+
+
+def _each(dtypes: Sequence[torch.dtype], steps: Sequence[tuple[Callable[..., None], str, dict[str, str]]]) -> None:
+    for step, operation, plan in steps:
+        for dtype in dtypes:
+            for pool, length in POOLS:
+                step(operation, dtype, pool, length, plan)
+
+
+def _forward(operation: str, dtype: torch.dtype, pool: Pool | None, length: int, plan: dict[str, str]) -> None:
+    name, inputs, weight, options = _operands(operation, dtype, pool, length)
+    for want_argmax in (False, True):
+        passes("numba", name).forward(*inputs, weight, None, *options, want_argmax=want_argmax, **plan)
+
+
+def _backward(operation: str, dtype: torch.dtype, pool: Pool | None, length: int, plan: dict[str, str]) -> None:
+    """Run a backward pass alone: the forward pass is another part's."""
+    name, inputs, weight, options = _operands(operation, dtype, pool, length)
+    positions = length - SIZE + 1
+    windows, greatest = (1, positions - 1) if pool is None else (pool.output_length(positions), pool.size - 1)
+    shape, kind = passes("numba", name).argmax_format(SAMPLES, OUTPUTS, windows, greatest, dtype)
+    gradient = torch.ones(SAMPLES, OUTPUTS, *(() if pool is None else (windows,)), dtype=dtype)
+    given = (gradient, torch.zeros(shape, dtype=kind), *inputs, weight, *options)
+    passes("numba", name).backward(*given, wanted=(True, True, True), **plan)
+
+
+def _operands(
+    operation: str, dtype: torch.dtype, pool: Pool | None, length: int
+) -> tuple[str, tuple[Tensor, ...], Tensor, tuple[Any, ...]]:
+    """Return the operation's whole name, and the inputs, the weight and the options that its passes take."""
+    name = f"{operation}_{'global_' if pool is None else ''}max_pool1d"
+    weight = torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype)
+    options: tuple[Any, ...] = (Convolution(), *([] if pool is None else [pool]))
+    if operation == DENSE:
+        return name, (torch.zeros(SAMPLES, CHANNELS, length, dtype=dtype),), weight, options
+    rows = torch.zeros(ROWS, CHANNELS, dtype=dtype)
+    if operation == TOKENS:
+        return name, (torch.zeros(SAMPLES, length, dtype=torch.int64), rows), weight, (*options, None)
+    return name, (rows, torch.zeros(SAMPLES, dtype=torch.int64)), weight, (*options, length, 1)
+
+
+def _rmsprop() -> None:
+    from seqconv.kernels.numba.rmsprop import rmsprop_step
+
+    parameter, gradient, mean_square = torch.zeros(3, 3).unbind()
+    rmsprop_step([parameter], [gradient], [mean_square], rate=0.0, decay=0.0, epsilon=1.0)
+
+
+def _batches() -> None:
     import numpy as np
 
     from seqconv.data import SlidingWindows

@@ -1,5 +1,7 @@
 """seqconv.explain on real layers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,56 @@ def test_raises_what_the_call_would_raise():
         seqconv.explain(layer, torch.randn(2, 5, 12))
 
 
-def test_takes_layers_of_seqconv_alone():
-    with pytest.raises(TypeError, match=r"^layer must be one of seqconv's layers, got Conv1d$"):
+def test_takes_layers_of_seqconv_and_what_holds_some():
+    with pytest.raises(TypeError, match=r"^layer must be one of seqconv's layers, or a model that .*, got Conv1d$"):
         seqconv.explain(nn.Conv1d(4, 6, 3), torch.randn(2, 4, 12))
+
+
+class Model(nn.Module):
+    """Layers of which one is called twice and one never, and what changes as it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.first = seqconv.ConvReLUMaxPool1d(4, 4, 3, 2, padding=1)
+        self.rest = nn.ModuleDict({"gru": seqconv.GRU(4, 5, batch_first=True, recurrent_dropout=0.5)})
+        self.unused = seqconv.ConvReLUGlobalMaxPool1d(4, 6, 3, backend="reference")
+
+    def forward(self, x):
+        x = self.first(self.first(self.norm(x)))
+        return self.rest["gru"](x.transpose(1, 2), hx=None)[0]
+
+
+def test_a_model_has_a_line_for_every_call_of_a_layer():
+    model, x = Model(), torch.randn(2, 4, 24)
+    state = copy.deepcopy(model.state_dict())
+    before = torch.get_rng_state()
+    answer = seqconv.explain(model, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+    first, second, gru, unused = answer.calls
+    assert [name for name, _ in answer.calls] == ["first", "first", "rest.gru", "unused"]
+    assert first[1] == seqconv.explain(model.first, x)
+    assert second[1].operation == "conv1d_relu_max_pool1d"
+    assert (gru[1].operation, gru[1].backend) == ("gru", "reference")
+    assert unused[1] is None
+    lines = str(answer).splitlines()
+    assert lines[0].startswith(f"first: conv1d_relu_max_pool1d: {first[1].backend}; not triton: ")
+    assert lines[2].startswith("rest.gru: gru: reference; not triton: has no kernel for gru; not numba: ")
+    assert lines[3] == "unused: is not called"
+    model(x)  # no hook is left
+    assert answer == seqconv.explain(model, x)
+
+
+def test_says_what_input_it_wants():
+    layer = seqconv.ConvReLUMaxPool1d(4, 6, 3, 2)
+    with pytest.raises(TypeError) as error:
+        seqconv.explain(layer)
+    assert str(error.value) == (
+        "inputs must be those of the call, ConvReLUMaxPool1d.forward(input: Tensor | Windows) -> Tensor "
+        "(nn.Conv1d -> nn.ReLU -> nn.MaxPool1d: (N, C, L) -> (N, O, Q) or (C, L) -> (O, Q)), got none"
+    )
+    with pytest.raises(TypeError, match=r"those of the call, GRU.forward\(input: .*: \(L, N, C\), with batch_first"):
+        seqconv.explain(seqconv.GRU(4, 5))
+    with pytest.raises(TypeError, match=r"those of the call, Model.forward\(x\) \(Layers of which .*\), got none$"):
+        seqconv.explain(Model())

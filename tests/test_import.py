@@ -43,3 +43,24 @@ assert all(hasattr(seqconv, name) for name in seqconv.__all__)
 assert all(hasattr(module, name) for module in (seqconv.functional, seqconv.data) for name in module.__all__)
 """
     python(program)
+
+
+def test_training_and_its_data_do_without_pandas_and_matplotlib():
+    """They are for tables, plots and the Jena station's files alone, and imported there."""
+    program = """
+import sys
+sys.modules |= {"pandas": None, "matplotlib": None}  # an import of them raises ImportError
+import numpy as np, torch, seqconv, seqconv.cli, seqconv.experiments, seqconv.models
+from seqconv import data, training
+windows = data.SlidingWindows(np.zeros((30, 3), np.float32), lookback=8, delay=1, target_column=0, batch_size=4)
+model = seqconv.models.TemperatureNow(0)
+model.bias = torch.nn.Parameter(torch.zeros(1))
+model.register_forward_hook(lambda module, _, output: output + module.bias)
+history = training.fit(
+    model, windows, loss=torch.nn.functional.mse_loss, optimizer=training.rmsprop(model.parameters()), epochs=1
+)
+print(len(history.records))
+data.pad_sequences([[1, 2]], maxlen=3)
+seqconv.cli.main(["info"])
+"""
+    assert python(program).splitlines()[0] == "1"

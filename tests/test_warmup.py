@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections import deque
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ import torch
 import seqconv
 from seqconv.cli import main
 
+warmup = import_module("seqconv.warmup")  # seqconv.warmup is the function
+
 PROGRAM = """
-import json, numba.core.dispatcher, torch, seqconv
+import json, numba.core.dispatcher, torch, seqconv, seqconv.training
 looked_up = []
 compile = numba.core.dispatcher.Dispatcher.compile
 def look_up(self, given):
@@ -20,12 +24,30 @@ def look_up(self, given):
 numba.core.dispatcher.Dispatcher.compile = look_up
 seconds = seqconv.warmup()
 during = len(looked_up)
+def step(layer, *inputs):
+    layer(*inputs).sum().backward()
+    with torch.no_grad():
+        for _ in range(3):  # from where it is kept, at the latest
+            layer(*inputs)
 for shape in ((2, 3, 30), (1, 5, 400), (200, 1, 64)):
     for layer in (seqconv.ConvReLUMaxPool1d(shape[1], 33, 3, 2), seqconv.ConvReLUGlobalMaxPool1d(shape[1], 4, 5)):
         for x in (torch.randn(shape), torch.randn(shape[0], shape[2], shape[1]).transpose(1, 2)):
-            layer(x.requires_grad_()).sum().backward()
-            with torch.no_grad():
-                layer(x)
+            step(layer, x.requires_grad_())
+for rows, channels in ((9, 64), (5000, 3)):
+    for samples, length in ((1, 30), (64, 200)):
+        for integer in (torch.int32, torch.int64):
+            tokens = torch.randint(rows, (samples, length)).to(integer)
+            step(seqconv.EmbeddingConvReLUMaxPool1d(rows, channels, 8, 3, 2), tokens)
+            step(seqconv.EmbeddingConvReLUGlobalMaxPool1d(rows, channels, 8, 3), tokens)
+            step(seqconv.EmbeddingConvsReLUGlobalMaxPool1d(rows, channels, 8, [2, 3]), tokens)
+            starts = torch.randint(300, (samples,)).to(integer)
+            for series in (torch.randn(5000, channels), torch.randn(5000, channels, requires_grad=True)):
+                windows = seqconv.Windows(series, starts, length, 2)
+                step(seqconv.ConvReLUMaxPool1d(channels, 8, 3, 2), windows)
+                step(seqconv.ConvReLUGlobalMaxPool1d(channels, 8, 3), windows)
+parameter = torch.nn.Parameter(torch.zeros(30))
+parameter.grad = torch.ones(30)
+seqconv.training.rmsprop([parameter]).step()
 print(json.dumps([seconds, during, looked_up[during:]]))
 """
 
@@ -36,7 +58,7 @@ def test_nothing_is_left_for_the_first_calls():
     seconds, during, afterwards = json.loads(done.stdout)
     assert during > 0
     assert afterwards == []
-    assert len(seconds) == 4
+    assert len(seconds) == 8
     assert all(value >= 0 for value in seconds.values())
 
 
@@ -56,8 +78,47 @@ def test_names_a_dtype_that_no_kernel_takes(dtype):
         seqconv.warmup(dtype)
 
 
+def helpers(*waiting):
+    """Return what is left to do, and helpers for it."""
+    left = deque(waiting)
+    return left, warmup._Helpers(left, ["float32"], True, 1)
+
+
+def test_a_helper_compiles_what_waits(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    waiting, helper = helpers("batches of windows")
+    helper.start()
+    helper.join()
+    assert not waiting
+    names = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbc")}
+    assert names == {"windows.copy_windows", "windows.copy_rows"}
+
+
+def test_a_helper_that_does_not_start_leaves_the_work(monkeypatch):
+    for executable in ("/nowhere", "/bin/false"):
+        monkeypatch.setattr(sys, "executable", executable)
+        waiting, helper = helpers("batches of windows")
+        helper.start()
+        helper.join()
+        assert len(waiting) == 1
+
+
+def test_without_anything_to_compile_nobody_helps(monkeypatch):
+    seqconv.warmup(gradients=False)
+    monkeypatch.setattr(warmup._Helpers, "start", lambda _: pytest.fail("nothing was left to compile"))
+    seqconv.warmup(gradients=False)
+
+
+def test_parts_are_the_same_kernels_for_several_dtypes():
+    every = warmup._parts(["float32", "float64"], True)
+    assert list(every) == list(warmup._parts(["float32"], True))
+    assert [part for part in every if "backward" not in part and part != "RMSprop"] == list(
+        warmup._parts(["float64"], False)
+    )
+
+
 def test_command(capsys):
     assert main(["warmup", "--inference"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:1]] == ["max pool, float32"]
+    assert [line.split(":")[0] for line in lines[:1]] == ["convolution, forward"]
     assert lines[-1].startswith("all: ")

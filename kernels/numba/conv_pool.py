@@ -76,8 +76,8 @@ def conv1d_relu_max_pool1d_forward(
     """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
 
     ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format. A window without a position, which ``ceil_mode`` or padding under a
-    dilation can leave, is minus infinity.
+    input's memory format, or contiguous if ``pool`` says so. A window without a position, which ``ceil_mode`` or
+    padding under a dilation can leave, is minus infinity.
     """
     return _forward(input, weight, bias, convolution, pool, pool.size - 1, want_argmax)
 
@@ -134,10 +134,11 @@ def _forward(
     ):
         weight = weight.contiguous()
         strides = weight.stride()
+    channels_last = (places is not None or is_channels_last(input)) and not (pool and pool.contiguous)
     limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
     plan = make_plan(
         input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
-        places is not None or is_channels_last(input), limits,
+        channels_last, limits,
     )  # fmt: skip
     out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
     argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None

@@ -82,8 +82,8 @@ def embedding_conv1d_relu_max_pool1d_forward(
     """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
 
     ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
-    ``(N, O, Q)``, channels-last. ``folded`` is what :func:`fold` made of ``table`` and ``weight``, in whichever dtype,
-    ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
+    ``(N, O, Q)``, channels-last, or contiguous if ``pool`` says so. ``folded`` is what :func:`fold` made of ``table``
+    and ``weight``, in whichever dtype, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
     """
     index, samples = of_tokens(tokens), tokens.size(0)
     return _pooled(index, samples, table, weight, bias, convolution, pool, want_argmax, folded, plan)
@@ -216,7 +216,9 @@ def _pooled(
     if out.numel():
         used = cache(partial(_used, index, samples, table))
         _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
-    return (out.squeeze(2) if pool is None else out), argmax
+    if pool is None:
+        return out.squeeze(2), argmax
+    return out.contiguous() if pool.contiguous else out, argmax
 
 
 def _compute(

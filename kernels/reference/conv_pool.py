@@ -1,8 +1,9 @@
 """Convolution, bias, ReLU and maximum pooling in plain torch: the specification of the fused kernels.
 
 ``N`` samples, ``C`` input and ``O`` output channels, ``L`` positions, kernel size ``K``, ``Q`` pooled positions.
-Gradients come from torch's autograd. The memory format follows the input: a channels-last input (an ``(N, L, C)``
-tensor seen through ``.transpose(1, 2)``) gives a channels-last result, any other input a contiguous one.
+Gradients come from torch's autograd. The memory format follows the input, unless the pool asks for contiguous results:
+a channels-last input (an ``(N, L, C)`` tensor seen through ``.transpose(1, 2)``) gives a channels-last result, any
+other input a contiguous one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def conv1d_relu_max_pool1d(
     """
     activation = F.relu(_conv1d(input, weight, bias, convolution))
     pooled = F.max_pool1d(activation, pool.size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-    if is_channels_last(input):
+    if is_channels_last(input) and not pool.contiguous:
         return pooled.transpose(1, 2).contiguous().transpose(1, 2)
     return pooled
 

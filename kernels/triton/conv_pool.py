@@ -65,11 +65,11 @@ def conv1d_relu_max_pool1d_forward(
     """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
 
     ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format. A window without a position, which ``ceil_mode`` can leave, is minus infinity.
+    input's memory format, or contiguous if ``pool`` says so. A window without a position, which ``ceil_mode`` can
+    leave, is minus infinity.
     """
-    return launch_windows(
-        of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=is_channels_last(input)
-    )
+    last = is_channels_last(input) and not pool.contiguous
+    return launch_windows(of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=last)
 
 
 @replayed

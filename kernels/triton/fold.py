@@ -62,7 +62,7 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
             C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),
             ALIGN=layout.align,
             BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION="tf32" if layer.kind == "tf32" else "ieee", ROUND=layer.rounds, REGISTERS=layer.registers,
+            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
             INTERPRETED=kernels.INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return folded

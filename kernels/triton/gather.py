@@ -31,7 +31,7 @@ from .conv_pool import is_padded, launch_global, launch_windows, neighbours, new
 from .fold import fold, folded_shape
 from .gather_plans import PLANS, forward_plan, kind_of
 from .launch import on_device
-from .replay import empty, launch, replayed
+from .replay import compute, empty, launch, replayed
 from .rows import Rows, of_tokens, of_windows
 
 __all__ = [
@@ -66,8 +66,9 @@ def embedding_conv1d_relu_max_pool1d_forward(
     """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
 
     ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
-    ``(N, O, Q)``, channels-last, of the table's dtype. ``folded`` is what :func:`fold` made of ``table`` and
-    ``weight``, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen. Raises ``ValueError`` for another plan.
+    ``(N, O, Q)``, channels-last, or contiguous if ``pool`` says so, of the table's dtype. ``folded`` is what
+    :func:`fold` made of ``table`` and ``weight``, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
+    Raises ``ValueError`` for another plan.
     """
     return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, pool, want_argmax, folded, plan)
 
@@ -190,7 +191,9 @@ def _forward(
         if plan == "direct":
             if pool is None:
                 return launch_global(rows, weight, bias, convolution, want_argmax=want_argmax)
-            return launch_windows(rows, weight, bias, convolution, pool, want_argmax=want_argmax, last=True)
+            return launch_windows(
+                rows, weight, bias, convolution, pool, want_argmax=want_argmax, last=not pool.contiguous
+            )
     return _add(rows, step, weight, bias, convolution, pool, want_argmax, folded)
 
 
@@ -241,7 +244,14 @@ def _add(
                 pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
                 P=pool.size, CHECK=is_padded(convolution, pool), **shape, **wants, **blocks,
             )  # fmt: skip
+    if pool is not None and pool.contiguous:
+        result = compute(_turned, out)
     return result, argmax
+
+
+def _turned(pooled: Tensor) -> Tensor:
+    """Return ``(N, Q, O)`` as a contiguous ``(N, O, Q)``."""
+    return pooled.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def check_index(rows: Rows) -> None:

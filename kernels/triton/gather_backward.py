@@ -31,12 +31,12 @@ __all__ = [
     "window_conv1d_relu_max_pool1d_backward",
 ]
 
-# A program sums so many sorted gradients at a time, of so many channels. There are at most so many spans, of any number
-# of tokens; so many spans' sums are joined at a time.
-SORTED = 32
-CHANNELS = 64
-SPANS = 512
-JOINED = 128
+# A program has so many sorted gradients on their way at once, of so many channels. There are at most so many spans, of
+# any number of tokens; so many spans' sums are joined at a time.
+STEP = 16
+CHANNELS = 128
+SPANS = 1024
+JOINED, JOINED_CHANNELS = 256, 32
 
 
 @replayed
@@ -155,21 +155,21 @@ def _sum_rows(dx: Tensor, tokens: Tensor, dtable: Tensor, skipped: int) -> None:
     """Add the gradients of all positions, ``(N, L, C)``, to the rows that ``tokens`` ``(N, L)`` name."""
     total, (count, channels) = tokens.numel(), dtable.shape
     in_order, order = compute(_sorted, tokens, count)
-    span = SORTED * power_of_two(-(-total // (SORTED * SPANS)))
+    span = STEP * power_of_two(-(-total // (STEP * SPANS)))
     spans = -(-total // span)
     partials = empty(dx, (spans, 2, channels), torch.float32)
-    block_c = min(max(power_of_two(channels), 16), CHANNELS)
-    grid, kernels = (spans * -(-channels // block_c),), _kernels()
+    block_c, joined_c = (min(power_of_two(channels), most) for most in (CHANNELS, JOINED_CHANNELS))
+    kernels = _kernels()
     with on_device(dx):
         launch(
-            kernels.sum_spans_kernel, grid,
+            kernels.sum_spans_kernel, (spans * -(-channels // block_c),),
             dx, in_order, order, dtable, partials, total, span, count, skipped,
-            C=channels, BLOCK_S=SORTED, BLOCK_C=block_c, INTERPRETED=kernels.INTERPRETED, num_warps=4,
+            C=channels, STEP=STEP, BLOCK_C=block_c, num_warps=1,
         )  # fmt: skip
         launch(
-            kernels.join_spans_kernel, grid,
+            kernels.join_spans_kernel, (spans * -(-channels // joined_c),),
             in_order, dtable, partials, total, span, count, skipped,
-            C=channels, BLOCK_G=JOINED, BLOCK_C=block_c, num_warps=4,
+            C=channels, BLOCK_G=JOINED, BLOCK_C=joined_c, num_warps=4,
         )  # fmt: skip
 
 

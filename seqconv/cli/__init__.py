@@ -1,7 +1,7 @@
 """The ``seqconv`` command: compare and train the notebook's models, look after data, tell about the machine.
 
 Exit codes: 0 for success, 1 for a failure (with one line on stderr that says what failed), 2 for wrong usage, 130 after
-Ctrl-C (what was trained so far is kept).
+Ctrl-C and 143 after SIGTERM (what was trained so far is kept).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return 130
+        return int(getattr(interrupt, "code", 130))
     except BrokenPipeError:
         # The reader, a pager say, has gone; there is nobody left to tell, and nothing more to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             data_dir=arguments.data_dir,
             source=arguments.source,
             seed=arguments.seed,
+            csv=options.csv_from(arguments),
         )
         for name in tasks
     ]

@@ -14,6 +14,7 @@ __all__ = ["add_parser"]
 EXAMPLES = """  seqconv data fetch all
   seqconv data verify imdb --data-dir ~/data
   seqconv data describe jena
+  seqconv data describe jena --csv station.csv --target "T (degC)"
 """
 
 
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         "verify": verify,
         "describe": describe,
     }
+    if arguments.csv is not None and arguments.action != "describe":
+        raise ValueError(f"--csv goes with describe, got {arguments.action}")
     tasks = options.TASKS if arguments.task == "all" else (arguments.task,)
     results = [actions[arguments.action](arguments, name) for name in tasks]
     if arguments.json:
@@ -63,13 +66,14 @@ def verify(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 def describe(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Load the data set and tell its sizes, splits and flaws."""
-    from seqconv.data import load_imdb, load_jena
+    from seqconv.data import load_csv, load_imdb, load_jena
 
+    csv = options.csv_from(arguments)
     if name == "imdb":
         return load_imdb(data_dir=arguments.data_dir, source=arguments.source).describe()
-    jena = load_jena(data_dir=arguments.data_dir, source=arguments.source)
-    description = jena.describe()
-    return description if arguments.json else description | {"report": f"\n{jena.report}"}
+    series = load_jena(data_dir=arguments.data_dir, source=arguments.source) if csv is None else load_csv(**csv)
+    description = series.describe()
+    return description if arguments.json else description | {"report": f"\n{series.report}"}
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,8 @@ __all__ = ["add_parser"]
 EXAMPLES = """  seqconv train imdb --model convnet
   seqconv train jena --model conv_gru --preset notebook --patience 3 --out runs/hybrid
   seqconv train jena --model conv_gru --preset notebook --patience 3 --out runs/hybrid --resume
+  seqconv train imdb --learning-rate 3e-4 --clip-norm 1 --schedule CosineAnnealingLR T_max=10 eta_min=1e-5
+  seqconv train jena --csv station.csv --date-column date --target "T (degC)"
 """
 
 
@@ -29,6 +31,7 @@ def add_parser(commands: options.Commands) -> None:
     )
     options.add_data_options(command)
     options.add_training_options(command)
+    options.add_optimizer_options(command)
     command.set_defaults(run=run)
 
 
@@ -44,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         source=arguments.source,
         seed=arguments.seed,
+        csv=options.csv_from(arguments),
     )
     if not arguments.quiet:
         print(f"{task.title}\ndata: {task.source}", file=sys.stderr)
@@ -56,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         seed=arguments.seed,
         patience=arguments.patience,
+        learning_rate=arguments.learning_rate,
+        schedule=options.schedule_from(arguments),
+        schedule_every=arguments.schedule_every,
+        clip_norm=arguments.clip_norm,
+        clip_value=arguments.clip_value,
     )
     if arguments.json:
         result = {

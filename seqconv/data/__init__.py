@@ -1,4 +1,4 @@
-"""Windows over a series, the two tasks' data sets, and the loaders that turn both into batches."""
+"""Windows over a series, the two tasks' data sets, CSV files of one's own, and loaders that make batches of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from seqconv.data.imdb import ImdbData, load_imdb
     from seqconv.data.jena import JenaData, load_jena
     from seqconv.data.sequences import pad_sequences
+    from seqconv.data.series import SeriesData
+    from seqconv.data.series_csv import load_csv
     from seqconv.data.windows import SlidingWindows, gap_groups
 
 __all__ = [
     "ArrayBatches",
     "ImdbData",
     "JenaData",
+    "SeriesData",
     "SlidingWindows",
     "gap_groups",
+    "load_csv",
     "load_imdb",
     "load_jena",
     "pad_sequences",
@@ -31,8 +35,10 @@ MODULES = {
     "ArrayBatches": "batches",
     "ImdbData": "imdb",
     "JenaData": "jena",
+    "SeriesData": "series",
     "SlidingWindows": "windows",
     "gap_groups": "windows",
+    "load_csv": "series_csv",
     "load_imdb": "imdb",
     "load_jena": "jena",
     "pad_sequences": "sequences",

@@ -30,6 +30,7 @@ def seed_generator(
     target_column: int | str = 1,
     seed: int | None = None,
     output: str = "torch",
+    corrected: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """Return an endless iterator of ``(samples, targets)`` as the notebook's R function ``generator`` gives them.
 
@@ -45,6 +46,10 @@ def seed_generator(
     - With ``shuffle`` a batch is ``batch_size`` rows of ``min_index + lookback .. max_index`` without replacement,
       drawn anew for each batch, so that a pass does not hold every row once. ``seed=None`` draws the seed from
       torch's global generator; the numbers are NumPy's, not R's.
+
+    ``corrected=True`` is the function as the book's erratum has it: the samples lie from ``row - lookback`` to ``row -
+    1``, so that "now" is none of them, spaced by ``(lookback - 1) / (S - 1)``, and a batch in order has ``batch_size``
+    rows, fewer only where the whole range has fewer.
 
     For each window once a pass, evenly spaced by ``step``, take :class:`seqconv.data.SlidingWindows`.
 
@@ -74,17 +79,21 @@ def seed_generator(
         seed = integer(seed, "seed", 0)
     elif shuffle:
         seed = int(torch.randint(2**62, ()))
-    chosen = shuffled_rows(first, last, batch_size, seed or 0) if shuffle else rows_in_order(first, last, batch_size)
-    return batches_of(series, chosen, lookback, lookback // step, delay, column, output)
+    if shuffle:
+        chosen = shuffled_rows(first, last, batch_size, seed or 0)
+    else:
+        chosen = rows_in_order(first, last, batch_size, batch_size if corrected else batch_size + 1)
+    span = lookback - 1 if corrected else lookback
+    return batches_of(series, chosen, lookback, span, lookback // step, delay, column, output)
 
 
-def rows_in_order(first: int, last: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of one batch after the other, walking from ``first`` towards ``last`` again and again."""
+def rows_in_order(first: int, last: int, batch_size: int, count: int) -> Iterator[NDArray[np.int64]]:
+    """Yield ``count`` rows a batch, walking from ``first`` towards ``last`` again and again."""
     row = first
     while True:
         if row + batch_size >= last:
             row = first
-        rows = np.arange(row, min(row + batch_size, last) + 1)
+        rows = np.arange(row, min(row + count - 1, last) + 1)
         yield rows
         row += len(rows)
 
@@ -100,6 +109,7 @@ def batches_of(
     series: NDArray[Any],
     chosen: Iterator[NDArray[np.int64]],
     lookback: int,
+    span: int,
     samples: int,
     delay: int,
     column: int,
@@ -110,17 +120,17 @@ def batches_of(
     for rows in chosen:
         inputs = np.empty((len(rows), samples, len(columns)), series.dtype)
         targets = np.empty((len(rows), 1, 1), series.dtype)
-        gather_rows(series, time_indices(rows, lookback, samples), columns, inputs)
+        gather_rows(series, time_indices(rows - lookback, span, samples), columns, inputs)
         gather_rows(series, rows[:, None] + delay, columns[column : column + 1], targets)
         targets = targets[:, 0, 0]
         yield (inputs, targets) if output == "numpy" else (torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
-def time_indices(rows: NDArray[np.int64], lookback: int, samples: int) -> NDArray[np.int64]:
-    """Return ``(B, S)``: R's ``seq(row - lookback, row, length.out = samples)``, truncated."""
+def time_indices(first: NDArray[np.int64], span: int, samples: int) -> NDArray[np.int64]:
+    """Return ``(B, S)``: R's ``seq(first, first + span, length.out = samples)``, truncated."""
     # R counts from 1, and near a whole number the rounding of the sum, hence the row, depends on that.
-    begin = (rows - lookback + 1)[:, None].astype(np.float64)
-    indices = begin + np.arange(samples) * (lookback / max(samples - 1, 1))
+    begin = (first + 1)[:, None].astype(np.float64)
+    indices = begin + np.arange(samples) * (span / max(samples - 1, 1))
     if samples > 1:
-        indices[:, -1] = rows + 1
+        indices[:, -1] = first + span + 1
     return indices.astype(np.int64) - 1

@@ -69,6 +69,8 @@ DATASETS = {
             "jena_climate_2009_2016.csv.zip",
             "jena_climate_2020.csv",
             "jena_climate_2020.csv.zip",
+            "mpi_roof.csv",
+            "weather.csv",
         ),
         download="jena_climate_2009_2016.csv.zip",
         # No checksum of this file is published. Its structure is checked instead when it arrives, and its hash is then

@@ -17,6 +17,7 @@ from seqconv.data.arguments import integer
 from seqconv.data.passes import Passes, Position
 from seqconv.data.prefetch import prefetched
 from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names, tensor_of
+from seqconv.data.worker_passes import WorkerPasses
 from seqconv.kernels.numba.windows import gather_rows, gather_windows
 
 __all__ = ["SlidingWindows", "WindowsDataset", "gap_groups"]
@@ -62,7 +63,12 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             torch's global generator.
         drop_last: leave out the last batch of a pass where it is smaller.
         rank, world_size: of a pass's windows in their order, this loader has those at ``rank``, ``rank + world_size``,
-            ...: all ranks together have each window once. A shuffled order then needs a common ``seed``.
+            ... A shuffled order then needs a common ``seed``.
+        uneven: what to do where ``world_size`` does not divide the windows. ``"pad"`` repeats the pass's first windows
+            at its end, as torch's ``DistributedSampler`` does (all of them again and again where there are fewer than
+            ranks), and ``"drop"`` leaves out its last ones, fewer than ``world_size``: every rank has equally many
+            batches of equal sizes, without which ``DistributedDataParallel`` waits for ever. ``"keep"`` has each
+            window once, as an evaluation without collective calls wants it, and gives some ranks one window more.
         prefetch: fill the next batch in a thread meanwhile.
         reuse: fill the same buffers again and again. A batch's memory is then valid until the next one is asked for.
             Not in worker processes, which pass their batches on.
@@ -79,8 +85,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     In a ``DataLoader(windows, batch_size=None, num_workers=...)`` the workers share out the batches, which come in the
     same order as without workers. Where workers do not persist, each pass begins with copies of this loader: count the
-    passes with :meth:`set_epoch`, or let ``seed=None`` draw orders from the DataLoader's seed. A memory map is mapped
-    again by its path in processes that are spawned.
+    passes with :meth:`set_epoch`, or let ``seed=None`` draw orders from the DataLoader's seed. A worker that begins a
+    pass again in the same shuffled order warns, once. A memory map is mapped again by its path in processes that are
+    spawned.
 
     Raises ``TypeError`` for series and arguments of wrong type and ``ValueError`` for values out of range, also where
     not one window fits.
@@ -105,6 +112,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        uneven: str = "pad",
         prefetch: bool = False,
         reuse: bool = False,
         output: str = "torch",
@@ -128,8 +136,11 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         self.materialise = materialise
         if batch_size is None and drop_last:
             raise ValueError("drop_last must be False with batch_size=None, got True")
+        self.uneven = uneven
         if output not in ("torch", "numpy"):
             raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
+        if uneven not in ("pad", "drop", "keep"):
+            raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
         if not isinstance(materialise, bool):
             raise TypeError(f"materialise must be True or False, got {materialise!r}")
         if shuffle and world_size > 1 and seed is None:
@@ -143,7 +154,13 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
                 + (" in groups" if groups is not None else "")
             )
         self._ends = np.cumsum(self._counts)
+        if uneven == "drop" and self._total < self.world_size:
+            raise ValueError(
+                f"uneven='drop' needs a window for each of the {world_size} ranks, got {self._total} windows; "
+                "'pad' repeats them"
+            )
         self._tensors: dict[torch.device, Tensor] = {}
+        self._worker_passes = WorkerPasses() if self.shuffle and self.seed_given else None
 
     @property
     def samples(self) -> int:
@@ -162,8 +179,15 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     @property
     def windows(self) -> int:
-        """Windows in a pass of this rank."""
-        return len(range(self.rank, int(self._ends[-1]), self.world_size))
+        """Windows in a pass of this rank, repeated ones included."""
+        total, ranks = self._total, self.world_size
+        shares = {"pad": -(-total // ranks), "drop": total // ranks, "keep": len(range(self.rank, total, ranks))}
+        return shares[self.uneven]
+
+    @property
+    def _total(self) -> int:
+        """Windows that there are, over all ranks."""
+        return int(self._ends[-1])
 
     def __len__(self) -> int:
         size = self.batch_size or 1
@@ -193,9 +217,14 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         within = positions - (self._ends - self._counts)[run]
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
 
+    def positions(self, indices: Array) -> Array:
+        """Return where this rank's windows stand in a pass over all ranks; behind its end it begins again."""
+        return (self.rank + self.world_size * indices) % self._total
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
         self._position = Position(integer(epoch, "epoch", 0))
+        self._worker_passes = None  # who counts the passes repeats one only on purpose
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_tensors": {}}
@@ -210,6 +239,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def _batches(self, number: int, first: int) -> Generator[Batch, None, None]:
         """Yield pass ``number`` from batch ``first`` on: all of it, or a DataLoader worker's share."""
         worker = get_worker_info()
+        if worker is not None and worker.id == 0 and self._worker_passes is not None:
+            self._worker_passes.begin(number)
         share = range(first, len(self)) if worker is None else range(first + worker.id, len(self), worker.num_workers)
         buffers = None
         if self.reuse and worker is None:
@@ -252,13 +283,12 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     def _order(self, number: int) -> Array:
         """Return the positions of this rank's windows in the order of pass ``number``."""
-        count = int(self._ends[-1])
+        mine = self.positions(np.arange(self.windows))
         if not self.shuffle:
-            return np.arange(self.rank, count, self.world_size)
+            return mine
         worker = get_worker_info()
         fresh = [worker.seed - worker.id] if worker is not None and not self.seed_given else []  # common to all workers
-        order = np.random.default_rng([self.seed or 0, number, *fresh]).permutation(count)
-        return order[self.rank :: self.world_size]
+        return np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)[mine]
 
     def _runs_of_windows(self, groups: Any) -> tuple[Array, Array]:
         """Return the first rows of the runs that hold windows, and how many windows each holds."""
@@ -293,6 +323,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             "drop_last": self.drop_last,
             "rank": self.rank,
             "world_size": self.world_size,
+            **({"uneven": self.uneven} if self.world_size > 1 else {}),
         }
 
 
@@ -318,7 +349,7 @@ class WindowsDataset(Dataset[Batch]):
         if outside.any():
             raise IndexError(f"index must lie within {-len(self)} to {len(self) - 1}, got {chosen[outside][0]}")
         chosen = np.where(chosen < 0, chosen + len(self), chosen)
-        inputs, targets = self.windows.gather(self.windows.rank + self.windows.world_size * chosen)
+        inputs, targets = self.windows.gather(self.windows.positions(chosen))
         return [(inputs[b, ...], targets[b, ...]) for b in range(len(chosen))]
 
 

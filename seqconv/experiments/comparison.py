@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -12,10 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from seqconv import explain, models
 from seqconv.experiments.task import Task
-from seqconv.training import History, evaluate, fit, load_weights, plot_history, rmsprop, seed_everything
+from seqconv.layers.fused import Fused
+from seqconv.training import (
+    Callback,
+    History,
+    Metric,
+    evaluate,
+    fit,
+    learning_rate_schedule,
+    load_weights,
+    plot_history,
+    rmsprop,
+    seed_everything,
+)
 
 __all__ = ["Outcome", "compare", "served_by", "step_milliseconds", "train_model"]
 
@@ -102,13 +117,25 @@ def train_model(
     progress: bool = True,
     seed: int = 0,
     patience: int | None = None,
+    learning_rate: float | None = None,
+    schedule: tuple[str, dict[str, Any]] | None = None,
+    schedule_every: str = "epoch",
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    callback: Callback | None = None,
 ) -> tuple[nn.Module, History | None, dict[str, float]]:
     """Train one model from weights drawn by ``seed``; return it with its best epoch's weights, history and metrics.
 
     The metrics are the task's on the ``"validation"`` and ``"test"`` data. A model with nothing to train has no
     history. Every model sees the same batches in the same order.
+
+    ``learning_rate`` takes the place of the model's own. ``schedule`` is the name of one of torch's schedules and its
+    arguments, ``("StepLR", {"step_size": 2})``, where ``ReduceLROnPlateau`` looks the right way by default; the rest is
+    :func:`seqconv.training.fit`'s. Raises ``ValueError`` for a learning rate that is no finite number above 0.
     """
     check_model(task, name)
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite number above 0, got {learning_rate}")
     entry, settings = task.entries[name], task.settings
     seed_everything(seed)
     model = models.initialise(entry.build(backend))
@@ -116,11 +143,12 @@ def train_model(
     if entry.learning_rate is not None:
         if progress:
             print(f"{task.name}, {name}", file=sys.stderr)
+        optimizer = rmsprop(model.parameters(), learning_rate or entry.learning_rate)
         history = fit(
             model,
             task.train(),
             loss=task.loss,
-            optimizer=rmsprop(model.parameters(), entry.learning_rate),
+            optimizer=optimizer,
             epochs=settings.epochs,
             validation=task.validation,
             steps_per_epoch=settings.steps_per_epoch,
@@ -128,11 +156,17 @@ def train_model(
             metrics=[task.metric],
             monitor=f"val_{task.metric.name}",
             patience=patience,
+            schedule=None if schedule is None else scheduled(optimizer, *schedule, task.metric),
+            schedule_every=schedule_every,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            callback=callback,
             checkpoint_dir=folder,
             resume=resume,
             progress=progress,
             seed=seed,
             labels={"data": task.source},
+            settings={"learning_rate": learning_rate, "schedule_arguments": schedule and schedule[1]},
         )
         plot_history(history, folder / "history.png", title=f"{name}, {task.title} ({task.origin})")
         load_weights(model, folder / "best.pt")
@@ -144,6 +178,13 @@ def train_model(
         )
     }
     return model, history, scores
+
+
+def scheduled(optimizer: Optimizer, name: str, arguments: dict[str, Any], metric: Metric) -> LRScheduler:
+    """Return the schedule, one that waits for a plateau with the metric's own direction unless another is given."""
+    if name == "ReduceLROnPlateau":
+        arguments = {"mode": "max" if metric.larger_is_better else "min", **arguments}
+    return learning_rate_schedule(optimizer, name, **arguments)
 
 
 def step_milliseconds(task: Task, names: Sequence[str], backend: str) -> dict[str, float]:
@@ -165,19 +206,11 @@ def step_milliseconds(task: Task, names: Sequence[str], backend: str) -> dict[st
 
 def served_by(model: nn.Module, inputs: Tensor) -> str:
     """Return the backends that serve the model's seqconv layers on ``inputs``, ``"torch"`` if it has none of them."""
-    found: dict[str, None] = {}
-
-    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        found[explain(module, *arguments).backend] = None
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if hasattr(module, "prepare")]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return " + ".join(found) or "torch"
+    if not any(isinstance(module, Fused) for module in model.modules()):
+        return "torch"
+    with torch.no_grad():
+        calls = explain(nn.Sequential(model), inputs).calls  # held by another module, a lone layer is a model, too
+    return " + ".join(dict.fromkeys(answer.backend for _, answer in calls if answer is not None)) or "torch"
 
 
 def _training_step(task: Task, name: str, backend: str, inputs: Tensor, targets: Tensor) -> Iterator[None]:

@@ -1,13 +1,18 @@
-"""The temperature task: how warm it is in 24 hours, from the last ten days of 14 measurements."""
+"""The temperature task: how warm it is in 24 hours, from the last ten days of 14 measurements.
+
+The same task on a CSV file of one's own counts in rows: its target so many rows ahead, from as many rows back.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 
 from seqconv import models
-from seqconv.data import SlidingWindows, load_jena
+from seqconv.data import SlidingWindows, load_csv, load_jena
 from seqconv.data.sources import Source
 from seqconv.experiments.task import Entry, Settings, Task
 from seqconv.training import mean_absolute_error
@@ -19,10 +24,18 @@ LOOKBACK, STEP, DELAY = 1440, 6, 144
 
 
 def load(
-    settings: Settings, *, data_dir: str | os.PathLike[str] | None = None, source: Source = "auto", seed: int = 0
+    settings: Settings,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    source: Source = "auto",
+    seed: int = 0,
+    csv: Mapping[str, Any] | None = None,
 ) -> Task:
-    """Return the task with its data loaded, standardised by the training rows' statistics."""
-    data = load_jena(data_dir=data_dir, source=source)
+    """Return the task with its data loaded, standardised by the training rows' statistics.
+
+    ``csv`` holds the arguments of :func:`seqconv.data.load_csv`, whose series then takes the place of Jena's.
+    """
+    data = load_jena(data_dir=data_dir, source=source) if csv is None else load_csv(**csv)
     channels, steps = data.series.shape[1], LOOKBACK // STEP
 
     def windows(rows: slice, *, shuffle: bool = False) -> SlidingWindows:
@@ -44,11 +57,14 @@ def load(
     def reading() -> models.WindowSource:
         return models.WindowSource(series, steps, STEP)
 
+    subject, units = "Jena temperature in 24 hours", "degrees Celsius"
+    if csv is not None:
+        subject, units = f"{data.target} {DELAY} rows ahead", f"in the units of {data.target}"
     validation, test = windows(data.splits.validation), windows(data.splits.test)
     series = validation.series_tensor()
     return Task(
         name="jena",
-        title="Jena temperature in 24 hours: mean absolute error, in standard deviations",
+        title=f"{subject}: mean absolute error, in standard deviations",
         source=data.source,
         synthetic=data.synthetic,
         train=lambda: windows(data.splits.train, shuffle=True),
@@ -72,6 +88,6 @@ def load(
         loss=F.l1_loss,
         metric=mean_absolute_error,
         settings=settings,
-        units="degrees Celsius",
-        in_units=data.degrees,
+        units=units,
+        in_units=data.in_units,
     )

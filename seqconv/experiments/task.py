@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -103,11 +103,13 @@ def load_task(
     data_dir: str | os.PathLike[str] | None = None,
     source: Source = "auto",
     seed: int = 0,
+    csv: Mapping[str, Any] | None = None,
 ) -> Task:
     """Return the task ``name`` (``"imdb"`` or ``"jena"``) with its data loaded.
 
     ``preset`` is ``"notebook"`` (the notebook's epochs and steps) or ``"quick"`` (minutes on a small CPU); ``settings``
     take its place. ``data_dir``, ``source``: see :func:`seqconv.data.sources.find`. ``seed`` orders the batches.
+    ``csv``, the arguments of :func:`seqconv.data.load_csv`, puts a file of one's own in the place of Jena's.
     Raises ``ValueError`` for an unknown name or preset, and what the data's loader raises.
     """
     if name not in TASKS:
@@ -116,8 +118,11 @@ def load_task(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if settings is None:
         settings = PRESETS[preset][name]
+    if csv is not None and name != "jena":
+        raise ValueError(f"a CSV file goes with the task jena, got {name}")
     module = import_module(f"seqconv.experiments.{name}")
-    task: Task = module.load(settings, data_dir=data_dir, source=source, seed=seed)
+    own = {} if csv is None else {"csv": csv}
+    task: Task = module.load(settings, data_dir=data_dir, source=source, seed=seed, **own)
     return task
 
 

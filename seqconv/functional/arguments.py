@@ -13,6 +13,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
     "IntOrTuple",
+    "contiguous",
     "convolution",
     "floating",
     "folded_dtype",
@@ -48,7 +49,8 @@ def tensor(name: str, value: Any) -> None:
 def floating(name: str, value: Tensor) -> None:
     """Raise ``TypeError`` for a dtype that no kernel takes."""
     if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+        hint = " (nothing here is quantised: put a torch.ao.quantization.DeQuantStub in front)" * value.is_quantized
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}{hint}")
 
 
 def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | None:
@@ -67,6 +69,16 @@ def folded_dtype(value: Any, table: torch.dtype | None = None) -> torch.dtype | 
     if table not in (None, torch.float32):
         raise TypeError(f"folded_dtype must be None unless the table is torch.float32, which is {table}; got {value}")
     return value
+
+
+def contiguous(value: Any) -> bool:
+    """Tell which of the memory formats that a result may have ``value`` is."""
+    allowed = "torch.preserve_format or torch.contiguous_format"
+    if not isinstance(value, torch.memory_format):
+        raise TypeError(f"memory_format must be {allowed}, got {value!r}")
+    if value not in (torch.preserve_format, torch.contiguous_format):
+        raise ValueError(f"memory_format must be {allowed} (others are of images), got {value}")
+    return bool(value == torch.contiguous_format)
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -135,7 +147,7 @@ def convolution(
     if channels != group_channels * groups:
         raise ValueError(
             f"{source_name} must have in_channels = weight.shape[1] * groups = {group_channels * groups} channels, "
-            f"got {channels} (shape {tuple(source)})"
+            f"got {channels} (shape {tuple(source)}){_is_transposed(source_name, source, group_channels * groups)}"
         )
     if out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
@@ -158,6 +170,7 @@ def pool(
     pool_padding: IntOrTuple,
     pool_dilation: IntOrTuple,
     ceil_mode: bool,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Pool:
     """Check a pool's arguments and, where it is known, the ``length`` of its input; return the pool's geometry."""
     if not isinstance(ceil_mode, bool):
@@ -169,6 +182,7 @@ def pool(
         single("pool_padding", pool_padding, 0),
         single("pool_dilation", pool_dilation, 1),
         ceil_mode,
+        contiguous(memory_format),
     )
     if geometry.padding > size // 2:
         raise ValueError(f"pool_padding must be at most half of pool_size = {size}, got {geometry.padding}")
@@ -221,6 +235,13 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
             f"got {least if least < 0 else greatest}"
         )
+
+
+def _is_transposed(name: str, shape: tuple[int, ...], channels: int) -> str:
+    """Return the hint that an input's last axis may be its channels; nothing where it cannot be."""
+    if name != "input" or shape[-1] != channels:
+        return ""
+    return f": its last axis has {channels}, so if it is (N, L, C), pass input.transpose(-1, -2)"
 
 
 def _padding(padding: IntOrTuple | str, stride: int, dilation: int, kernel_size: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from seqconv import backends
 from seqconv.functional import arguments, remembered
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
+from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
@@ -47,20 +48,23 @@ def conv1d_relu_max_pool1d(
     pool_padding: IntOrTuple = 0,
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return ``F.max_pool1d(F.relu(F.conv1d(input, weight, bias, ...)), pool_size, ...)``.
 
     Shapes: ``input`` ``(N, C, L)`` or ``(C, L)``, ``weight`` ``(O, C / groups, K)``, ``bias`` ``(O,)``; the result is
-    ``(N, O, Q)`` or ``(O, Q)``. The memory format is kept: a channels-last input, ``(N, L, C)`` seen through
-    ``.transpose(1, 2)``, gives a channels-last result, any other input a contiguous one.
+    ``(N, O, Q)`` or ``(O, Q)``. ``memory_format=torch.preserve_format`` keeps the memory format: a channels-last input,
+    ``(N, L, C)`` seen through ``.transpose(1, 2)``, gives a channels-last result, any other input a contiguous one.
+    With ``torch.contiguous_format`` every result is contiguous, as that of torch's functions is, for what depends on
+    it: ``.view(n, -1)``, the mask that a dropout draws.
 
     The arguments are those of :func:`torch.nn.functional.conv1d`, and behind ``pool_`` those of
     :func:`torch.nn.functional.max_pool1d`; ``pool_stride=None`` means ``pool_size``. ``backend`` is ``"auto"``,
     ``"triton"``, ``"numba"`` or ``"reference"``.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
     return run(conv_call, (input, weight, bias), (convolution, pool), backend)
 
 
@@ -100,13 +104,14 @@ def embedding_conv1d_relu_max_pool1d(
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
     folded_dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of ``F.embedding(tokens, table, padding_idx).transpose(-1, -2)``.
 
     Shapes: ``tokens`` ``(N, L)`` or ``(L,)``, int32 or int64, ``table`` ``(V, C)``, ``weight`` ``(O, C / groups, K)``;
-    the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last. Row ``padding_idx`` is read like any other and gets no
-    gradient.
+    the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last unless ``memory_format`` is ``torch.contiguous_format``.
+    Row ``padding_idx`` is read like any other and gets no gradient.
 
     Calls without gradients keep the folded table, the products of table and weight, where :class:`seqconv.frozen`
     promises that both stay as they are. ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables
@@ -120,7 +125,7 @@ def embedding_conv1d_relu_max_pool1d(
     no effect.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
     options = (padding_idx, convolution, pool, folded_dtype)
     return run(embedding_call, (tokens, table, weight, bias), options, backend)
 
@@ -164,16 +169,18 @@ def window_conv1d_relu_max_pool1d(
     pool_padding: IntOrTuple = 0,
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of the windows that start at the rows ``starts`` of ``series``.
 
     Window ``n`` holds the ``length`` rows ``starts[n], starts[n] + step, ...``: in torch,
     ``series[starts[:, None] + step * torch.arange(length)].transpose(1, 2)``. Shapes: ``series`` ``(V, C)``, ``starts``
-    ``(N,)``, int32 or int64, ``weight`` ``(O, C / groups, K)``; the result is ``(N, O, Q)``, channels-last.
+    ``(N,)``, int32 or int64, ``weight`` ``(O, C / groups, K)``; the result is ``(N, O, Q)``, channels-last unless
+    ``memory_format`` is ``torch.contiguous_format``.
     """
     convolution = (stride, padding, dilation, groups)
-    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
     return run(window_call, (series, starts, weight, bias), (length, step, convolution, pool), backend)
 
 
@@ -240,9 +247,16 @@ def run(
 
 
 def conv_call(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: tuple[Any, ...], pool: tuple[Any, ...] | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: tuple[Any, ...],
+    pool: tuple[Any, ...] | None,
 ) -> Call:
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
+    if isinstance(input, Proxy):
+        functions = conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
+        return _traced(functions, (input, weight, bias), convolution, pool)
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")
@@ -271,6 +285,10 @@ def embedding_call(
 
     ``is_known`` tells that tokens and table were checked together before.
     """
+    if isinstance(tokens, Proxy) or isinstance(table, Proxy):
+        functions = embedding_conv1d_relu_global_max_pool1d, embedding_conv1d_relu_max_pool1d
+        rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        return _traced(functions, (tokens, table, weight, bias), convolution, pool, **rest)
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
     if tokens.dim() not in (1, 2):
@@ -301,6 +319,10 @@ def window_call(
     pool: tuple[Any, ...] | None,
 ) -> Call:
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""
+    if isinstance(series, Proxy) or isinstance(starts, Proxy):
+        functions = window_conv1d_relu_global_max_pool1d, window_conv1d_relu_max_pool1d
+        rest = {"length": length, "step": step}
+        return _traced(functions, (series, starts, weight, bias), convolution, pool, **rest)
     arguments.tensor("series", series)
     arguments.tensor("starts", starts)
     if starts.dim() != 1:
@@ -309,6 +331,22 @@ def window_call(
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     suffix, geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
     return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
+
+
+def _traced(
+    functions: tuple[Any, Any],
+    given: tuple[Any, ...],
+    convolution: tuple[Any, ...],
+    pool: tuple[Any, ...] | None,
+    **rest: Any,
+) -> Call:
+    """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
+    options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
+    if pool is not None:
+        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
+        options |= dict(zip(fields, pool, strict=True))
+    traced: Any = TracedCall(functions[pool is not None], given, options)
+    return traced  # type: ignore[no-any-return]
 
 
 Checked = tuple[str, tuple[Convolution] | tuple[Convolution, Pool]]

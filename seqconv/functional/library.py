@@ -1,9 +1,9 @@
 """The kernels as operators of ``torch.library``: what ``torch.compile`` puts into its graphs.
 
 An operator takes plain numbers: ``convolution`` is ``(stride, left padding, right padding, dilation)``, ``pool`` the
-fields of a ``Pool``, empty for the global maximum. ``index`` are tokens or starts, ``None`` where the source is the
-input itself; ``rows`` is empty then, ``(padding_idx,)`` or ``(-1,)`` of tokens, ``(length, step)`` of windows. What is
-not wanted is an empty tensor.
+fields of a ``Pool``, as integers, empty for the global maximum. ``index`` are tokens or starts, ``None`` where the
+source is the input itself; ``rows`` is empty then, ``(padding_idx,)`` or ``(-1,)`` of tokens, ``(length, step)`` of
+windows. What is not wanted is an empty tensor.
 """
 
 # ruff: noqa: ARG001  (a description of a result takes what its computation takes)
@@ -109,7 +109,7 @@ def _(
         windows, largest = 1, positions - 1
     else:
         windows, largest = options[1].output_length(positions), options[1].size - 1
-        if index is not None or is_channels_last(source):
+        if (index is not None or is_channels_last(source)) and not options[1].contiguous:
             output = source.new_empty(samples, windows, outputs).transpose(1, 2)
         else:
             output = source.new_empty(samples, outputs, windows)
@@ -193,8 +193,8 @@ def _call(
     options: tuple[Any, ...] = (Convolution(stride, (left, right), dilation),)
     operation = "conv1d_relu_global_max_pool1d"
     if pool:
-        size, pool_stride, padding, pool_dilation, ceil_mode = pool
-        options += (Pool(size, pool_stride, padding, pool_dilation, bool(ceil_mode)),)
+        size, pool_stride, padding, pool_dilation, *flags = pool
+        options += (Pool(size, pool_stride, padding, pool_dilation, *map(bool, flags)),)
         operation = "conv1d_relu_max_pool1d"
     if index is None:
         return operation, (source,), options

@@ -17,13 +17,18 @@ Where no mask but an ``(N, C)`` one of the input is given, the ``reference`` bac
 the plain steps of :mod:`seqconv.kernels.reference.recurrent`. Errors: ``ValueError`` for a wrong shape, device, value
 or backend name, ``TypeError`` for a wrong type or dtype, :class:`~seqconv.backends.BackendError` where a backend asked
 for by name cannot serve.
+
+Under ``torch.compile`` a call breaks the graph and runs as in eager mode, bits and random numbers included: a graph of
+its steps takes minutes to compile. With ``fullgraph=True`` that is an error, as ``torch.nn.GRU`` is. ``torch.export``
+has no eager mode to fall back to, and unrolls the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +36,34 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from seqconv import backends
+from seqconv.functional.tracing import Proxy, record
 from seqconv.kernels.reference import recurrent as reference
 
-__all__ = ["Call", "batch_shape", "gru", "lstm", "recurrent_call", "unpack"]
+__all__ = ["Call", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 GATES = {"gru": 3, "lstm": 4}
 
 
+def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Have ``function`` run in eager mode where ``torch.compile`` meets it, torch's own operations inside included."""
+
+    @wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        # Decorated by torch.compiler.disable, the function would bring torch.compile into every process: a second.
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:  # see following.py
+            torch._dynamo.graph_break(msg="seqconv's GRU and LSTM run in eager mode: graphs unroll their steps")
+            eager: Callable[Given, Result] = torch.compiler.disable(function)
+            return eager(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@outside_graphs
 def gru(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],
@@ -61,12 +85,17 @@ def gru(
     the layers, and acts where ``training`` is true. ``backend`` is ``"auto"``, ``"triton"``, ``"numba"`` or
     ``"reference"``.
     """
+    if isinstance(input, Proxy):
+        options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
+        masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
+        return record(gru, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
     call = recurrent_call(
         "gru", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
     )
     return unpack("gru", call.run(backend))
 
 
+@outside_graphs
 def lstm(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],
@@ -84,6 +113,10 @@ def lstm(
 
     Shapes: as in :func:`gru`, with ``hx`` a pair of ``(S, N, P)`` and ``(S, N, H)`` and the output ``(L, N, D * P)``.
     """
+    if isinstance(input, Proxy):
+        options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
+        masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
+        return record(lstm, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
     call = recurrent_call(
         "lstm", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
     )
@@ -346,6 +379,8 @@ def _check_weights(
     hidden_size, state_size = _sizes(checked[0], gates)
     for index, layer in enumerate(checked):
         features = data.size(-1) if index < directions else directions * state_size
+        if index == 0 and layer.weight_ih.dim() == 2 and layer.weight_ih.size(1) != features:
+            raise ValueError(_wrong_features(data, layer.weight_ih.size(1)))
         shapes = (
             (gates * hidden_size, features),
             (gates * hidden_size, state_size),
@@ -357,6 +392,16 @@ def _check_weights(
             if tensor is not None:
                 _check(f"{name} of weights[{index}]", tensor, data, shape)
     return checked
+
+
+def _wrong_features(data: Tensor, wanted: int) -> str:
+    hint = ""
+    if data.dim() == 3 and data.size(1) == wanted:
+        hint = f": its axis 1 has {wanted}, so if it is (N, C, L), pass input.transpose(1, 2) with batch_first=True"
+    return (
+        f"input must have C = weight_ih.shape[1] = {wanted} features on its last axis, got {data.size(-1)} "
+        f"(shape {tuple(data.shape)}){hint}"
+    )
 
 
 def _sizes(weights: Weights, gates: int) -> tuple[int, int]:

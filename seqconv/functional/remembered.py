@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from seqconv import backends
-from seqconv.functional.autograd import differentiable
+from seqconv.functional.autograd import differentiable, recorded
 from seqconv.functional.following import unfollowed
 from seqconv.functional.passes import passes
 from seqconv.kernels.triton import replay
@@ -87,8 +87,11 @@ def remember(key: Key, operation: str, operands: tuple[Any, ...], options: tuple
         if tape is None:
             return
 
+        def first_result(operands: list[Tensor]) -> Tensor:
+            return tape.replay(operands)[0]  # type: ignore[no-any-return]
+
         def known(operands: tuple[Any, ...]) -> Tensor:
-            return tape.replay([one for one in operands if one is not None])[0]  # type: ignore[no-any-return]
+            return recorded(operation, first_result, [one for one in operands if one is not None])
 
     if len(_known) >= MOST:
         _known.clear()

@@ -12,10 +12,11 @@ from torch import Tensor
 from seqconv import backends
 from seqconv.functional import folded, kernels
 from seqconv.functional.arguments import IntOrTuple
-from seqconv.functional.autograd import underivable
+from seqconv.functional.autograd import called, recorded, underivable
 from seqconv.functional.conv import Call, embedding_call
 from seqconv.functional.following import in_plain_memory, unfollowed
 from seqconv.functional.passes import passes
+from seqconv.functional.tracing import Proxy, TracedCall
 
 __all__ = ["embedding_conv1ds_call", "embedding_conv1ds_relu_global_max_pool1d"]
 
@@ -62,6 +63,11 @@ def embedding_conv1ds_call(
     folded_dtype: torch.dtype | None = None,
 ) -> Call:
     """Check a call on embedded tokens with several weights."""
+    if isinstance(tokens, Proxy) or isinstance(table, Proxy):
+        options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True))
+        options |= {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        traced: Any = TracedCall(embedding_conv1ds_relu_global_max_pool1d, (tokens, table, weights, biases), options)
+        return traced  # type: ignore[no-any-return]
     weights = _sequence("weights", weights)
     if not weights:
         raise ValueError("weights must hold at least one tensor, got none")
@@ -129,15 +135,30 @@ def at_once() -> Callable[..., Tensor]:
             return separate(tokens, table, weights, biases, convolutions, padding_idx, folded_dtype=folded_dtype)
         tensors = (table, *weights, *biases)
         if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
-            output: Tensor = _Several.apply(convolutions, padding_idx, tokens, *tensors)
+            output: Tensor = called(_Several, OPERATION).apply(convolutions, padding_idx, tokens, *tensors)
             return output
-        pairs = zip(weights, convolutions, strict=True)
-        kept = [folded.find_or_fold("numba", tokens, table, weight, one, folded_dtype) for weight, one in pairs]
-        ready = {} if None in kept else {"folded": kept}
-        forward = passes("numba", OPERATION).forward
-        return forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=False, **ready)[0]
+        return recorded(
+            OPERATION, _without_gradients, tokens, table, weights, biases, convolutions, padding_idx, folded_dtype
+        )
 
     return run
+
+
+def _without_gradients(
+    tokens: Tensor,
+    table: Tensor,
+    weights: Any,
+    biases: Any,
+    convolutions: Any,
+    padding_idx: int | None,
+    folded_dtype: torch.dtype | None,
+) -> Tensor:
+    pairs = zip(weights, convolutions, strict=True)
+    kept = [folded.find_or_fold("numba", tokens, table, weight, one, folded_dtype) for weight, one in pairs]
+    ready = {} if None in kept else {"folded": kept}
+    forward = passes("numba", OPERATION).forward
+    output: Tensor = forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=False, **ready)[0]
+    return output
 
 
 class _Several(torch.autograd.Function):

@@ -19,8 +19,10 @@ from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.kernels.reference.conv_pool import is_channels_last
+from seqconv.layers.fused import FusedConv1d
 from seqconv.layers.options import (
     PaddingMode,
+    Pooling,
     backend_repr,
     check_convolution,
     check_padding,
@@ -34,12 +36,19 @@ from seqconv.layers.windows import Windows
 __all__ = ["ConvReLUGlobalMaxPool1d", "ConvReLUMaxPool1d"]
 
 
-class ConvReLUGlobalMaxPool1d(nn.Conv1d):
+class ConvReLUGlobalMaxPool1d(FusedConv1d):
     """``nn.Conv1d -> nn.ReLU -> maximum over all positions``: ``(N, C, L) -> (N, O)`` or ``(C, L) -> (O,)``.
 
-    The arguments, parameters and ``state_dict`` are those of :class:`torch.nn.Conv1d`; ``backend`` is ``"auto"`` or a
-    name out of :data:`seqconv.backends.BACKENDS`. In torch:
+    The arguments, by position too, the parameters and the ``state_dict`` are those of :class:`torch.nn.Conv1d`;
+    ``backend`` is ``"auto"`` or a name out of :data:`seqconv.backends.BACKENDS`. In torch:
     ``F.relu(F.conv1d(input, weight, bias, ...)).max(dim=-1).values``. :class:`~seqconv.Windows` give ``(N, O)``, too.
+
+    The layer is an ``nn.Conv1d`` by its parameters, not by its result. What looks for ``nn.Conv1d`` to initialise,
+    prune, normalise, parametrise or decay ``weight`` and ``bias`` is right: they are the convolution's, and read anew
+    at every call. What takes the result for the convolution's is not: ReLU and maximum come between. So
+    ``fuse_conv_bn_eval``, ``to_mkldnn`` and peft's LoRA are stopped by a ``TypeError``, and torch's quantisation leaves
+    the layer in floating point, with a warning; ``fuse_modules`` and ``torch.fx``'s ``fuse``, which go by the exact
+    class, do not fold it. A tool that folds a norm by assigning new weights on its own cannot be stopped.
     """
 
     def __init__(
@@ -47,25 +56,26 @@ class ConvReLUGlobalMaxPool1d(nn.Conv1d):
         in_channels: int,
         out_channels: int,
         kernel_size: IntOrTuple,
-        *,
         stride: IntOrTuple = 1,
         padding: IntOrTuple | str = 0,
         dilation: IntOrTuple = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: PaddingMode = "zeros",
-        backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
     ) -> None:
+        self._refuse_tools("peft")
         check_convolution(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(
             in_channels,
             out_channels,
-            kernel_size,  # type: ignore[arg-type]  # torch takes a tuple of one, too
-            stride=stride,  # type: ignore[arg-type]
-            padding=padding,  # type: ignore[arg-type]
-            dilation=dilation,  # type: ignore[arg-type]
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
             groups=groups,
             bias=bias,
             padding_mode=padding_mode,
@@ -104,21 +114,21 @@ class ConvReLUGlobalMaxPool1d(nn.Conv1d):
         return None
 
 
-class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
+class ConvReLUMaxPool1d(Pooling, ConvReLUGlobalMaxPool1d):
     """``nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: ``(N, C, L) -> (N, O, Q)`` or ``(C, L) -> (O, Q)``.
 
     The arguments, parameters and ``state_dict`` are those of :class:`torch.nn.Conv1d`, and behind ``pool_`` the
     arguments of :class:`torch.nn.MaxPool1d`; ``pool_stride=None`` means ``pool_size``. A channels-last input gives a
-    channels-last result, and so do :class:`~seqconv.Windows`. ``backend`` is ``"auto"`` or a name out of
+    channels-last result, and so do :class:`~seqconv.Windows`, unless ``memory_format=torch.contiguous_format`` asks for
+    a result that is always contiguous, as torch's own layers give: in their place, it keeps what follows as it was, a
+    ``.view(n, -1)`` or the mask that a dropout draws. ``backend`` is ``"auto"`` or a name out of
     :data:`seqconv.backends.BACKENDS`. In torch: ``F.max_pool1d(F.relu(F.conv1d(input, weight, bias, ...)), pool_size,
     ...)``.
-    """
 
-    pool_size: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    ceil_mode: bool
+    By position come the four arguments without a default; as ``pool_size`` is where ``nn.Conv1d`` has its ``stride``,
+    the rest must be named, or a ``TypeError`` says so. What else it means to be an ``nn.Conv1d`` is as in
+    :class:`ConvReLUGlobalMaxPool1d`.
+    """
 
     def __init__(
         self,
@@ -126,7 +136,7 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
         out_channels: int,
         kernel_size: IntOrTuple,
         pool_size: IntOrTuple,
-        *,
+        *misplaced: Any,
         stride: IntOrTuple = 1,
         padding: IntOrTuple | str = 0,
         dilation: IntOrTuple = 1,
@@ -137,10 +147,16 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
         pool_padding: IntOrTuple = 0,
         pool_dilation: IntOrTuple = 1,
         ceil_mode: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if misplaced:
+            raise TypeError(
+                f"arguments behind pool_size must be given by name, got {', '.join(map(repr, misplaced))}: in the "
+                "order of nn.Conv1d, stride is where pool_size is here (for a plain convolution, make an nn.Conv1d)"
+            )
         super().__init__(
             in_channels,
             out_channels,
@@ -155,7 +171,7 @@ class ConvReLUMaxPool1d(ConvReLUGlobalMaxPool1d):
             device=device,
             dtype=dtype,
         )
-        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""

@@ -19,8 +19,10 @@ from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
+from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
     PaddingMode,
+    Pooling,
     backend_repr,
     check_convolution,
     check_padding,
@@ -37,7 +39,7 @@ __all__ = ["Embedded", "EmbeddingConvReLUGlobalMaxPool1d", "EmbeddingConvReLUMax
 REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
-class Embedded(nn.Module):
+class Embedded(Fused):
     """What the layers on embedded tokens share: an ``nn.Embedding``, drawn anew or given."""
 
     embedding: nn.Embedding
@@ -169,18 +171,13 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         return None
 
 
-class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
-    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``, channels-last.
+class EmbeddingConvReLUMaxPool1d(Pooling, EmbeddingConvReLUGlobalMaxPool1d):
+    """``nn.Embedding -> nn.Conv1d -> nn.ReLU -> nn.MaxPool1d``: tokens ``(N, L) -> (N, O, Q)``.
 
-    Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O, Q)``. Parameters as in
-    :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments as in :class:`ConvReLUMaxPool1d`.
+    The result is channels-last unless ``memory_format`` is ``torch.contiguous_format``. Tokens are int32 or int64, one
+    sequence ``(L,)`` gives ``(O, Q)``. Parameters as in :class:`EmbeddingConvReLUGlobalMaxPool1d`, the other arguments
+    as in :class:`ConvReLUMaxPool1d`.
     """
-
-    pool_size: int
-    pool_stride: int
-    pool_padding: int
-    pool_dilation: int
-    ceil_mode: bool
 
     def __init__(
         self,
@@ -202,6 +199,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
         pool_dilation: IntOrTuple = 1,
         ceil_mode: bool = False,
         folded_dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.preserve_format,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -223,7 +221,7 @@ class EmbeddingConvReLUMaxPool1d(EmbeddingConvReLUGlobalMaxPool1d):
             device=device,
             dtype=dtype,
         )
-        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+        set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from seqconv.functional.arguments import IntOrTuple
 
 __all__ = [
     "PaddingMode",
+    "Pooling",
     "backend_repr",
     "check_convolution",
     "check_padding",
@@ -25,7 +26,7 @@ __all__ = [
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class Pooling(Protocol):
+class Pooling:
     """A layer with a pool."""
 
     pool_size: int
@@ -33,6 +34,16 @@ class Pooling(Protocol):
     pool_padding: int
     pool_dilation: int
     ceil_mode: bool
+    contiguous: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the results: ``torch.preserve_format`` or ``torch.contiguous_format``."""
+        return torch.contiguous_format if self.contiguous else torch.preserve_format
+
+    @memory_format.setter
+    def memory_format(self, value: torch.memory_format) -> None:
+        self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
 
 def convolution_of(layer: nn.Conv1d, padding: Any) -> tuple[Any, ...]:
@@ -70,21 +81,26 @@ def set_pool(
     padding: IntOrTuple,
     dilation: IntOrTuple,
     ceil_mode: bool,
+    memory_format: torch.memory_format,
 ) -> None:
     """Check a pool's options and keep them on ``layer``."""
-    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode)
-    layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool
+    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode, memory_format)
+    layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool[:5]
+    layer.contiguous = pool.contiguous
 
 
 def pool_of(layer: Pooling) -> tuple[Any, ...]:
     """Return a layer's pool as the functions take it."""
-    return layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode
+    sizes = layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation
+    return *sizes, layer.ceil_mode, layer.memory_format
 
 
 def pool_repr(layer: Pooling) -> str:
     """Return the pool's options that differ from their defaults, as a layer's text goes on with them."""
     defaults = {"pool_stride": layer.pool_size, "pool_padding": 0, "pool_dilation": 1, "ceil_mode": False}
     shown = [f"{name}={getattr(layer, name)}" for name, default in defaults.items() if getattr(layer, name) != default]
+    if layer.contiguous:
+        shown.append(f"memory_format={layer.memory_format}")
     return "".join(f", {part}" for part in [f"pool_size={layer.pool_size}", *shown])
 
 

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from seqconv import backends
 from seqconv.functional import recurrent as functional
+from seqconv.layers.fused import Fused
 
 __all__ = ["GRU", "LSTM"]
 
 MODES = ("per_gate", "shared")
 
 
-class _RecurrentDropout(nn.RNNBase):
+class _RecurrentDropout(Fused, nn.RNNBase):
     """What the two layers share: their dropout options, the masks, and the call."""
 
     operation: ClassVar[str]
@@ -33,7 +35,7 @@ class _RecurrentDropout(nn.RNNBase):
         self.input_dropout = _probability("input_dropout", input_dropout)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
         self.recurrent_dropout_mode = mode
-        self.backend = backend
+        self.backend = backends.check_name(backend)
 
     def prepare(
         self,
@@ -62,6 +64,7 @@ class _RecurrentDropout(nn.RNNBase):
             recurrent_mask,
         )
 
+    @functional.outside_graphs
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -120,7 +123,7 @@ class _RecurrentDropout(nn.RNNBase):
 
 
 class GRU(_RecurrentDropout, nn.GRU):
-    """``nn.GRU`` with dropout on its input and on its recurrent state.
+    """``nn.GRU`` with dropout on input and recurrent state: ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``.
 
     Positional arguments, shapes, parameters and ``state_dict`` are those of ``nn.GRU``; the keyword-only ones are
 
@@ -133,10 +136,11 @@ class GRU(_RecurrentDropout, nn.GRU):
 
     Both dropouts act in training, drop for a whole sequence, and scale what they keep by 1 / (1 - p); a probability of
     1 drops everything, as in ``nn.Dropout`` (Keras takes it as 0). ``dropout`` is torch's, between layers. Where
-    recurrent dropout is off, torch's fused kernel runs.
+    recurrent dropout is off, torch's fused kernel runs. Under ``torch.compile`` the layer breaks the graph and runs in
+    eager mode, drawing the masks that it draws there; with ``fullgraph=True`` that is an error, as for ``nn.GRU``.
 
-    Raises ``ValueError`` for a probability outside [0, 1] or an unknown mode, ``TypeError`` for a probability that is
-    no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
+    Raises ``ValueError`` for a probability outside [0, 1], an unknown mode or backend, ``TypeError`` for a probability
+    that is no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
     """
 
     operation = "gru"
@@ -166,7 +170,7 @@ class GRU(_RecurrentDropout, nn.GRU):
 
 
 class LSTM(_RecurrentDropout, nn.LSTM):
-    """``nn.LSTM`` with dropout on its input and on its recurrent state.
+    """``nn.LSTM`` with dropout on input and recurrent state: ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``.
 
     Positional arguments, shapes, parameters and ``state_dict`` are those of ``nn.LSTM``, projections included. The
     keyword-only arguments, and what is raised, are those of :class:`GRU`. The cell state ``c`` is never dropped.

@@ -6,9 +6,12 @@ The convnets' first layer reads them in place, the other models gather them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from seqconv.functional import arguments
+from seqconv.functional.tracing import Proxy
 from seqconv.layers import GRU, ConvReLUGlobalMaxPool1d, ConvReLUMaxPool1d, Windows
 from seqconv.models.source import WindowSource
 
@@ -26,6 +29,8 @@ class _OfWindows(nn.Module):
 
     def read(self, windows: Tensor) -> Tensor | Windows:
         """Return what a convolution takes: windows ``(N, S, C)`` seen as ``(N, C, S)``, or those at the starts."""
+        if isinstance(windows, Proxy):  # torch.fx knows no shapes: with a source these are starts
+            return windows.transpose(1, 2) if self.source is None else self.source(windows)  # type: ignore[no-any-return]
         arguments.tensor("windows", windows)
         if windows.dim() < 1:
             raise ValueError(f"windows must have shape (N, S, C), or (N,) for their starts, got {tuple(windows.shape)}")
@@ -41,8 +46,14 @@ class _OfWindows(nn.Module):
 
     def gather(self, windows: Tensor) -> Tensor:
         """Return windows ``(N, S, C)``, those at the starts where these are given."""
-        read = self.read(windows)
-        return read.gather() if isinstance(read, Windows) else windows
+        found = self.at_starts(windows)
+        return windows if found is None else found.gather()
+
+    def at_starts(self, windows: Tensor) -> Windows | None:
+        """Return the windows at the starts, where these are given."""
+        read: Any = self.read(windows)
+        given = self.source is not None if isinstance(windows, Proxy) else isinstance(read, Windows)
+        return read if given else None
 
 
 class JenaConvnet(_OfWindows):
@@ -136,8 +147,8 @@ class TemperatureNow(_OfWindows):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the last row's column ``(N,)`` of ``windows`` ``(N, S, C)``."""
-        read = self.read(windows)
-        if isinstance(read, Windows):
+        read = self.at_starts(windows)
+        if read is not None:
             read.check()
             return read.series[read.starts + (read.length - 1) * read.step, self.column]
         return windows[:, -1, self.column]

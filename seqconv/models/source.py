@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seqconv.functional import arguments
 from seqconv.layers import Windows
+from seqconv.layers.fused import LEAF
 
 __all__ = ["WindowSource"]
 
@@ -29,6 +30,7 @@ class WindowSource(nn.Module):
 
     def __init__(self, series: Tensor, length: int, step: int = 1) -> None:
         super().__init__()
+        self.__module__ = LEAF
         arguments.tensor("series", series)
         arguments.floating("series", series)
         if series.dim() != 2:

@@ -22,8 +22,9 @@ class History:
 
     ``records`` holds one dictionary an epoch: ``epoch`` (from 1), ``loss`` and the metrics over the epoch's training
     batches, the same over the validation batches as ``val_loss`` and so on, ``seconds`` (the whole epoch with its
-    validation) and ``ms_per_step`` (one training step, loading of its batch included). ``labels`` are the same in every
-    row of the table, where the data are from for one.
+    validation) and ``ms_per_step`` (one training step, loading of its batch included); with a schedule, the
+    ``learning_rate`` behind its last step. ``labels`` are the same in every row of the table, where the data are from
+    for one.
     """
 
     monitor: str

@@ -1,18 +1,25 @@
-"""Ctrl-C that lets the training step under way finish, so that what is saved is the state between two steps."""
+"""Signals that let the training step under way finish, so that what is saved is the state between two steps."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-__all__ = ["Interrupt", "Interrupted", "interruptible"]
+__all__ = ["Interrupt", "Interrupted", "Terminated", "interruptible"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C; ``checkpoint`` is the file to resume from, ``None`` if there is none."""
+    """Training was stopped by Ctrl-C (SIGINT), or by SIGTERM, then as :class:`Terminated`.
+
+    ``checkpoint`` is the file to resume from, ``None`` if there is none; ``code`` the exit code that tells a shell of
+    the signal, 130 or 143.
+    """
+
+    code = 128 + signal.SIGINT
 
     def __init__(self, checkpoint: Path | None) -> None:
         self.checkpoint = checkpoint
@@ -20,33 +27,66 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted: {kept}")
 
 
-class Interrupt:
-    """Whether a stop was asked for."""
+class Terminated(Interrupted, SystemExit):
+    """Training was stopped by SIGTERM, as clusters send it. Where nobody catches it, the exit code is 143."""
 
-    requested = False
+    code = 128 + signal.SIGTERM
+
+
+class Interrupt:
+    """The signal that asked for a stop, ``None`` until then."""
+
+    signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+    def error(self, checkpoint: Path | None) -> Interrupted:
+        """Return what to raise once ``checkpoint`` is written."""
+        return (Terminated if self.signal == signal.SIGTERM else Interrupted)(checkpoint)
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Yield a flag that the first SIGINT sets; a second SIGINT raises ``KeyboardInterrupt`` wherever the program is.
+    """Yield a flag that the first SIGINT or SIGTERM sets.
 
-    The handler that was there before is restored at the end. Signals reach the main thread only, so elsewhere
-    nothing is changed; nor is it where SIGINT is ignored or handled outside Python.
+    A further SIGINT raises ``KeyboardInterrupt`` wherever the program is. A further SIGTERM does nothing: ``timeout``
+    and job managers send it to a process and to its group, and what cannot wait is killed anyway.
+
+    The handlers that were there before are restored at the end. Signals reach the main thread only, so elsewhere
+    nothing is changed; nor is it where a signal is ignored or handled outside Python.
     """
     interrupt = Interrupt()
+    before: dict[int, Any] = {}
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def replace(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        before[number] = signal.getsignal(number)
+        signal.signal(number, handler)
+
+    def handle(number: int, _frame: FrameType | None) -> None:
         if interrupt.requested:
-            raise KeyboardInterrupt
-        interrupt.requested = True
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        interrupt.signal = number
+        # The signal may have reached a DataLoader's workers, too. torch raises as soon as one of them has died,
+        # wherever the program is: that would break off the step, which needs no worker any more.
+        died = getattr(signal, "SIGCHLD", None)
+        if died is not None and callable(signal.getsignal(died)):
+            replace(died, lambda _number, _frame: None)
 
-    before = signal.getsignal(signal.SIGINT)
     try:
-        installed = callable(before) and signal.signal(signal.SIGINT, handle) is before
+        # SIGINT has Python's own handler unless somebody took it away; SIGTERM has none.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler) or (number == signal.SIGTERM and handler is signal.SIG_DFL):
+                replace(number, handle)
     except ValueError:  # not the main thread
-        installed = False
+        before.clear()
     try:
         yield interrupt
     finally:
-        if installed:
-            signal.signal(signal.SIGINT, before)
+        for replaced, handler in before.items():
+            signal.signal(replaced, handler)

@@ -7,24 +7,29 @@ measured instead: 35 to 43 µs on top of each step of a small model (120 µs wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from seqconv.training.callbacks import Callback
+from seqconv.training.clipping import clipping
 from seqconv.training.clock import StepClock
 from seqconv.training.evaluation import Loss, Means, evaluate_into, mode, model_device
 from seqconv.training.feed import Batches, Feed, to_device
 from seqconv.training.history import History
-from seqconv.training.interrupts import Interrupt, Interrupted, interruptible
+from seqconv.training.interrupts import Interrupt, interruptible
 from seqconv.training.metrics import Metric
 from seqconv.training.progress import Progress
 from seqconv.training.randomness import random_state, seed_everything
 from seqconv.training.run import Run
+from seqconv.training.schedules import Schedule
 
 __all__ = ["NonFiniteError", "fit"]
 
@@ -57,12 +62,18 @@ def fit(
     metrics: Sequence[Metric] = (),
     monitor: str | None = None,
     patience: int | None = None,
+    schedule: LRScheduler | None = None,
+    schedule_every: str = "epoch",
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    callback: Callback | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     device: torch.device | str | None = None,
     progress: bool = True,
     seed: int | None = None,
     labels: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> History:
     """Train ``model`` in place and return the :class:`History`; the model ends with the last epoch's weights.
 
@@ -83,15 +94,28 @@ def fit(
         monitor: the column of the history that tells the best epoch; by default ``val_loss``, or ``loss`` where there
             is no validation. A metric's own ``larger_is_better`` says which way is better.
         patience: stop once this many epochs have passed without an improvement of ``monitor``; ``None`` never does.
-        checkpoint_dir: a folder for ``last.pt`` (written after each epoch and on Ctrl-C), ``best.pt`` (when ``monitor``
-            improves) and ``history.csv``. Unless ``resume`` is set it must not hold a run already.
+        schedule: one of ``torch.optim.lr_scheduler`` over ``optimizer``, or several in its ``SequentialLR``;
+            :func:`seqconv.training.learning_rate_schedule` makes one by name. ``ReduceLROnPlateau`` looks at
+            ``monitor``. The history gets a column ``learning_rate``, the rate behind the epoch's last step.
+        schedule_every: ``"epoch"`` steps it after each epoch, ``"step"`` after each training step.
+        clip_norm: bring all gradients together to a 2-norm of at most this, as ``clip_grad_norm_`` does, each step.
+        clip_value: bring every element of a gradient into ``-clip_value .. clip_value`` each step, before that.
+        callback: called after each epoch, before its checkpoint is written, with its line of the history, a dictionary.
+            Where it has a method ``on_step``, that is called after each training step as ``on_step(epoch, step,
+            loss)``, both counted from 1, the loss a tensor on the device, which to read makes a GPU wait. Where it has
+            ``state_dict`` and ``load_state_dict``, checkpoints hold its state. An epoch that is made again after a
+            failure is told of again.
+        checkpoint_dir: a folder for ``last.pt`` (written after each epoch, on Ctrl-C and SIGTERM), ``best.pt`` (when
+            ``monitor`` improves) and ``history.csv``. Unless ``resume`` is set it must not hold a run already.
         resume: continue from ``last.pt`` to the same numbers as an unbroken run, on the CPU to the last bit. Model,
-            optimizer with its settings, random states and positions are restored. A run that is complete returns its
+            optimizer and schedule with their settings, the callback's state, random states and positions are restored;
+            another kind of schedule, other clipping or other lengths are refused. A run that is complete returns its
             history at once; where the folder holds no run yet, a new one begins, so that one command serves both.
         device: where to train; by default where the model is.
         progress: show each epoch on stderr: a bar on a terminal, a line elsewhere.
         seed: seeds torch, NumPy's and Python's global generators before a new run; not used when one is continued.
         labels: columns with one text in every row of the history, where the data are from for one.
+        settings: more that the checkpoint holds and that must be the same to resume: numbers and texts by name.
 
     Losses and metrics are means over samples: a smaller last batch counts for less, as in Keras. The training figures
     are those of the steps as they were made, with dropout and changing weights.
@@ -99,12 +123,13 @@ def fit(
     Raises:
         NonFiniteError: the loss became NaN or infinite. On the CPU the step is not made; on an accelerator losses
             are looked at a few times a second. Losses and weights are always checked before a checkpoint is written.
-        Interrupted: Ctrl-C; the step under way was completed and ``last.pt`` written. A second Ctrl-C stops at once.
+        Interrupted: Ctrl-C, or SIGTERM, then as its subclass Terminated; the step under way was completed and
+            ``last.pt`` written. A second Ctrl-C stops at once. Signals are handled in the main thread only.
         CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run.
         FileExistsError: ``checkpoint_dir`` holds a run and ``resume`` is not set.
         OSError: ``checkpoint_dir`` cannot be written to, which is tried before a new run begins.
         ValueError: an argument is out of range.
-        TypeError: a count is no int.
+        TypeError: a count is no int, or ``schedule`` none of torch's.
 
     """
     steps = epoch_length(train, steps_per_epoch)
@@ -117,6 +142,11 @@ def fit(
     if monitor not in larger_is_better:
         raise ValueError(f"monitor must be one of {', '.join(larger_is_better)}, got {monitor!r}")
 
+    if schedule is not None:
+        better = larger_is_better[monitor]
+        scheduled = Schedule(schedule, schedule_every, optimizer, monitor, larger_is_better=better)
+    clip = clipping(optimizer, clip_norm, clip_value)
+
     device = model_device(model) if device is None else torch.device(device)
     run = Run(
         model=model.to(device),
@@ -124,6 +154,8 @@ def fit(
         feed=Feed(train),
         metrics=metrics,
         device=device,
+        schedule=None if schedule is None else scheduled,
+        callback=callback,
         history=History(monitor, larger_is_better[monitor], labels=labels or {}),
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
         settings={
@@ -132,6 +164,11 @@ def fit(
             "monitor": monitor,
             "columns": list(larger_is_better),
             "optimizer": type(optimizer).__qualname__,
+            "schedule": None if schedule is None else type(schedule).__qualname__,
+            "schedule_every": None if schedule is None else schedule_every,
+            "clip_norm": clip_norm,
+            "clip_value": clip_value,
+            **(settings or {}),
         },
     )
     if run.is_on_disk(resume=resume):
@@ -141,18 +178,15 @@ def fit(
         if seed is not None:
             seed_everything(seed)
 
-    try:
-        with mode(model, training=True), interruptible() as interrupt:
-            while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
-                bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=progress)
-                try:
-                    one_epoch(run, steps, loss, validation, validation_steps, interrupt, bar)
-                finally:
-                    bar.close()
-                if interrupt.requested:
-                    raise Interrupted(run.last)
-    finally:
-        run.feed.close()
+    with interruptible() as interrupt, contextlib.closing(run.feed), mode(model, training=True):
+        while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
+            bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=progress)
+            try:
+                one_epoch(run, steps, loss, clip, validation, validation_steps, interrupt, bar)
+            finally:
+                bar.close()
+            if interrupt.requested:
+                raise interrupt.error(run.last)
     return run.history
 
 
@@ -160,6 +194,7 @@ def one_epoch(
     run: Run,
     steps: int,
     loss: Loss,
+    clip: Callable[[], None] | None,
     validation: Batches | None,
     validation_steps: int | None,
     interrupt: Interrupt,
@@ -167,7 +202,7 @@ def one_epoch(
 ) -> None:
     """Make the epoch's steps that are still to be made, validate, and write the checkpoint."""
     began = time.perf_counter() - run.seconds
-    milliseconds = train_steps(run, steps, loss, interrupt, bar, began)
+    milliseconds = train_steps(run, steps, loss, clip, interrupt, bar, began)
     figures = run.means.result()
 
     if validation is not None:
@@ -181,7 +216,7 @@ def one_epoch(
             now = time.perf_counter()
             run.seconds = now - began
             if interrupt.requested:
-                run.stop(random)
+                run.stop(interrupt, random)
             if now >= refresh_at:
                 refresh_at = now + SECONDS_BETWEEN_REFRESHES
                 means.flush()
@@ -198,24 +233,38 @@ def one_epoch(
                 after_batch=after_batch,
             )
         except Exception:
-            # Ctrl-C reaches a loader's worker processes too, and their end may be the first thing noticed.
+            # A signal may reach a loader's worker processes too, and their end may be the first thing noticed.
             if not interrupt.requested:
                 raise
-            run.stop(random)
+            run.stop(interrupt, random)
         figures |= {f"val_{name}": value for name, value in means.result().items()}
         require_finite(means, "the validation loss", run)
 
     record = {"epoch": run.epochs_done + 1, **figures}
+    if run.schedule is not None:
+        record["learning_rate"] = run.schedule.learning_rate
+        run.schedule.after_epoch(record)
     record |= {"seconds": time.perf_counter() - began, "ms_per_step": milliseconds}
     bar.finish(run.step, {name: value for name, value in record.items() if name != "epoch"})
     run.history.records.append(record)
     run.begin_epoch()
+    if run.callback is not None:
+        run.callback(dict(record))
     run.save_epoch()
 
 
-def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Progress, began: float) -> float:
+def train_steps(
+    run: Run,
+    steps: int,
+    loss: Loss,
+    clip: Callable[[], None] | None,
+    interrupt: Interrupt,
+    bar: Progress,
+    began: float,
+) -> float:
     """Make the steps from ``run.step`` to ``steps``; return the milliseconds of one."""
     model, optimizer, means, feed, device = run.model, run.optimizer, run.means, run.feed, run.device
+    on_step = getattr(run.callback, "on_step", None)
     clock = StepClock(device)
     refresh_at = 0.0
     while run.step < steps:
@@ -225,7 +274,7 @@ def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Pro
             if not interrupt.requested:
                 raise
             require_good(run)
-            run.stop()
+            run.stop(interrupt)
         inputs, targets = to_device(batch, device)
         outputs = model(inputs)
         value = loss(outputs, targets)
@@ -234,8 +283,14 @@ def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Pro
             require_good(run)
         optimizer.zero_grad()
         value.backward()
+        if clip is not None:
+            clip()
         optimizer.step()
         run.step += 1
+        if run.schedule is not None:
+            run.schedule.after_step()
+        if on_step is not None:
+            on_step(run.epochs_done + 1, run.step, value.detach())
         now = clock.tick()
         run.seconds = now - began
         if now >= refresh_at:
@@ -243,7 +298,7 @@ def train_steps(run: Run, steps: int, loss: Loss, interrupt: Interrupt, bar: Pro
             bar.show(run.step, means.result())
         if interrupt.requested:
             require_good(run)
-            run.stop()
+            run.stop(interrupt)
     milliseconds = clock.milliseconds()
     require_good(run)
     return milliseconds
@@ -293,7 +348,9 @@ def monitored_columns(metrics: Sequence[Metric], *, with_validation: bool) -> di
     """Return the columns that can be monitored, and whether larger is better in each."""
     columns = {"loss": False}
     for metric in metrics:
-        if metric.name in {*columns, "epoch", "seconds", "ms_per_step"} or metric.name.startswith("val_"):
+        if metric.name in {*columns, "epoch", "seconds", "ms_per_step", "learning_rate"} or metric.name.startswith(
+            "val_"
+        ):
             raise ValueError(f"metrics must have names of their own, got {metric.name!r} twice or as another column's")
         columns[metric.name] = metric.larger_is_better
     if with_validation:

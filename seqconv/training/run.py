@@ -11,13 +11,15 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from seqconv.training.callbacks import Callback, callback_state, restore_callback
 from seqconv.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from seqconv.training.evaluation import Means
 from seqconv.training.feed import Feed
 from seqconv.training.history import History
-from seqconv.training.interrupts import Interrupted
+from seqconv.training.interrupts import Interrupt
 from seqconv.training.metrics import Metric
 from seqconv.training.randomness import random_state, restore_random_state
+from seqconv.training.schedules import Schedule
 
 __all__ = ["Run"]
 
@@ -37,6 +39,8 @@ class Run:
         feed: Feed,
         metrics: Sequence[Metric],
         device: torch.device,
+        schedule: Schedule | None,
+        callback: Callback | None,
         history: History,
         folder: Path | None,
         settings: dict[str, Any],
@@ -46,6 +50,8 @@ class Run:
         self.feed = feed
         self.metrics = metrics
         self.device = device
+        self.schedule = schedule
+        self.callback = callback
         self.history = history
         self.folder = folder
         self.settings = settings
@@ -106,17 +112,19 @@ class Run:
             self.history.save(self.folder / HISTORY)
             save_checkpoint(self.folder / LAST, self.state_dict())
 
-    def stop(self, random: dict[str, Any] | None = None) -> NoReturn:
-        """Save the state, with the random states ``random`` or those of now, and raise ``Interrupted``."""
+    def stop(self, interrupt: Interrupt, random: dict[str, Any] | None = None) -> NoReturn:
+        """Save the state, with the random states ``random`` or those of now, and raise the interrupt's error."""
         if self.folder is not None:
             save_checkpoint(self.folder / LAST, self.state_dict(random))
-        raise Interrupted(self.last)
+        raise interrupt.error(self.last)
 
     def state_dict(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that must be saved, with the random states ``random`` or those of now."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "callback": callback_state(self.callback),
             "random": random or random_state(self.device),
             "feed": self.feed.state_dict(),
             "step": self.step,
@@ -133,10 +141,13 @@ class Run:
         try:
             saved = state["settings"]
             for name, value in self.settings.items():
-                if saved[name] != value:
-                    raise CheckpointError(f"{self.last} is of a run with {name} {saved[name]!r}, got {value!r}")
+                if saved.get(name) != value:  # those of older runs lack what there was not then
+                    raise CheckpointError(f"{self.last} is of a run with {name} {saved.get(name)!r}, got {value!r}")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            restore_callback(self.callback, state.get("callback"))
             self.feed.load_state_dict(state["feed"])
             self.step = state["step"]
             self.means.load_state_dict(state["means"])

@@ -49,7 +49,18 @@ def test_wrong_usage_is_exit_code_2(line):
         ("compare jena --models gru,arima", "'arima'"),
         ("compare all --models gru", "--models goes with one task"),
         ("train imdb --resume", "--resume needs --out"),
+        ("train imdb --model bag --schedule Cosine --out run", "schedule must be one of ConstantLR"),
+        ("train imdb --model bag --schedule StepLR 3 --out run", "--schedule takes a name and then KEY=VALUE, got '3'"),
+        ("train imdb --model bag --schedule StepLR size=3 --out run", "It takes step_size: 'int', gamma"),
+        ("train imdb --model bag --learning-rate 0 --out run", "learning_rate must be a finite number above 0, got 0"),
+        ("train imdb --model bag --clip-norm -1 --out run", "clip_norm must be a finite number above 0, got -1.0"),
         ("compare imdb --data-dir nowhere", "nowhere"),
+        ("train jena --csv nowhere.csv --target T", "nowhere.csv"),
+        ("train jena --csv nowhere.csv", "--csv goes with --target NAME"),
+        ("train imdb --csv nowhere.csv --target T", "--csv goes with the task jena, got imdb"),
+        ("compare all --csv nowhere.csv --target T", "--csv goes with the task jena, got all"),
+        ("train jena --date-column date", "--date-column goes with --csv FILE"),
+        ("train jena --csv a.csv --target T --data-dir .", "leave out --data-dir and --source"),
         ("compare imdb --source real", "no imdb data"),
         pytest.param(
             "train jena --backend triton --steps-per-epoch 1 --epochs 1 --out run",
@@ -153,6 +164,36 @@ def test_train_resumes_and_then_says_what_it_reached(capsys, tmp_path):
     assert second["history"][0]["loss"] == first["history"][0]["loss"]
 
 
+def test_train_with_a_schedule_resumes_with_the_same_options_only(capsys, tmp_path):
+    base = "train imdb --model bag --steps-per-epoch 3 --quiet --json"
+    recipe = "--learning-rate 0.01 --clip-norm 0.1 --clip-value 0.05 --schedule StepLR step_size=1 gamma=0.5"
+    assert main(f"{base} --epochs 3 --out {tmp_path}/whole {recipe}".split()) == 0
+    whole = json.loads(capsys.readouterr().out)["history"]
+    assert [record["learning_rate"] for record in whole] == [0.01, 0.005, 0.0025]
+    assert main(f"{base} --epochs 1 --out {tmp_path}/run {recipe}".split()) == 0
+    capsys.readouterr()
+    for change, told in (
+        (recipe.replace("0.01", "0.02"), "learning_rate 0.01, got 0.02"),
+        (recipe.replace("gamma=0.5", "gamma=0.1"), "'gamma': 0.5}, got {'step_size': 1, 'gamma': 0.1}"),
+        ("", "got None"),
+    ):
+        assert main(f"{base} --epochs 3 --out {tmp_path}/run --resume {change}".split()) == 1
+        assert told in capsys.readouterr().err
+    assert main(f"{base} --epochs 3 --out {tmp_path}/run --resume {recipe}".split()) == 0
+    resumed = json.loads(capsys.readouterr().out)["history"]
+    assert [record["val_loss"] for record in resumed] == [record["val_loss"] for record in whole]
+    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "run"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_train_waits_for_a_plateau_of_the_metric_in_its_own_direction(capsys, tmp_path):
+    line = f"train imdb --model bag --epochs 3 --steps-per-epoch 1 --quiet --json --out {tmp_path}/run"
+    schedule = "--schedule ReduceLROnPlateau patience=0 threshold=100 factor=0.5"
+    assert main([*line.split(), *schedule.split()]) == 0
+    history = json.loads(capsys.readouterr().out)["history"]
+    assert [record["learning_rate"] for record in history] == pytest.approx([1e-3, 1e-3, 5e-4])
+
+
 def test_train_prints_history_and_figures(capsys, tmp_path):
     assert main(f"train imdb --model bag --epochs 2 --steps-per-epoch 1 --threads 1 --out {tmp_path}/run".split()) == 0
     printed, progress = capsys.readouterr()
@@ -167,7 +208,8 @@ def test_train_prints_history_and_figures(capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number, code, tmp_path):
     command = f"train imdb --model bag --epochs 500 --out {tmp_path}/run".split()
     run = [sys.executable, "-c", "import sys; from seqconv.cli import main; sys.exit(main())", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -178,9 +220,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until, "no checkpoint in two minutes"
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert str(checkpoint) in error
     assert torch.load(checkpoint, weights_only=True)
 
@@ -204,6 +246,40 @@ def test_data_describe_says_synthetic(capsys):
     printed = capsys.readouterr().out
     assert printed.count("source: synthetic") == 2
     assert "rows from" in printed
+
+
+def test_a_csv_of_ones_own_is_described_and_trained_on(capsys, tmp_path):
+    rows = 9000
+    hours = np.arange(rows)
+    frame = pd.DataFrame({
+        "flow (l/s)": np.sin(hours / 24) + 0.01 * (hours % 7),
+        "station": "north",
+        "when": pd.date_range("2023-01-01", periods=rows, freq="h").strftime("%d/%m/%Y %H:%M"),
+        "level": np.cos(hours / 30),
+    })  # fmt: skip
+    frame.to_csv(tmp_path / "river.csv", index=False, sep=";", encoding="latin-1")
+    file = ["--csv", f"{tmp_path}/river.csv", "--date-column", "when", "--date-format", "%d/%m/%Y %H:%M"]
+    file += ["--separator", ";", "--target", "flow (l/s)", "--columns", "level", "flow (l/s)"]
+    assert main(["data", "describe", "jena", *file, "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)[0]
+    assert (described["rows"], described["columns"], described["target"]) == (
+        9000,
+        ["level", "flow (l/s)"],
+        "flow (l/s)",
+    )
+    assert (described["report"]["gaps"], described["report"]["missing"]) == ([], 0)
+    assert main(["train", "jena", "--model", "temperature_now", "--validation-steps", "1", "--quiet", *file]) == 0
+    assert "in the units of flow (l/s)) (real data)" in capsys.readouterr().out
+    # Dense, since a convnet would compile kernels here.
+    line = f"train jena --model dense --epochs 1 --steps-per-epoch 2 --validation-steps 1 --json --out {tmp_path}/run"
+    assert main([*line.split(), *file]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["data"] == f"{tmp_path}/river.csv"
+    assert "flow (l/s) 144 rows ahead" in told.err
+    assert main(["data", "describe", "jena", *file, "--columns", "level", "station", "--target", "level"]) == 1
+    assert "river.csv, line 2, column 'station': a measurement must be a number, got 'north'" in capsys.readouterr().err
+    assert main(["data", "verify", "jena", *file]) == 1
+    assert "--csv goes with describe, got verify" in capsys.readouterr().err
 
 
 def test_info_tells_versions_and_backends(capsys):

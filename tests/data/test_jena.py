@@ -196,7 +196,7 @@ def test_lacking_columns_are_named(tmp_path):
         (table(measurements()).to_csv(index=False).splitlines()[0] + "\n", "has no rows"),
         (
             table(measurements()).to_csv(index=False) + "01.01.20",
-            "Date Time of row 40 must be .*, got '01.01.20'; is the file cut off",
+            r"line 42, column 'Date Time': a date must be like 31\.12.*; got '01.01.20'; is the file cut off",
         ),
         ("\0\x1f\x8b" * 100, "lacks the columns|is not a whole CSV file"),
     ],

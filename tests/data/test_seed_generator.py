@@ -86,6 +86,55 @@ def test_golden_shuffled() -> None:
         np.testing.assert_array_equal(targets, DATA[rows + delay, 1])
 
 
+def corrected_in_r(lookback, delay, min_index, max_index, batch_size, step, calls):
+    """Return what R's function gives with the erratum's two lines, rows counted from 1 as in R."""
+    i = min_index + lookback
+    for _ in range(calls):
+        if i + batch_size >= max_index:
+            i = min_index + lookback
+        rows = list(range(i, min(i + batch_size - 1, max_index) + 1))
+        i += len(rows)
+        count = lookback // step
+        samples = []
+        for row in rows:
+            start, end = row - lookback, row - 1  # the erratum; it was row
+            by = (end - start) / (count - 1) if count > 1 else 0.0
+            places = [start, *(start + k * by for k in range(1, count - 1)), *([end] if count > 1 else [])]
+            samples.append([DATA[int(place) - 1] for place in places])
+        yield np.array(samples), np.array([DATA[row + delay - 1, 1] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("lookback", "delay", "min_index", "max_index", "batch_size", "step"),
+    [
+        (24, 6, 1, 200, 16, 6),
+        (24, 6, 1, 200, 16, 1),
+        (25, 0, 3, 60, 7, 4),
+        (6, 1, 1, 90, 5, 6),
+        (12, -3, 10, 150, 32, 5),
+        (7, 2, 1, 20, 50, 2),
+    ],
+)
+def test_corrected(lookback, delay, min_index, max_index, batch_size, step) -> None:
+    ours = seed_generator(
+        DATA, lookback, delay, min_index - 1, max_index - 1, False, batch_size, step, output="numpy", corrected=True
+    )
+    for samples, targets in corrected_in_r(lookback, delay, min_index, max_index, batch_size, step, 12):
+        our_samples, our_targets = next(ours)
+        np.testing.assert_array_equal(our_samples, samples)
+        np.testing.assert_array_equal(our_targets, targets)
+        assert len(samples) == min(batch_size, max_index - min_index - lookback + 1)
+
+
+def test_corrected_with_shuffle_ends_before_now() -> None:
+    arguments = (DATA, 12, 2, 0, 100, True, 16, 3)
+    for corrected, behind in ((False, 0), (True, 1)):
+        samples, targets = next(seed_generator(*arguments, seed=1, output="numpy", corrected=corrected))
+        now = (targets - 2) // 10 - 2
+        np.testing.assert_array_equal(samples[:, -1, 0] // 10, now - behind)
+        np.testing.assert_array_equal(samples[:, 0, 0] // 10, now - 12)
+
+
 def test_shuffled_draws_the_whole_range_and_repeats_by_seed() -> None:
     def rows(seed: int | None, batches: int) -> list[list[float]]:
         stream = seed_generator(DATA, 10, 2, 5, 30, True, 16, 5, seed=seed, output="numpy")

@@ -90,6 +90,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     case=cases(),
     batch_size=st.one_of(st.none(), st.integers(1, 20)),
     world_size=st.integers(1, 4),
+    uneven=st.sampled_from(["pad", "drop", "keep"]),
     shuffle=st.booleans(),
     drop_last=st.booleans(),
     prefetch=st.booleans(),
@@ -99,6 +100,7 @@ def test_equals_the_definition(
     case: dict[str, Any],
     batch_size: int | None,
     world_size: int,
+    uneven: str,
     shuffle: bool,
     drop_last: bool,
     prefetch: bool,
@@ -108,28 +110,74 @@ def test_equals_the_definition(
     expected = enumerated(series, **case)
     drop_last = drop_last and batch_size is not None
     arguments = {**case, "target_column": case["columns"], "batch_size": batch_size, "shuffle": shuffle, "seed": 5}
-    arguments |= {"drop_last": drop_last, "prefetch": prefetch, "output": output, "world_size": world_size}
+    arguments |= {"drop_last": drop_last, "prefetch": prefetch, "output": output}
+    arguments |= {"world_size": world_size, "uneven": uneven}
     del arguments["columns"]
     if not expected:
         with pytest.raises(ValueError, match="series must have"):
             SlidingWindows(series, **arguments)
         return
-    ranks = []
+    if uneven == "drop" and len(expected) < world_size:
+        with pytest.raises(ValueError, match=f"needs a window for each of the {world_size} ranks, got {len(expected)}"):
+            SlidingWindows(series, **arguments)
+        return
+    if shuffle:
+        alone = {"world_size": 1, "uneven": "keep", "drop_last": False}
+        order = plain_lists(SlidingWindows(series, **{**arguments, **alone}))
+        assert sorted(order) == sorted(expected)
+        expected = order
+    whole = len(expected) // world_size * world_size
+    if uneven == "drop":
+        expected = expected[:whole]
+    elif uneven == "pad" and whole < len(expected):
+        expected = list(itertools.islice(itertools.cycle(expected), whole + world_size))
+    lengths = set()
     for rank in range(world_size):
         windows = SlidingWindows(series, rank=rank, **arguments)
-        share = len(range(rank, len(expected), world_size))
-        kept = share // batch_size * batch_size if drop_last and batch_size else share
-        got = plain_lists(windows)
-        assert len(got) == kept
+        share = expected[rank::world_size]
+        kept = len(share) // batch_size * batch_size if drop_last and batch_size else len(share)
+        assert plain_lists(windows) == share[:kept]
         assert len(windows) == len(list(windows)) == (-(-kept // batch_size) if batch_size else kept)
-        if not shuffle:
-            assert got == expected[rank::world_size][:kept]
-        ranks += got
-    if shuffle:
-        assert all(window in expected for window in ranks)
-        by_start = sorted(ranks)
-        assert by_start == sorted(expected) or drop_last
-        assert all(one != other for one, other in itertools.pairwise(by_start))  # none comes twice
+        lengths.add(len(windows))
+    assert len(lengths) == 1 or uneven == "keep"
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 63, 64, 65, 200])
+@pytest.mark.parametrize("uneven", ["pad", "drop"])
+def test_ranks_have_equally_many_batches_of_equal_sizes(uneven: str, batch_size: int, drop_last: bool) -> None:
+    arguments = {"lookback": 1, "delay": -1, "batch_size": batch_size, "drop_last": drop_last, "uneven": uneven}
+    for count, world_size in itertools.product([1, 2, 5, 64, 65, 127, 128, 129, 130], [2, 3, 4, 8]):
+        if uneven == "drop" and count < world_size:
+            continue
+        sizes = [
+            [len(batch) for batch, _ in SlidingWindows(np.zeros(count), rank=rank, world_size=world_size, **arguments)]
+            for rank in range(world_size)
+        ]
+        assert all(each == sizes[0] for each in sizes), (count, world_size)
+        assert sizes[0] or drop_last
+
+
+def test_the_default_repeats_the_first_windows_and_none_are_lost() -> None:
+    arguments = {"lookback": 1, "delay": -1, "shuffle": True, "seed": 4, "batch_size": 2, "target_column": 0}
+    (alone, ranks) = (
+        [
+            [int(target) for _, targets in windows for target in targets]
+            for windows in [SlidingWindows(np.arange(5.0), rank=r, world_size=size, **arguments) for r in range(size)]
+        ]
+        for size in (1, 3)
+    )
+    (order,) = alone
+    assert [ranks[place % 3][place // 3] for place in range(6)] == [*order, order[0]]
+    by_rank = [SlidingWindows(np.arange(5.0), rank=r, world_size=3, **arguments).as_dataset() for r in range(3)]
+    assert [int(dataset[i][1]) for i in range(2) for dataset in by_rank] == [0, 1, 2, 3, 4, 0]
+
+
+def test_a_position_of_ranks_of_other_shares_is_refused() -> None:
+    arguments = {"lookback": 4, "delay": 1, "batch_size": 5, "world_size": 2}
+    state = SlidingWindows(numbered(30), **arguments).state_dict()
+    with pytest.raises(ValueError, match=r"saved with {'uneven': 'pad'}, this loader has {'uneven': 'keep'}"):
+        SlidingWindows(numbered(30), **arguments, uneven="keep").load_state_dict(state)
 
 
 def test_shapes_and_dtypes() -> None:
@@ -435,6 +483,7 @@ def test_as_dataset() -> None:
         ({"rank": 2, "world_size": 2}, ValueError, "rank must be within 0 to 1, got 2"),
         ({"world_size": 0}, ValueError, "world_size must be at least 1, got 0"),
         ({"world_size": 2, "shuffle": True}, ValueError, "seed must be given"),
+        ({"uneven": "cut"}, ValueError, "uneven must be 'pad', 'drop' or 'keep', got 'cut'"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"output": "jax"}, ValueError, "output must be 'torch' or 'numpy', got 'jax'"),
         ({"groups": [0] * 19}, ValueError, r"groups must have one id per row, shape \(20,\), got \(19,\)"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,60 @@ def test_workers_without_a_seed_draw_new_orders() -> None:
     assert orders[0] != orders[1]
     targets = [sorted(target for _, batch in order for target in batch) for order in orders]
     assert targets[0] == targets[1] == sorted(target for _, batch in lists(loader()) for target in batch)
+
+
+PASSES = """
+import copy, sys, warnings
+import numpy as np
+from torch.utils.data import DataLoader
+from seqconv.data import SlidingWindows
+
+def windows(**changes):
+    return SlidingWindows(np.arange(40.0), lookback=3, delay=1, **{"shuffle": True, "seed": 0, **changes})
+
+def passes(name, loader, count=3, each=None, **options):
+    options = {"num_workers": 2, "multiprocessing_context": sys.argv[1], **options}
+    print(name, file=sys.stderr)
+    workers = DataLoader(loader, batch_size=None, **options)
+    for epoch in range(count):
+        if each is not None:
+            each(epoch)
+        list(workers)
+
+if __name__ == "__main__":
+    passes("repeated", windows())
+    counted = windows()
+    passes("counted", counted, each=counted.set_epoch)
+    if sys.argv[1] == "fork":
+        again = windows()
+        passes("twice on purpose", again, each=lambda epoch: again.set_epoch(0))
+        passes("copied", copy.deepcopy(windows()))
+        passes("persistent", windows(), persistent_workers=True)
+        passes("in this process", windows(), num_workers=0, multiprocessing_context=None)
+        passes("in order", windows(shuffle=False))
+        passes("no seed", windows(seed=None))
+        passes("one pass", windows(), count=1)
+        passes("the other way", windows(), count=2, num_workers=1)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pass_repeated_by_new_workers_is_warned_of_once(method: str, tmp_path: Path) -> None:
+    script = tmp_path / "passes.py"
+    script.write_text(PASSES)
+    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if not line.startswith(" ")]
+    warned = {}
+    for line in told:
+        if "Warning" not in line:
+            name = line
+        warned[name] = warned.get(name, -1) + 1
+    assert all("set_epoch" in line for line in told if "Warning" in line)
+    assert {name for name, count in warned.items() if count} == (
+        {"repeated", "copied", "the other way"} if method == "fork" else {"repeated"}
+    )
+    assert set(warned.values()) == {0, 1}
 
 
 def test_dataset_in_workers() -> None:

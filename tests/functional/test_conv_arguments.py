@@ -259,3 +259,19 @@ def test_a_remembered_call_does_not_let_wrong_types_pass(wrong):
     conv1d_relu_max_pool1d(x, w, pool_size=(int(wrong[0] if isinstance(wrong, tuple) else wrong),))
     with pytest.raises(TypeError, match=r"^pool_size must be an integer"):
         conv1d_relu_max_pool1d(x, w, pool_size=wrong)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 4), (12, 4)])
+def test_an_input_with_its_channels_last_gets_a_hint(shape):
+    w = torch.ones(6, 4, 3)
+    for function, options in (
+        (conv1d_relu_max_pool1d, {"pool_size": 2}),
+        (conv1d_relu_global_max_pool1d, {}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^input must have .* so if it is \(N, L, C\), pass input.transpose\(-1, -2\)$"
+        ):
+            function(torch.ones(shape), w, **options)
+        assert function(torch.ones(shape).transpose(-1, -2), w, **options).shape[-2 if options else -1] == 6
+        with pytest.raises(ValueError, match=r"^input must have .* got 12 \(shape \(\d, 12, 5\)\)$"):
+            function(torch.ones(*shape[:-1], 5), w, **options)

@@ -169,6 +169,7 @@ def test_inductor_gives_the_same_bits():
 GEOMETRIES = [
     ([1, 0, 0, 1], [2, 2, 0, 1, False]),
     ([2, 1, 2, 2], [3, 2, 1, 2, True]),
+    ([1, 1, 1, 1], [2, 2, 0, 1, False, True]),
     ([1, 2, 2, 1], []),
 ]
 

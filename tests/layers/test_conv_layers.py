@@ -375,3 +375,28 @@ def test_a_layer_keeps_to_its_backend(monkeypatch):
     assert seqconv.explain(ConvReLUMaxPool1d(4, 6, 3, 2, backend="reference"), x).backend == "reference"
     with pytest.raises(seqconv.BackendError, match="triton"):
         ConvReLUMaxPool1d(4, 6, 3, 2)(x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda conv: seqconv.ConvReLUMaxPool1d(conv, pool_size=2),
+        lambda conv: seqconv.ConvReLUGlobalMaxPool1d(conv),
+        lambda conv: seqconv.EmbeddingConvReLUMaxPool1d(nn.Embedding(9, 4), conv, pool_size=2),
+        lambda conv: seqconv.EmbeddingConvReLUGlobalMaxPool1d(9, 4, conv),
+        lambda conv: seqconv.EmbeddingConvsReLUGlobalMaxPool1d(nn.Embedding(9, 4), [conv]),
+        lambda _: seqconv.GRU(nn.GRU(4, 5)),
+    ],
+)
+def test_a_module_in_place_of_sizes_is_told_how_it_is_converted(call):
+    with pytest.raises(TypeError, match=r"is made from sizes, got (Conv1d|Embedding|GRU): .*layer.load_state_dict"):
+        call(nn.Conv1d(4, 6, 3))
+
+
+def test_a_conv1d_is_converted_as_the_error_says():
+    conv = nn.Conv1d(4, 6, 3)
+    layer = seqconv.ConvReLUMaxPool1d(conv.in_channels, conv.out_channels, conv.kernel_size, 2)
+    layer.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 4, 12)
+    # A float32 sum of 12 products and a bias, in any order.
+    torch.testing.assert_close(layer(x), nn.functional.max_pool1d(conv(x).relu(), 2), rtol=0, atol=13 * 2**-22)

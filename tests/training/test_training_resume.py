@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seqconv.training import CheckpointError, Interrupted, fit, load_checkpoint, mean_absolute_error, rmsprop
+from seqconv.training import (
+    CheckpointError,
+    Interrupted,
+    Terminated,
+    fit,
+    load_checkpoint,
+    mean_absolute_error,
+    rmsprop,
+)
 
 TIMES = ["seconds", "ms_per_step"]
 
@@ -82,15 +89,15 @@ def network():
     return model
 
 
-def stop_at(call):
-    """Return a mean squared error that sends SIGINT in its ``call``-th call, be it of training or validation."""
+def stop_at(call, number=signal.SIGINT):
+    """Return a mean squared error that sends a signal in its ``call``-th call, be it of training or validation."""
     calls = 0
 
     def loss(outputs, targets):
         nonlocal calls
         calls += 1
         if calls == call:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return nn.functional.mse_loss(outputs, targets)
 
     return loss
@@ -299,17 +306,55 @@ def test_loader_state_that_could_not_be_loaded_is_refused_when_saved(tmp_path):
         run(tmp_path, train=NumPyPosition(), epochs=1)
 
 
-@pytest.mark.parametrize("before", [signal.default_int_handler, lambda number, frame: None, signal.SIG_IGN])
-def test_signal_handler_is_restored(before):
-    original = signal.signal(signal.SIGINT, before)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "before", [signal.default_int_handler, lambda number, frame: None, signal.SIG_IGN, signal.SIG_DFL]
+)
+def test_signal_handler_is_restored(before, number):
+    original = signal.signal(number, before)
     try:
         run(None, epochs=1)
-        assert signal.getsignal(signal.SIGINT) is before
+        assert signal.getsignal(number) is before
         with pytest.raises(RuntimeError, match="broken"):
             run(None, train=broken_loader(), steps_per_epoch=3)
-        assert signal.getsignal(signal.SIGINT) is before
+        assert signal.getsignal(number) is before
+        if before is not signal.SIG_IGN and (before, number) != (signal.SIG_DFL, signal.SIGINT):
+            with pytest.raises(Interrupted):
+                run(None, loss=stop_at(2, number))
+            assert signal.getsignal(number) is before
     finally:
-        signal.signal(signal.SIGINT, original)
+        signal.signal(number, original)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 8, 14, 28])
+def test_sigterm_keeps_the_epoch_under_way_as_ctrl_c_does(tmp_path, stop):
+    options = {"steps_per_epoch": 5, "validation": validation()}
+    with pytest.raises(Terminated, match=r"resume from .*last\.pt") as caught:
+        run(tmp_path, loss=stop_at(stop, signal.SIGTERM), **options)
+    assert (caught.value.code, caught.value.checkpoint) == (143, tmp_path / "last.pt")
+    assert isinstance(caught.value, Interrupted)
+    assert_same(run(tmp_path, resume=True, **options), run(None, **options))
+
+
+def test_an_ignored_sigterm_stops_nothing():
+    original = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert len(run(None, loss=stop_at(2, signal.SIGTERM))[1].records) == 4
+    finally:
+        signal.signal(signal.SIGTERM, original)
+
+
+def test_sigterm_that_comes_twice_stops_once(tmp_path):
+    """As timeout(1) sends it: to the process, and to the group that it is in."""
+
+    def loss(outputs, targets):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        return nn.functional.mse_loss(outputs, targets)
+
+    with pytest.raises(Terminated):
+        run(tmp_path, loss=loss)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
 
 
 def broken_loader():
@@ -355,40 +400,56 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_saved():
     assert caught.value.checkpoint is None
 
 
-def test_real_signal_to_a_process(tmp_path):
-    script = textwrap.dedent(
-        """
-        import sys, time, torch
-        from torch import nn
-        from seqconv.training import Interrupted, fit, rmsprop
+SLOW_RUN = """
+import sys, time, torch
+from torch import nn
+from seqconv.training import Interrupted, fit, rmsprop
 
-        class Slow(nn.Linear):
-            def forward(self, x):
-                print("step", flush=True)
-                time.sleep(0.02)
-                return super().forward(x).squeeze(1)
+class Slow(nn.Linear):
+    def forward(self, x):
+        print("step", flush=True)
+        time.sleep(0.02)
+        return super().forward(x).squeeze(1)
 
-        model = Slow(3, 1)
-        try:
-            fit(model, [(torch.ones(4, 3), torch.ones(4))] * 50, loss=nn.functional.mse_loss,
-                optimizer=rmsprop(model.parameters()), epochs=1000, checkpoint_dir=sys.argv[1])
-        except Interrupted as stop:
-            print(stop)
-            sys.exit(130)
-        """
-    )
+model = Slow(3, 1)
+batches = [(torch.ones(4, 3), torch.ones(4))] * 50
+if "workers" in sys.argv:
+    batches = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
+try:
+    fit(model, batches, loss=nn.functional.mse_loss,
+        optimizer=rmsprop(model.parameters()), epochs=1000, checkpoint_dir=sys.argv[1])
+except Interrupted as stop:
+    print(stop)
+    if "uncaught" in sys.argv:
+        raise
+    sys.exit(stop.code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 130, []),
+        (signal.SIGTERM, 143, []),
+        (signal.SIGTERM, 143, ["uncaught"]),
+        (signal.SIGTERM, 143, ["workers"]),
+    ],
+)
+def test_real_signal_to_a_process(tmp_path, number, code, words):
     process = subprocess.Popen(
-        [sys.executable, "-c", script, os.fspath(tmp_path / "run")],
+        [sys.executable, "-c", SLOW_RUN, os.fspath(tmp_path / "run"), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
+        start_new_session=True,
     )
     assert process.stdout is not None
     for _ in range(7):
         assert process.stdout.readline() == "step\n"
-    process.send_signal(signal.SIGINT)
+    # The loader's workers are in the process's group, and get it, too.
+    os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert output.splitlines()[-1] == f"interrupted: resume from {tmp_path / 'run' / 'last.pt'}"
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 7 + output.count("step\n")

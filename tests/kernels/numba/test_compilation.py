@@ -1,8 +1,12 @@
-"""Compiled kernels on disk: kept until something that they are made of changes."""
+"""Compiled kernels on disk: kept in the user's cache folder, until something that they are made of changes."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+
+import pytest
 
 KERNEL = """
 from seqconv.kernels.numba.compilation import compiled
@@ -28,23 +32,89 @@ def note(*given, **options):
     return compile(*given, **options)
 numba.core.compiler.compile_extra = note
 from kernel import kernel
-print(kernel(3.0), len(compiled) > 0)
+from seqconv.kernels.numba.compilation import watched
+began = []
+with watched(lambda: began.append(1)):
+    result = kernel(3.0)
+assert len(began) == (len(compiled) > 0)
+print(result, len(compiled) > 0)
 """
 
 
-def run(folder):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(folder)}
+def run(sources, level="WARNING", **environment):
+    """Call the kernel in a process of its own; return what it printed, and what it told on stderr."""
+    program = f"import logging; logging.basicConfig(level='{level}', format='%(message)s')\n{PROGRAM}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(sources), *sys.path]), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.split(), done.stderr
 
 
-def test_a_changed_helper_is_compiled_anew(tmp_path):
-    (tmp_path / "kernel.py").write_text(KERNEL)
-    (tmp_path / "helper.py").write_text(HELPER.format(factor=2))
-    assert run(tmp_path) == ["6.0", "True"]
-    assert run(tmp_path) == ["6.0", "False"]
-    (tmp_path / "helper.py").write_text(HELPER.format(factor=20))
-    assert run(tmp_path) == ["60.0", "True"]
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Write the kernel and its helper into a folder; leave the cache to ``XDG_CACHE_HOME``."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    write(folder, 2)
+    return folder
+
+
+def write(folder, factor):
+    (folder / "kernel.py").write_text(KERNEL)
+    (folder / "helper.py").write_text(HELPER.format(factor=factor))
+
+
+def kept(folder):
+    """Return the compiled kernels below a folder."""
+    return [path for pattern in ("*.nbi", "*.nbc") for path in folder.rglob(pattern)]
+
+
+def test_a_changed_helper_is_compiled_anew(sources, tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(sources, **cache)[0] == ["6.0", "True"]
+    assert run(sources, **cache)[0] == ["6.0", "False"]
+    times = (sources / "helper.py").stat()
+    write(sources, 3)
+    os.utime(sources / "helper.py", ns=(times.st_atime_ns, times.st_mtime_ns))  # of the same size and time, too
+    assert run(sources, **cache)[0] == ["9.0", "True"]
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
+def test_nothing_is_left_beside_the_sources(sources, tmp_path, variable):
+    cache = tmp_path / "cache"
+    run(sources, **{variable: str(cache)})
+    assert not kept(sources)
+    assert len(kept(cache if variable == "NUMBA_CACHE_DIR" else cache / "seqconv" / "kernels")) == 2
+
+
+def test_two_checkouts_do_not_use_each_others_kernels(sources, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    other = tmp_path / "other"
+    shutil.copytree(sources, other)
+    write(other, 5)
+    for _ in range(2):
+        outcomes = [run(one, **cache)[0] for one in (sources, other)]
+        assert [result for result, _ in outcomes] == ["6.0", "15.0"]
+    assert outcomes == [["6.0", "False"], ["15.0", "False"]]
+
+
+def test_compiling_is_told_once_and_loading_is_not(sources, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    _, told = run(sources, "INFO", **cache)
+    line, second = (one for one in told.splitlines() if one.startswith("seqconv: "))
+    assert line.startswith("seqconv: compiling CPU kernels, each at its first call, 20 to 60 seconds in all; once on")
+    assert line.endswith(f"kept in {tmp_path}/cache/seqconv/kernels")
+    assert re.fullmatch(r"seqconv: compiled kernel in \d+\.\d s", second)
+    assert run(sources, **cache)[1] == ""
+
+
+def test_without_a_folder_to_write_kernels_are_compiled_in_every_process(sources, tmp_path):
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        printed, told = run(sources, XDG_CACHE_HOME=str(tmp_path / "file"))  # no folder, whoever asks
+        assert printed == ["6.0", "True"]
+        assert "no folder can be written to keep them, so every process will (set NUMBA_CACHE_DIR)" in told
+    assert not kept(tmp_path)

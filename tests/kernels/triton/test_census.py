@@ -146,6 +146,7 @@ def test_the_table_holds_every_layer_and_is_used(monkeypatch):
         for kind in census.KINDS
         for target in census.CHECKED
         for kernel, (layer, _) in census.choices(one, kind, target).items()
+        if not (one.few and kernel == "forward")  # chosen, and then done in two steps
     }
     assert keys == set(TABLE)
     (layer, tile) = census.choices(census.LAYERS["jena1"], "16", "sm_90")["forward"]

@@ -60,6 +60,25 @@ def test_a_second_call_with_gradients_is_not_checked_again(checked, name):
     assert checked == [name] * 2
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("source", ["dense", "tokens", "many tokens", "windows"])
+def test_a_result_that_is_to_be_contiguous_is_so_every_time(checked, source, grad):
+    table, w = torch.randn(30, 3), torch.randn(4, 3, 3, requires_grad=grad)
+    function, given, options = {
+        "dense": (conv.conv1d_relu_max_pool1d, (torch.randn(2, 20, 3).transpose(1, 2),), {}),
+        "tokens": (conv.embedding_conv1d_relu_max_pool1d, (torch.randint(30, (2, 9)), table), {}),
+        "many tokens": (conv.embedding_conv1d_relu_max_pool1d, (torch.randint(30, (9, 99)), table), {}),
+        "windows": (conv.window_conv1d_relu_max_pool1d, (table, torch.arange(4)), {"length": 8}),
+    }[source]
+    options |= {"pool_size": 2, "backend": "triton"}
+    first, second = (function(*given, w, memory_format=torch.contiguous_format, **options) for _ in range(2))
+    kept = function(*given, w, **options)
+    assert not kept.is_contiguous()
+    for one in (first, second):
+        assert one.is_contiguous()
+        assert torch.equal(one, kept)
+
+
 def variants():
     """Yield names and calls of which none is like another."""
     w, wide, b = torch.randn(4, 3, 3), torch.randn(4, 3, 5), torch.randn(4)
@@ -112,7 +131,7 @@ def test_wrong_operands_are_refused_behind_right_ones(checked):
 
 def test_what_torch_does_to_a_call_is_looked_at_every_time(checked, monkeypatch):
     layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2)
-    reference = nn.Sequential(layer.__class__.__mro__[2](3, 4, 3), nn.ReLU(), nn.MaxPool1d(2))
+    reference = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.MaxPool1d(2))
     reference[0].load_state_dict(layer.state_dict())
     layer(X)
     layer(X)

@@ -1,4 +1,4 @@
-"""What is wrong in a file of weather rows: failed sensors, cells without numbers, repeated and missing time stamps."""
+"""What is wrong in a file of measurements: failed sensors, cells without numbers, repeated and missing time stamps."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STEP", "JenaReport", "inspect"]
+__all__ = ["STEP", "SeriesReport", "inspect"]
 
 STEP = np.timedelta64(600, "s")
 
 
 @dataclass(frozen=True)
-class JenaReport:
+class SeriesReport:
     """The flaws of a file, by row; rows count from 0, the header not among them.
 
-    ``sentinels`` and ``unreadable`` map a column to the rows in which it holds -9999, or no number; columns without
-    any are left out. ``repeated`` are rows whose time stamp stood in an earlier row, ``backwards`` those earlier than
-    the row before. ``gaps`` are (row, minutes): that row comes so many minutes, more than 10, after the one before.
-    ``missing`` counts the 10-minute time stamps between the first and the last that no row has.
+    ``sentinels`` and ``unreadable`` map a column to the rows in which it holds ``sentinel``, -9999 at Jena, or no
+    number; columns without any are left out. ``repeated`` are rows whose time stamp stood in an earlier row,
+    ``backwards`` those earlier than the row before. ``gaps`` are (row, minutes): that row comes so many minutes, more
+    than the series' step, after the one before. ``missing`` counts the time stamps, a step apart, between the first and
+    the last that no row has.
     """
 
     rows: int
@@ -32,6 +33,7 @@ class JenaReport:
     backwards: list[int]
     gaps: list[tuple[int, float]]
     missing: int
+    sentinel: float
 
     @property
     def clean(self) -> bool:
@@ -45,7 +47,7 @@ class JenaReport:
 
     def __str__(self) -> str:
         lines = [f"{self.rows} rows from {self.first} to {self.last}"]
-        lines += [f"{column}: -9999 in {shown(rows)}" for column, rows in self.sentinels.items()]
+        lines += [f"{column}: {self.sentinel:g} in {shown(rows)}" for column, rows in self.sentinels.items()]
         lines += [f"{column}: no number in {shown(rows)}" for column, rows in self.unreadable.items()]
         if self.repeated:
             lines.append(f"time stamp repeated in {shown(self.repeated)}")
@@ -65,18 +67,22 @@ class JenaReport:
 
 
 def inspect(
-    times: NDArray[np.datetime64], values: NDArray[np.float64], columns: tuple[str, ...], sentinel: float
-) -> JenaReport:
+    times: NDArray[np.datetime64],
+    values: NDArray[np.float64],
+    columns: tuple[str, ...],
+    sentinel: float,
+    step: np.timedelta64,
+) -> SeriesReport:
     """Return the report on rows with the given ``times`` (rows,) and ``values`` (rows, columns), NaN for no number."""
-    seconds = times.astype("datetime64[s]").astype(np.int64)
-    step = int(STEP.astype(np.int64))
-    steps = np.diff(seconds)
-    distinct, first_seen = np.unique(seconds, return_index=True)
-    seen_before = np.ones(len(seconds), dtype=bool)
+    stamps = times.astype("datetime64[ns]").astype(np.int64)
+    apart = int(step.astype("timedelta64[ns]").astype(np.int64))
+    steps = np.diff(stamps)
+    distinct, first_seen = np.unique(stamps, return_index=True)
+    seen_before = np.ones(len(stamps), dtype=bool)
     seen_before[first_seen] = False
-    on_grid = (distinct - distinct[0]) % step == 0
-    gaps = np.flatnonzero(steps > step)
-    return JenaReport(
+    on_grid = (distinct - distinct[0]) % apart == 0
+    gaps = np.flatnonzero(steps > apart)
+    return SeriesReport(
         rows=len(times),
         first=str(times[0]).replace("T", " "),
         last=str(times[-1]).replace("T", " "),
@@ -84,8 +90,9 @@ def inspect(
         unreadable=rows_by_column(np.isnan(values), columns),
         repeated=np.flatnonzero(seen_before).tolist(),
         backwards=(np.flatnonzero(steps < 0) + 1).tolist(),
-        gaps=[(int(row) + 1, float(steps[row]) / 60) for row in gaps],
-        missing=int((distinct[-1] - distinct[0]) // step + 1 - on_grid.sum()),
+        gaps=[(int(row) + 1, float(steps[row]) / 60e9) for row in gaps],
+        missing=int((distinct[-1] - distinct[0]) // apart + 1 - on_grid.sum()),
+        sentinel=sentinel,
     )
 
 
