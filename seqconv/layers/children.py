@@ -7,8 +7,9 @@ pruning, weight and spectral norm, parametrizations, another module in its place
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -54,9 +55,16 @@ def call_reason(*children: tuple[str, nn.Module | None, type[nn.Module]]) -> str
     return None
 
 
-def pooled(embedded: Tensor, convolution: nn.Module, pool: tuple[int, int, int, int, bool] | None) -> Tensor:
-    """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``, channels-last; ``pool=None``: over all positions."""
+def pooled(embedded: Tensor, convolution: nn.Module, pool: tuple[Any, ...] | None) -> Tensor:
+    """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``.
+
+    ``pool`` is a layer's, as :func:`~seqconv.layers.options.pool_of` returns it; ``None`` is the global maximum.
+    """
     activation = F.relu(convolution(embedded.transpose(-1, -2)))
     if pool is None:
         return activation.max(-1).values
-    return F.max_pool1d(activation, *pool).transpose(-1, -2).contiguous().transpose(-1, -2)
+    *sizes, memory_format = pool
+    output: Tensor = F.max_pool1d(activation, *sizes)
+    if memory_format is torch.contiguous_format:
+        return output.contiguous()
+    return output.transpose(-1, -2).contiguous().transpose(-1, -2)
