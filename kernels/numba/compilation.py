@@ -48,6 +48,8 @@ def compiled(function: Callable[..., Any]) -> Any:
         before, config.CACHE_DIR = config.CACHE_DIR, str(path)
         try:
             kept = _told(njit(function, cache=True, **options))
+        except RuntimeError:  # Numba keeps nothing of a function whose file it cannot find: one typed into a shell, say
+            return _told(njit(function, **options))
         finally:
             config.CACHE_DIR = before
     _stamp(kept, function)
