@@ -8,7 +8,9 @@ over windows where they overlap). Both kernels make tiles of it, positions x out
     dW[o, k, c] = sum over n, t of dY[n, t, o] * x[n, t * stride - left + k * dilation, c]
 
 Sums over samples are cut into splits, each of which writes a partial sum of its own: no atomics, the same bits on every
-run. Naming and arguments are as in :mod:`.conv_pool_kernels`.
+run. Zeros are multiplied, too, so that NaN and infinities reach the gradients that they reach in torch; an input's
+gradient that meets one is computed again without the taps that the convolution has at no position. Naming and arguments
+are as in :mod:`.conv_pool_kernels`.
 """
 
 from __future__ import annotations
@@ -83,6 +85,65 @@ def arriving(
     return b_dy
 
 
+@triton.jit
+def store_apart(
+    gradient: tl.tensor,
+    argmax: tl.tensor,
+    w: tl.tensor,
+    dx: tl.tensor,
+    i_row: tl.tensor,
+    b_n: tl.tensor,  # (BLOCK_M,) samples
+    b_i: tl.tensor,  # (BLOCK_M,) the input's positions
+    m_i: tl.tensor,  # (BLOCK_M,)
+    i_c: tl.tensor,
+    windows: tl.tensor,
+    positions: tl.tensor,
+    gradient_n: tl.tensor,
+    gradient_q: tl.tensor,
+    left: tl.tensor,
+    stride: tl.tensor,
+    dilation: tl.tensor,
+    pool_size: tl.tensor,
+    pool_stride: tl.tensor,
+    pool_padding: tl.tensor,
+    pool_dilation: tl.tensor,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    PITCH: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Store the gradient of 16 channels from ``i_c`` on; a tap counts only where the convolution has it."""
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    b_c = i_c + tl.arange(0, 16)
+    m_c = b_c < C
+    acc = tl.full((BLOCK_M, 16), 0.0, tl.float32)
+    for step in range(K * TILES_O):
+        k = step // TILES_O
+        b_o = (step % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
+        m_o = b_o < O
+        b_from = b_i + left - k * dilation
+        b_t = b_from // stride
+        m_t = m_i & (b_from >= 0) & (b_t * stride == b_from) & (b_t < positions)
+        b_dy = arriving(
+            gradient, argmax, b_n, b_t, m_t, b_o, m_o, windows, gradient_n, gradient_q,
+            pool_size, pool_stride, pool_padding, pool_dilation, O, OVERLAP, BLOCK_M, BLOCK_O,
+        ).to(w.dtype.element_ty)  # fmt: skip
+        p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
+        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)
+        if INTERPRETED:
+            b_dy, b_w = b_dy.to(tl.float32), b_w.to(tl.float32)
+        b_part = tl.dot(rounded(b_dy, ROUND), rounded(b_w, ROUND), input_precision=PRECISION)
+        acc += tl.where(m_t[:, None], b_part, 0.0)
+    p_dx = dx + ((i_row + tl.arange(0, BLOCK_M)) * C)[:, None] + b_c[None, :]
+    tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_i[:, None] & m_c[None, :])
+
+
 @triton.jit(do_not_specialize=SIZES)
 def input_gradient_kernel(
     gradient: tl.tensor,  # (N, O, Q), strides as given
@@ -146,7 +207,15 @@ def input_gradient_kernel(
         acc = tl.dot(b_dy, b_w, acc, input_precision=PRECISION)
     m = m_i[:, None] & m_c[None, :]
     p_dx = dx + ((i_row + tl.arange(0, BLOCK_M)) * C)[:, None] + b_c[None, :]
-    tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m)
+    if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) == 0:
+        tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m)
+    else:
+        for i_c in range(0, BLOCK_C, 16):  # few at once, whose sums take no registers from the others
+            store_apart(
+                gradient, argmax, w, dx, i_row, b_n, b_i, m_i, tl.program_id(0) % TILES_C * BLOCK_C + i_c, windows,
+                positions, gradient_n, gradient_q, left, stride, dilation, pool_size, pool_stride, pool_padding,
+                pool_dilation, C, O, K, PITCH, OVERLAP, BLOCK_M, BLOCK_O, PRECISION, ROUND, INTERPRETED,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)

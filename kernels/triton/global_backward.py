@@ -44,7 +44,8 @@ def launch_input_gradient(
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
     launch(
         kernels.global_input_gradient_kernel, (tiles,),
-        gradient, argmax, packed, dx, length, upstream.stride_n * upstream.align,
+        gradient, argmax, packed, dx, length, convolution.output_length(length, layer.size),
+        upstream.stride_n * upstream.align,
         C=layer.channels, O=layer.outputs, K=layer.size,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
         PITCH=packed.size(1),
@@ -79,6 +80,7 @@ def launch_weight_gradient(
     launch(
         kernels.global_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples, rows.length,
+        convolution.output_length(rows.length, layer.size),
         upstream.stride_n * upstream.align, layout.stride_n, layout.stride_l,
         rows.numbers, rows.index_n, rows.index_l, rows.below,
         C=layer.channels, O=layer.outputs, K=layer.size,

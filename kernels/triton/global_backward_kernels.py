@@ -5,7 +5,8 @@
 
 ``from[n, o] = argmax[n, o] * stride - left`` is where the winner's first tap lies. A tile is positions of one sample:
 it reads the sample's winners once, and each row of the input once. Zeros are multiplied, too, so that NaN and
-infinities reach the gradients that they reach in torch. Naming and arguments are as in :mod:`.conv_pool_kernels`.
+infinities reach the gradients that they reach in torch; a sum that meets one is computed again without the taps that
+the convolution has at no position. Naming and arguments are as in :mod:`.conv_pool_kernels`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ NOWHERE = tl.constexpr(-(2**30))  # out of every tap's reach
 SIZES = [
     "samples",
     "length",
+    "positions",
     "gradient_n",
     "stride_n",
     "stride_l",
@@ -54,6 +56,20 @@ def winners(
     return tl.where(b_won >= 0, b_won * STRIDE - LEFT, NOWHERE), b_g
 
 
+@triton.jit
+def has_tap(
+    b_i: tl.tensor,  # (BLOCK_M,) the input's positions
+    k: tl.tensor,
+    positions: tl.tensor,
+    LEFT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+) -> tl.tensor:
+    """Tell where tap ``k`` meets the input at some position of the convolution."""
+    b_from = b_i + LEFT - k * DILATION
+    return (b_from >= 0) & (b_from % STRIDE == 0) & (b_from // STRIDE < positions)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def global_input_gradient_kernel(
     gradient: tl.tensor,  # (N, O), strides as given
@@ -61,6 +77,7 @@ def global_input_gradient_kernel(
     w: tl.tensor,  # (O, PITCH), of which K * C are used
     dx: tl.tensor,  # (N, L, C), contiguous
     length: tl.int32,  # L
+    positions: tl.int32,  # the convolution's
     gradient_n: tl.int64,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
@@ -99,7 +116,53 @@ def global_input_gradient_kernel(
             b_dy = tl.where((b_from + k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
             acc = tl.dot(b_dy, rounded(b_w, ROUND), acc, input_precision=PRECISION)
     p_dx = dx + (i_n * length + i_first) * C + ((b_i - i_first) * C)[:, None] + b_c[None, :]
-    tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=(b_i < length)[:, None] & m_c[None, :])
+    m_dx = (b_i < length)[:, None] & m_c[None, :]
+    if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) == 0:
+        tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_dx)
+    else:
+        total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
+        for step in range(O * K):
+            i_o, i_k = tl.full((), 0, tl.int64) + step // K, step % K
+            i_from, i_g = winners(gradient, argmax, w, i_n, i_o, i_o < O, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+            b_w = tl.load(w + i_o * PITCH + i_k * C + b_c, mask=m_c, other=0.0).to(tl.float32)
+            b_dy = tl.where(b_i == i_from + i_k * DILATION, i_g.to(tl.float32), 0.0)
+            m_t = has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
+            total += tl.where(m_t[:, None], b_dy[:, None] * b_w[None, :], 0.0)
+        tl.store(p_dx, total.to(dx.dtype.element_ty), mask=m_dx)
+
+
+@triton.jit
+def load_rows(
+    x: tl.tensor,
+    i_n: tl.tensor,
+    b_i: tl.tensor,  # (BLOCK_M,)
+    m_i: tl.tensor,  # (BLOCK_M,)
+    b_c: tl.tensor,  # (BLOCK_C,)
+    m_c: tl.tensor,  # (BLOCK_C,)
+    stride_n: tl.tensor,
+    stride_l: tl.tensor,
+    index: tl.tensor,
+    index_n: tl.tensor,
+    index_l: tl.tensor,
+    count: tl.tensor,
+    ROWS: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return a sample's input at some positions, ``(BLOCK_C, BLOCK_M)``, 0 where the mask has none."""
+    i_row = i_n
+    if ROWS == "windows":
+        i_row, m_n = look_up(index + i_n * index_n, i_n >= 0, count)
+        m_i = m_i & m_n
+    if ROWS == "tokens":
+        b_row, m_i = look_up(index + i_n * index_n + b_i * index_l, m_i, count)
+        p_x = x + b_row * stride_n
+    else:
+        p_x = x + i_row * stride_n + b_i * stride_l
+    b_x = tl.load(p_x[:, None] + b_c.to(tl.int64)[None, :], mask=m_i[:, None] & m_c[None, :], other=0.0)
+    if INTERPRETED:
+        b_x = b_x.to(tl.float32)
+    return tl.trans(rounded(b_x, ROUND))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -110,6 +173,7 @@ def global_weight_gradient_kernel(
     partials: tl.tensor,  # (splits, O * K * C + O), of the weights as (O, K, C), then of the bias
     samples: tl.int32,  # N
     length: tl.int32,  # L
+    positions: tl.int32,  # the convolution's
     gradient_n: tl.int64,
     stride_n: tl.int64,
     stride_l: tl.int64,
@@ -143,7 +207,6 @@ def global_weight_gradient_kernel(
     i_split = tl.program_id(0) // (TILES_C * TILES_O)
     stride_n = stride_n * ALIGN
     stride_l = stride_l * ALIGN
-    b_channel = b_c.to(tl.int64)[None, :]
     accs: tl.tuple = ()
     for _ in tl.static_range(K):
         accs = accs + (tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32),)  # noqa: RUF005
@@ -158,19 +221,9 @@ def global_weight_gradient_kernel(
         b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
         if i_first == 0:
             b_db += tl.where(b_from > NOWHERE, b_g.to(tl.float32), 0.0)
-        i_row = i_n
-        if ROWS == "windows":
-            i_row, m_n = look_up(index + i_n * index_n, i_n >= 0, count)
-            m_i = m_i & m_n
-        if ROWS == "tokens":
-            b_row, m_i = look_up(index + i_n * index_n + b_i * index_l, m_i, count)
-            p_x = (x + b_row * stride_n)[:, None] + b_channel
-        else:
-            p_x = (x + i_row * stride_n + b_i * stride_l)[:, None] + b_channel
-        b_x = tl.load(p_x, mask=m_i[:, None] & m_c[None, :], other=0.0)  # (BLOCK_M, BLOCK_C)
-        if INTERPRETED:
-            b_x = b_x.to(tl.float32)
-        b_x = tl.trans(rounded(b_x, ROUND))
+        b_x = load_rows(
+            x, i_n, b_i, m_i, b_c, m_c, stride_n, stride_l, index, index_n, index_l, count, ROWS, ROUND, INTERPRETED
+        )
         b_g = rounded(b_g, ROUND)
         sums: tl.tuple = ()
         for k in tl.static_range(K):
@@ -178,7 +231,26 @@ def global_weight_gradient_kernel(
             sums = sums + (tl.dot(b_x, b_dy, accs[k], input_precision=PRECISION),)  # noqa: RUF005
         accs = sums
     p_split = partials + i_split.to(tl.int64) * (O * K * C + O)
-    for k in tl.static_range(K):
-        p_dw = p_split + (b_o * (K * C))[None, :] + (k * C + b_c)[:, None]
-        tl.store(p_dw, accs[k], mask=m_c[:, None] & m_o[None, :])
     tl.store(p_split + O * K * C + b_o, b_db, mask=m_o & (i_c == 0))
+    m_dw = m_c[:, None] & m_o[None, :]
+    b_nan = tl.full((BLOCK_C, BLOCK_O), 0, tl.int32)
+    for k in tl.static_range(K):
+        tl.store(p_split + (b_o * (K * C))[None, :] + (k * C + b_c)[:, None], accs[k], mask=m_dw)
+        b_nan = b_nan | (accs[k] != accs[k]).to(tl.int32)
+    if tl.max(tl.max(b_nan, axis=1), axis=0) > 0:
+        tl.debug_barrier()  # what was stored is stored again, by other threads
+        for i_k in range(K):
+            acc = tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32)
+            for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // (TILES_C * TILES_O)):
+                i_n = i_tile // tiles
+                b_i = (i_tile % tiles).to(tl.int32) * BLOCK_M + tl.arange(0, BLOCK_M)
+                m_i = (b_i < length) & has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
+                b_x = load_rows(
+                    x, i_n, b_i, m_i, b_c, m_c, stride_n, stride_l, index, index_n, index_l, count,
+                    ROWS, ROUND, INTERPRETED,
+                )  # fmt: skip
+                b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+                b_g = rounded(b_g, ROUND)
+                b_dy = tl.where((b_from + i_k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
+                acc = tl.dot(b_x, b_dy, acc, input_precision=PRECISION)
+            tl.store(p_split + (b_o * (K * C))[None, :] + (i_k * C + b_c)[:, None], acc, mask=m_dw)

@@ -144,6 +144,11 @@ def spans_of(length: int, windows: int, convolution: Convolution, pool: Pool) ->
     return max((length - 1 + shift) // pool.stride + 1, windows), shift
 
 
+def positions_seen(length: int, size: int, convolution: Convolution, pool: Pool) -> tuple[int, int]:
+    """Return the convolution's first position and the one behind its last, counted with the pool's padding."""
+    return pool.padding, pool.padding + convolution.output_length(length, size)
+
+
 def is_packed(layout: Layout, channels: int, positions: int) -> bool:
     """Tell whether an ``(N, C, L)`` tensor is ``(N, L, C)`` in memory, without room between rows or samples."""
     row = layout.stride_l * layout.align
@@ -171,7 +176,7 @@ def launch_input_gradient(
     launch(
         kernels.phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
-        upstream.stride_n, upstream.stride_l,
+        *positions_seen(length, layer.size, convolution, pool), upstream.stride_n, upstream.stride_l,
         C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
         PITCH=packed.size(1), SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
@@ -212,7 +217,8 @@ def launch_weight_gradient(
     partials = empty(source, (splits, numbers), torch.float32)
     launch(
         kernels.phase_weight_gradient_kernel, (splits * blocks,),
-        gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift, *strides,
+        gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift,
+        *positions_seen(rows.length, layer.size, convolution, pool), *strides,
         rows.numbers, rows.index_n, rows.index_l, rows.below, **options,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
         num_warps=tile.num_warps, num_stages=tile.num_stages,

@@ -11,6 +11,10 @@ So a tile of ``BLOCK_M`` spans of ``P`` positions reads each window that it meet
 where the kernels of :mod:`.conv_pool_backward_kernels` read both once a tap. Loops over ``j``, ``k`` are unrolled.
 Programs keep what they can (the weights; the sums of their gradients) and go from tile to tile. Naming and arguments
 are as in :mod:`.conv_pool_kernels`.
+
+The zeros of every position of a tile are multiplied, also at positions ``u - k * dilation`` that the convolution does
+not have: near a sample's ends NaN and infinities would spread further than in torch. A program that meets one computes
+its part again, tap by tap, and leaves those positions out.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ SIZES = [
     "windows",
     "length",
     "shift",
+    "begin",
+    "end",
     "gradient_n",
     "gradient_q",
     "stride_n",
@@ -118,6 +124,35 @@ def arriving_at(
 
 
 @triton.jit
+def arriving_from(
+    gradient: tl.tensor,
+    argmax: tl.tensor,
+    w: tl.tensor,  # of whose dtype products are
+    b_n: tl.tensor,  # (BLOCK_M,) samples
+    b_u: tl.tensor,  # (BLOCK_M,) positions as the pool sees them, its padding's included
+    m_u: tl.tensor,  # (BLOCK_M,) not of the padding
+    b_o: tl.tensor,  # (BLOCK_O,)
+    m_o: tl.tensor,  # (BLOCK_O,)
+    windows: tl.tensor,
+    gradient_n: tl.tensor,
+    gradient_q: tl.tensor,
+    O: tl.constexpr,  # noqa: E741
+    P: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the gradient that arrives at positions of any phases, ``(BLOCK_M, BLOCK_O)``."""
+    b_window = b_u // P
+    m = (m_u & (b_window < windows))[:, None] & m_o[None, :]
+    b_won = tl.load(argmax + ((b_n * windows + b_window) * O)[:, None] + b_o[None, :], mask=m, other=-1).to(tl.int32)
+    p_g = gradient + (b_n * gradient_n + b_window * gradient_q)[:, None] + b_o[None, :]
+    b_g = tl.load(p_g, mask=m, other=0.0).to(w.dtype.element_ty)
+    if INTERPRETED:
+        b_g = b_g.to(tl.float32)
+    return rounded(tl.where(b_won == (b_u - b_window * P)[:, None], b_g, 0.0).to(b_g.dtype), ROUND)
+
+
+@triton.jit
 def phase_of_input(
     acc: tl.tensor,  # (BLOCK_M, BLOCK_C)
     arriving: tl.tuple,  # the gradients that arrive at positions from the first tap's on, (BLOCK_M, BLOCK_O)
@@ -131,6 +166,27 @@ def phase_of_input(
     for k in tl.static_range(K):
         acc = tl.dot(arriving[j + (K - 1 - k) * DILATION], filters[k], acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def load_tap(
+    w: tl.tensor,
+    b_o: tl.tensor,  # (BLOCK_O,)
+    m_o: tl.tensor,  # (BLOCK_O,)
+    b_c: tl.tensor,  # (BLOCK_C,)
+    m_c: tl.tensor,  # (BLOCK_C,)
+    k: tl.tensor,
+    C: tl.constexpr,
+    PITCH: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return a tap's weights, ``(BLOCK_O, BLOCK_C)``."""
+    p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
+    b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)
+    if INTERPRETED:
+        b_w = b_w.to(tl.float32)
+    return rounded(b_w, ROUND)
 
 
 @triton.jit
@@ -149,12 +205,71 @@ def load_taps(
     """Return every tap's weights, a tuple of ``(BLOCK_O, BLOCK_C)``."""
     filters: tl.tuple = ()
     for k in tl.static_range(K):
-        p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)
-        if INTERPRETED:
-            b_w = b_w.to(tl.float32)
-        filters = filters + (rounded(b_w, ROUND),)  # noqa: RUF005
+        filters = filters + (load_tap(w, b_o, m_o, b_c, m_c, k, C, PITCH, ROUND, INTERPRETED),)  # noqa: RUF005
     return filters
+
+
+@triton.jit
+def all_finite(
+    blocks: tl.tuple,  # of (ROWS, COLUMNS)
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """Tell whether all numbers of all blocks are finite: 0 times one of them is 0."""
+    b = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    for i in tl.static_range(COUNT):
+        b += blocks[i].to(tl.float32) * 0.0
+    return tl.max(tl.max((b != 0.0).to(tl.int32), axis=1), axis=0) == 0
+
+
+@triton.jit
+def store_apart(
+    gradient: tl.tensor,
+    argmax: tl.tensor,
+    w: tl.tensor,
+    dx: tl.tensor,
+    i_tile: tl.tensor,
+    i_c: tl.tensor,
+    rows: tl.tensor,
+    spans: tl.tensor,
+    windows: tl.tensor,
+    length: tl.tensor,
+    shift: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    gradient_n: tl.tensor,
+    gradient_q: tl.tensor,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+    P: tl.constexpr,
+    DILATION: tl.constexpr,
+    PITCH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Store a tile's gradient of 16 channels from ``i_c`` on; a tap counts only where the convolution has it."""
+    i_n, i_q, b_dn, b_q, m_n = tile_of_spans(i_tile, rows, spans, BLOCK_M)
+    b_c = i_c + tl.arange(0, 16)
+    m_c = b_c < C
+    for j in range(P):
+        acc = tl.full((BLOCK_M, 16), 0.0, tl.float32)
+        for step in range(K * ((O + BLOCK_O - 1) // BLOCK_O)):
+            k, b_o = step % K, step // K * BLOCK_O + tl.arange(0, BLOCK_O)
+            m_o = b_o < O
+            b_u = b_q * P + j - k * DILATION
+            m_u = m_n & (b_u >= begin) & (b_u < end)
+            b_dy = arriving_from(
+                gradient, argmax, w, i_n + b_dn, b_u, m_u, b_o, m_o, windows,
+                gradient_n, gradient_q, O, P, ROUND, INTERPRETED,
+            )  # fmt: skip
+            b_w = load_tap(w, b_o, m_o, b_c, m_c, k, C, PITCH, ROUND, INTERPRETED)
+            acc += tl.where(m_u[:, None], tl.dot(b_dy, b_w, input_precision=PRECISION), 0.0)
+        store_phase(dx, acc, i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -168,6 +283,8 @@ def phase_input_gradient_kernel(
     windows: tl.int32,  # Q
     length: tl.int32,  # L
     shift: tl.int32,  # positions of padding before the input's first
+    begin: tl.int32,  # the convolution's first position as the pool sees it, behind its padding
+    end: tl.int32,  # and the one behind its last
     gradient_n: tl.int64,
     gradient_q: tl.int64,
     C: tl.constexpr,
@@ -194,8 +311,11 @@ def phase_input_gradient_kernel(
     b_o = tl.arange(0, BLOCK_O)
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
     resident: tl.tuple = ()
+    is_finite = 1
     if RESIDENT:
         resident = load_taps(w, b_o, b_o < O, b_c, m_c, C, K, PITCH, ROUND, INTERPRETED)
+        is_finite = all_finite(resident, K, BLOCK_O, BLOCK_C)
+    b_nan = tl.full((BLOCK_M,), 0, tl.int32)
     tiles = ((rows + BLOCK_M - 1) // BLOCK_M).to(tl.int32)
     for i_tile in range(tl.program_id(0) // TILES_C, tiles, tl.num_programs(0) // TILES_C):
         i_n, i_q, b_dn, b_q, m_n = tile_of_spans(i_tile, rows, spans, BLOCK_M)
@@ -228,7 +348,19 @@ def phase_input_gradient_kernel(
                 accs = sums
         if RESIDENT == 0:
             for j in tl.static_range(P):
+                b_nan += tl.sum((accs[j] != accs[j]).to(tl.int32), axis=1)
                 store_phase(dx, accs[j], i_n, i_q, b_dn, b_q, m_n, b_c, m_c, length, shift, j, C, P)
+    if RESIDENT == 0:
+        is_finite = tl.max(b_nan, axis=0) == 0
+    if is_finite == 0:
+        tl.debug_barrier()  # what was stored is stored again, by other threads
+        for i_tile in range(tl.program_id(0) // TILES_C, tiles, tl.num_programs(0) // TILES_C):
+            for i_c in range(0, BLOCK_C, 16):  # few at once, whose sums take no registers from the others
+                store_apart(
+                    gradient, argmax, w, dx, i_tile, tl.program_id(0) % TILES_C * BLOCK_C + i_c, rows, spans, windows,
+                    length, shift, begin, end, gradient_n, gradient_q, C, O, K, P, DILATION, PITCH, BLOCK_M, BLOCK_O,
+                    PRECISION, ROUND, INTERPRETED,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -244,7 +376,7 @@ def store_phase(
     m_c: tl.tensor,  # (BLOCK_C,)
     length: tl.tensor,
     shift: tl.tensor,
-    j: tl.constexpr,
+    j: tl.tensor,
     C: tl.constexpr,
     P: tl.constexpr,
 ) -> tl.tensor:
@@ -254,6 +386,64 @@ def store_phase(
     i_first = i_n * length + i_q * P
     p_dx = dx + i_first * C + ((b_dn * length + b_i - i_q * P) * C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def first_rows(
+    b_n: tl.tensor,  # (BLOCK_M,) samples
+    m_n: tl.tensor,  # (BLOCK_M,)
+    index: tl.tensor,
+    index_n: tl.tensor,
+    count: tl.tensor,
+    ROWS: tl.constexpr,
+) -> tl.tensor:
+    """Return where samples begin, in rows of the series for windows, and the mask of those that are there."""
+    if ROWS == "windows":
+        b_n, m_n = look_up(index + b_n * index_n, m_n, count)
+    return b_n, m_n
+
+
+@triton.jit
+def load_phase(
+    x: tl.tensor,
+    i_n: tl.tensor,
+    i_q: tl.tensor,
+    b_dn: tl.tensor,  # (BLOCK_M,) samples behind the first
+    b_q: tl.tensor,  # (BLOCK_M,) spans
+    b_first: tl.tensor,  # (BLOCK_M,) what first_rows returns
+    m_x: tl.tensor,  # (BLOCK_M,)
+    b_c: tl.tensor,  # (BLOCK_C,)
+    m_c: tl.tensor,  # (BLOCK_C,)
+    length: tl.tensor,
+    shift: tl.tensor,
+    stride_n: tl.tensor,
+    stride_l: tl.tensor,
+    index: tl.tensor,
+    index_n: tl.tensor,
+    index_l: tl.tensor,
+    count: tl.tensor,
+    j: tl.tensor,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    PACKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROUND: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """Return the input at phase ``j``'s positions, ``(BLOCK_C, BLOCK_M)``, 0 where it has none."""
+    b_i = b_q * P + j - shift
+    m_i = m_x & (b_i >= 0) & (b_i < length)
+    if ROWS == "tokens":
+        b_row, m_i = look_up(index + b_first * index_n + b_i * index_l, m_i, count)
+        p_x = x + b_row * stride_n
+    elif PACKED:
+        p_x = x + (i_n * length + i_q * P) * C + (b_dn * length + b_i - i_q * P) * C
+    else:
+        p_x = x + b_first * stride_n + b_i * stride_l
+    b_x = tl.load(p_x[:, None] + b_c.to(tl.int64)[None, :], mask=m_i[:, None] & m_c[None, :], other=0.0)
+    if INTERPRETED:
+        b_x = b_x.to(tl.float32)
+    return tl.trans(rounded(b_x, ROUND))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -267,6 +457,8 @@ def phase_weight_gradient_kernel(
     windows: tl.int32,  # Q
     length: tl.int32,  # L
     shift: tl.int32,  # positions of padding before the input's first
+    begin: tl.int32,  # the convolution's first position as the pool sees it, behind its padding
+    end: tl.int32,  # and the one behind its last
     gradient_n: tl.int64,
     gradient_q: tl.int64,
     stride_n: tl.int64,
@@ -307,7 +499,6 @@ def phase_weight_gradient_kernel(
     gradient_n, gradient_q = gradient_n * GRADIENT_ALIGN, gradient_q * GRADIENT_ALIGN
     stride_n = stride_n * ALIGN
     stride_l = stride_l * ALIGN
-    b_channel = b_c.to(tl.int64)[None, :]
     accs: tl.tuple = ()
     if WANT_W:
         for _ in tl.static_range(K):
@@ -323,36 +514,47 @@ def phase_weight_gradient_kernel(
         if WANT_B:
             b_db += tl.where(seen[1] >= 0, seen[0].to(tl.float32), 0.0)
         if WANT_W:
-            b_first, m_x = i_n + b_dn, m_n
-            if ROWS == "windows":
-                b_first, m_x = look_up(index + b_first * index_n, m_n, count)
+            b_first, m_x = first_rows(i_n + b_dn, m_n, index, index_n, count, ROWS)
             arriving: tl.tuple = ()
             for j in tl.static_range(BEHIND):
                 arriving = arriving + (arriving_at(seen, j - BEHIND, P, ROUND),)  # noqa: RUF005
             for j in tl.static_range(P):
                 arriving = arriving + (arriving_at(seen, j, P, ROUND),)  # noqa: RUF005
-                b_i = b_q * P + j - shift
-                m_i = m_x & (b_i >= 0) & (b_i < length)
-                if ROWS == "tokens":
-                    b_row, m_i = look_up(index + b_first * index_n + b_i * index_l, m_i, count)
-                    p_x = x + b_row * stride_n
-                elif PACKED:
-                    p_x = x + (i_n * length + i_q * P) * C + (b_dn * length + b_i - i_q * P) * C
-                else:
-                    p_x = x + b_first * stride_n + b_i * stride_l
-                b_x = tl.load(p_x[:, None] + b_channel, mask=m_i[:, None] & m_c[None, :], other=0.0)
-                if INTERPRETED:
-                    b_x = b_x.to(tl.float32)
-                b_x = tl.trans(rounded(b_x, ROUND))  # (BLOCK_C, BLOCK_M)
+                b_x = load_phase(
+                    x, i_n, i_q, b_dn, b_q, b_first, m_x, b_c, m_c, length, shift, stride_n, stride_l,
+                    index, index_n, index_l, count, j, C, P, PACKED, ROWS, ROUND, INTERPRETED,
+                )  # fmt: skip
                 sums: tl.tuple = ()
                 for k in tl.static_range(K):
                     b_dy = arriving[j + (K - 1 - k) * DILATION]
                     sums = sums + (tl.dot(b_x, b_dy, accs[k], input_precision=PRECISION),)  # noqa: RUF005
                 accs = sums
     p_split = partials + i_split.to(tl.int64) * (O * K * C + O)
-    if WANT_W:
-        for k in tl.static_range(K):
-            p_dw = p_split + (b_o * (K * C))[None, :] + (k * C + b_c)[:, None]
-            tl.store(p_dw, accs[k], mask=m_c[:, None] & m_o[None, :])
     if WANT_B:
         tl.store(p_split + O * K * C + b_o, tl.sum(b_db, axis=0), mask=m_o & (i_c == 0))
+    if WANT_W:
+        m_dw = m_c[:, None] & m_o[None, :]
+        b_nan = tl.full((BLOCK_C, BLOCK_O), 0, tl.int32)
+        for k in tl.static_range(K):
+            tl.store(p_split + (b_o * (K * C))[None, :] + (k * C + b_c)[:, None], accs[k], mask=m_dw)
+            b_nan = b_nan | (accs[k] != accs[k]).to(tl.int32)
+        if tl.max(tl.max(b_nan, axis=1), axis=0) > 0:
+            tl.debug_barrier()  # what was stored is stored again, by other threads
+            for i_k in range(K):
+                acc = tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32)
+                for i_tile in range(i_split, tiles, tl.num_programs(0) // (TILES_C * TILES_O)):
+                    i_n, i_q, b_dn, b_q, m_n = tile_of_spans(i_tile, rows, spans, BLOCK_M)
+                    b_first, m_x = first_rows(i_n + b_dn, m_n, index, index_n, count, ROWS)
+                    for i_j in range(P):
+                        b_u = b_q * P + i_j - i_k * DILATION
+                        m_u = m_n & (b_u >= begin) & (b_u < end)
+                        b_x = load_phase(
+                            x, i_n, i_q, b_dn, b_q, b_first, m_x & m_u, b_c, m_c, length, shift, stride_n, stride_l,
+                            index, index_n, index_l, count, i_j, C, P, PACKED, ROWS, ROUND, INTERPRETED,
+                        )  # fmt: skip
+                        b_dy = arriving_from(
+                            gradient, argmax, x, i_n + b_dn, b_u, m_u, b_o, m_o, windows,
+                            gradient_n, gradient_q, O, P, ROUND, INTERPRETED,
+                        )  # fmt: skip
+                        acc = tl.dot(b_x, b_dy, acc, input_precision=PRECISION)
+                tl.store(p_split + (b_o * (K * C))[None, :] + (i_k * C + b_c)[:, None], acc, mask=m_dw)

@@ -89,23 +89,25 @@ def operands(layer, device):
     return {name: t.to(device) for name, t in made.items()}
 
 
-def served(layer, backend, index, source, weight, bias):
-    """Return what seqconv computes."""
+def served(layer, backend, index, source, weight, bias, **options):
+    """Return what seqconv computes, with windows of two positions unless ``options`` say otherwise."""
     kind, pools = layer.partition("_")[0], LAYERS[layer][0]
     name = {"dense": "", "tokens": "embedding_", "windows": "window_"}[kind]
     function = getattr(functional, f"{name}conv1d_relu_{'' if pools else 'global_'}max_pool1d")
     sources = {"dense": (source,), "tokens": (index, source), "windows": (source, index)}[kind]
-    options = {"length": LENGTH, "step": STEP} if kind == "windows" else {}
-    return function(*sources, weight, bias, backend=backend, **options, **({"pool_size": 2} if pools else {}))
+    if kind == "windows":
+        options = {"length": LENGTH, "step": STEP, **options}
+    return function(*sources, weight, bias, backend=backend, **({"pool_size": 2} if pools else {}) | options)
 
 
-def composed(layer, index, source, weight, bias):
+def composed(layer, index, source, weight, bias, length=LENGTH, **options):
     """Return what torch computes."""
     kind, pools = layer.partition("_")[0], LAYERS[layer][0]
     if kind == "windows":
-        index = index[:, None] + STEP * torch.arange(LENGTH)
+        index = index[:, None] + STEP * torch.arange(length)
     x = source if kind == "dense" else F.embedding(index, source).transpose(1, 2)
-    return composition(x, weight, bias, {"pool_size": 2} if pools else None)
+    pool = {"pool_size": 2, **{name: options.pop(name) for name in list(options) if name.startswith("pool")}}
+    return composition(x, weight, bias, pool if pools else None, **options)
 
 
 def check(layer, operand, layout, backend, device):
