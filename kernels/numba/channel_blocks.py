@@ -9,10 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from .compilation import inner
-from .simd import add, broadcast, bytes_of, horizontal_sum, lanes, load, load_first, multiply_add, store, store_first
+from .simd import (
+    add,
+    broadcast,
+    bytes_of,
+    horizontal_sum,
+    is_nan,
+    lanes,
+    load,
+    load_first,
+    multiply_add,
+    select,
+    store,
+    store_first,
+)
 from .transposition import transpose
 
-__all__ = ["all_finite", "clear", "load_rows", "store_rows"]
+__all__ = ["all_finite", "carry_sums", "clear", "load_rows", "store_rows"]
 
 
 @inner
@@ -21,6 +34,24 @@ def clear(target: int, size: int, zero: Any) -> None:
     step = lanes(zero) * bytes_of(zero)
     for at in range(0, size, step):
         store(broadcast(zero, zero), target + at)
+
+
+@inner
+def carry_sums(source: int, target: int, size: int, zero: Any) -> None:
+    """Add ``size`` bytes of numbers, rounded up to whole vectors, to others, and leave what rounding has cut off.
+
+    Knuth's sum of two: the next sum begins with the rest, so that adding many of them rounds once in all. Where the sum
+    is not finite there is no rest.
+    """
+    step, minus = lanes(zero) * bytes_of(zero), broadcast(-1.0, zero)
+    for at in range(0, size, step):
+        one, other = load(target + at, zero), load(source + at, zero)
+        total = add(one, other)
+        added = multiply_add(one, minus, total)
+        kept = multiply_add(added, minus, total)
+        rest = add(multiply_add(kept, minus, one), multiply_add(added, minus, other))
+        store(total, target + at)
+        store(select(is_nan(rest), broadcast(zero, zero), rest), source + at)
 
 
 @inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
@@ -18,6 +19,10 @@ GROUP = 24 * 1024
 # A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
 SEGMENT = 128 * 1024
 
+# A number of the input's gradient has so many terms added one by one, on average, before their sum is added to the
+# others.
+TERMS = 32
+
 Sizes = tuple[int, ...]
 
 
@@ -25,7 +30,8 @@ class Plan(NamedTuple):
     """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
 
     ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
-    output channel's weights. ``direct`` tells that the input's, or its gradient's, own memory has such rows already.
+    output channel's weights; the terms of ``summed`` outputs are added to the input's gradient one by one. ``direct``
+    tells that the input's, or its gradient's, own memory has such rows already.
     """
 
     samples: int
@@ -46,6 +52,7 @@ class Plan(NamedTuple):
     row: int
     width: int
     run: int
+    summed: int
     group: int
     segment: int
     shares: int
@@ -95,6 +102,10 @@ def make_plan(
         width = vectors * lanes
         run = size * width
     blocks = -(-width // row)
+    padded = left + length + right
+    touched = min(-(-padded // gcd(convolution.stride, dilation)), windows * pool_size * size)
+    terms = outputs * windows * size // touched
+    parts = 1 if dx_strides is None else max(1, -(-terms // TERMS))
 
     def placed(given: Sizes | None) -> tuple[int, int, int]:
         sample, channel, position = (0, 0, 0) if given is None else (stride * itemsize for stride in given)
@@ -114,7 +125,7 @@ def make_plan(
         channels=channels,
         length=length,
         left=left,
-        padded=left + length + right,
+        padded=padded,
         outputs=outputs,
         size=size,
         stride=convolution.stride,
@@ -128,6 +139,7 @@ def make_plan(
         row=row,
         width=width,
         run=run,
+        summed=-(-outputs // parts),
         group=min(group, whole),
         segment=min(max(segment, group), whole),
         shares=threads if by_samples else min(threads, blocks),
