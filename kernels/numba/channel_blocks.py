@@ -38,20 +38,30 @@ def clear(target: int, size: int, zero: Any) -> None:
 
 @inner
 def carry_sums(source: int, target: int, size: int, zero: Any) -> None:
-    """Add ``size`` bytes of numbers, rounded up to whole vectors, to others, and leave what rounding has cut off.
+    """Add ``size`` bytes of numbers to others, and leave in their place what rounding has cut off.
 
-    Knuth's sum of two: the next sum begins with the rest, so that adding many of them rounds once in all. Where the sum
-    is not finite there is no rest.
+    The next sum begins with that rest: adding many of them rounds as if once.
     """
-    step, minus = lanes(zero) * bytes_of(zero), broadcast(-1.0, zero)
-    for at in range(0, size, step):
-        one, other = load(target + at, zero), load(source + at, zero)
-        total = add(one, other)
-        added = multiply_add(one, minus, total)
-        kept = multiply_add(added, minus, total)
-        rest = add(multiply_add(kept, minus, one), multiply_add(added, minus, other))
+    step = lanes(zero) * bytes_of(zero)
+    full, rest = size // step * step, size % step // bytes_of(zero)
+    for at in range(0, full, step):
+        total, cut = sum_of_two(load(target + at, zero), load(source + at, zero), zero)
         store(total, target + at)
-        store(select(is_nan(rest), broadcast(zero, zero), rest), source + at)
+        store(cut, source + at)
+    if rest:
+        total, cut = sum_of_two(load_first(target + full, rest, zero), load_first(source + full, rest, zero), zero)
+        store_first(total, target + full, rest)
+        store_first(cut, source + full, rest)
+
+
+@inner(inline="always")
+def sum_of_two(one: Any, other: Any, zero: Any) -> Any:
+    """Return a sum and what rounding has cut off (Knuth's 2Sum), nothing where the sum is not finite."""
+    minus, total = broadcast(-1.0, zero), add(one, other)
+    added = multiply_add(one, minus, total)
+    kept = multiply_add(added, minus, total)
+    cut = add(multiply_add(kept, minus, one), multiply_add(added, minus, other))
+    return total, select(is_nan(cut), broadcast(zero, zero), cut)
 
 
 @inner

@@ -10,7 +10,7 @@ from ..geometry import Convolution, Pool
 from .simd import REGISTERS
 from .sparse_products import MOST_SUMS, MOST_VECTORS
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "outputs_at_once"]
 
 # Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
 # next: most of a first cache.
@@ -103,9 +103,9 @@ def make_plan(
         run = size * width
     blocks = -(-width // row)
     padded = left + length + right
-    touched = min(-(-padded // gcd(convolution.stride, dilation)), windows * pool_size * size)
-    terms = outputs * windows * size // touched
-    parts = 1 if dx_strides is None else max(1, -(-terms // TERMS))
+    summed = outputs
+    if dx_strides is not None:
+        summed = outputs_at_once(outputs, size, windows, pool_size, -(-padded // gcd(convolution.stride, dilation)))
 
     def placed(given: Sizes | None) -> tuple[int, int, int]:
         sample, channel, position = (0, 0, 0) if given is None else (stride * itemsize for stride in given)
@@ -139,7 +139,7 @@ def make_plan(
         row=row,
         width=width,
         run=run,
-        summed=-(-outputs // parts),
+        summed=summed,
         group=min(group, whole),
         segment=min(max(segment, group), whole),
         shares=threads if by_samples else min(threads, blocks),
@@ -150,3 +150,12 @@ def make_plan(
         dx_strides=placed(dx_strides),
         gradient_strides=(sample_stride, channel_stride, window_stride),
     )
+
+
+def outputs_at_once(outputs: int, size: int, windows: int, pool_size: int, rows: int) -> int:
+    """Return how many outputs' terms a number of the input's gradient adds one by one: equal parts of all of them.
+
+    ``rows`` are the positions that the kernel of ``size`` taps can reach from the winners of ``windows``.
+    """
+    terms = outputs * windows * size // min(rows, windows * pool_size * size)
+    return -(-outputs // max(1, -(-terms // TERMS)))
