@@ -76,6 +76,50 @@ def assert_same(functions, tensors, upstream=None):
         assert same(one, other), (name, (one.double() - other.double()).abs().max(), one, other)
 
 
+def clearly_won(input, weight, bias, pool_size, gap=1e-4):
+    """Return where in the result a position wins by so much that float32 chooses it, too; 0 is beaten as well."""
+    activation = F.conv1d(input.double(), weight.double(), bias.double()).relu()
+    if pool_size is None:
+        windows = activation.unsqueeze(2)
+    else:
+        windows = activation[..., : activation.size(2) // pool_size * pool_size].unflatten(2, (-1, pool_size))
+    highest = F.pad(windows, (0, 1)).topk(2, -1).values
+    clear = highest[..., 0] - highest[..., 1] > gap
+    return clear.squeeze(2) if pool_size is None else clear
+
+
+def error_ratios(function, torchs, tensors, upstream):
+    """Return the largest and the root mean square error over those of ``torchs``, of the result and each gradient.
+
+    Both are functions of ``tensors``, float32; what is exact, ``torchs`` tells in float64.
+    """
+
+    def step(function, tensors):
+        result = function(*(leaves := [tensor.detach().requires_grad_() for tensor in tensors]))
+        return result.detach(), *torch.autograd.grad(result, leaves, upstream.to(result.dtype))
+
+    exact = step(torchs, [tensor.double() for tensor in tensors])
+    for value, *both in zip(exact, step(function, tensors), step(torchs, tensors), strict=True):
+        mine, theirs = (one.double() - value for one in both)
+        yield float(mine.abs().max() / theirs.abs().max()), float(mine.norm() / theirs.norm())
+
+
+def median_ratios(draw, seeds=range(3)):
+    """Return the medians of :func:`error_ratios` over seeds; ``draw(seed)`` gives its arguments."""
+    draws = torch.tensor([list(error_ratios(*draw(seed))) for seed in seeds])
+    return draws.median(0).values.tolist()
+
+
+def wide_layer(seed, samples, channels, length, outputs, size, pool_size):
+    """Return input, weight, bias and the gradient of the result, 0 where float32 may choose another position."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, channels, length, generator=generator)
+    w = torch.randn(outputs, channels, size, generator=generator) / (channels * size) ** 0.5
+    b = torch.randn(outputs, generator=generator)
+    clear = clearly_won(x, w, b, pool_size)
+    return x, w, b, torch.randn(clear.shape, generator=generator) * clear
+
+
 def channels_last(input):
     """Return the same numbers with neighbouring channels."""
     return input.transpose(-1, -2).contiguous().transpose(-1, -2)

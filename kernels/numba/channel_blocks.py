@@ -9,10 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from .compilation import inner
-from .simd import add, broadcast, bytes_of, horizontal_sum, lanes, load, load_first, multiply_add, store, store_first
+from .simd import (
+    add,
+    broadcast,
+    bytes_of,
+    horizontal_sum,
+    is_nan,
+    lanes,
+    load,
+    load_first,
+    multiply_add,
+    select,
+    store,
+    store_first,
+)
 from .transposition import transpose
 
-__all__ = ["all_finite", "clear", "load_rows", "store_rows"]
+__all__ = ["all_finite", "carry_sums", "clear", "load_rows", "store_rows"]
 
 
 @inner
@@ -21,6 +34,34 @@ def clear(target: int, size: int, zero: Any) -> None:
     step = lanes(zero) * bytes_of(zero)
     for at in range(0, size, step):
         store(broadcast(zero, zero), target + at)
+
+
+@inner
+def carry_sums(source: int, target: int, size: int, zero: Any) -> None:
+    """Add ``size`` bytes of numbers to others, and leave in their place what rounding has cut off.
+
+    The next sum begins with that rest: adding many of them rounds as if once.
+    """
+    step = lanes(zero) * bytes_of(zero)
+    full, rest = size // step * step, size % step // bytes_of(zero)
+    for at in range(0, full, step):
+        total, cut = sum_of_two(load(target + at, zero), load(source + at, zero), zero)
+        store(total, target + at)
+        store(cut, source + at)
+    if rest:
+        total, cut = sum_of_two(load_first(target + full, rest, zero), load_first(source + full, rest, zero), zero)
+        store_first(total, target + full, rest)
+        store_first(cut, source + full, rest)
+
+
+@inner(inline="always")
+def sum_of_two(one: Any, other: Any, zero: Any) -> Any:
+    """Return a sum and what rounding has cut off (Knuth's 2Sum), nothing where the sum is not finite."""
+    minus, total = broadcast(-1.0, zero), add(one, other)
+    added = multiply_add(one, minus, total)
+    kept = multiply_add(added, minus, total)
+    cut = add(multiply_add(kept, minus, one), multiply_add(added, minus, other))
+    return total, select(is_nan(cut), broadcast(zero, zero), cut)
 
 
 @inner

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .channel_blocks import all_finite, clear, load_rows, store_rows
+from .channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
 from .compilation import compiled, inner
 from .conv_pool import Windows
 from .conv_pool_backward_plan import Plan, make_plan
@@ -234,14 +234,16 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     copies = (last - first) * block_bytes // PAGE * PAGE + PAGE + PAGE // 2
     lists = (plan.outputs * capacity * size // line + 1) * line
     tile = capacity * width * (8 + size) + line
-    scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + width * size, np.uint8)
+    part_sums = block_bytes + PAGE if plan.summed < plan.outputs else 0
+    scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + part_sums + width * size, np.uint8)
     packed = (scratch.ctypes.data + line - 1) // line * line
     x_copy = packed + weights // line * line + line
     dx_copy = x_copy + copies
     factors = dx_copy + copies + PAGE
     listed = factors + lists
     turned = listed + lists
-    sums = db if db else turned + tile // line * line
+    spare = turned + tile // line * line
+    sums = db if db else spare + part_sums
     if dx:
         pack(plan, packed, weight, first * plan.row, min(last * plan.row, plan.width), zero)
         if not all_finite(packed, plan.outputs * run, zero):
@@ -253,6 +255,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             clear(dw + o * run + at, ending - at, zero)
     clear(sums, (plan.outputs if db else 1) * width * size, zero)
     clear(x_copy, 2 * copies, zero)
+    clear(spare, part_sums, zero)
     for n in range(begin, end):
         for window in range(0, plan.windows, plan.segment):
             windows = min(plan.segment, plan.windows - window)
@@ -306,9 +309,10 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
                 following = 0
                 if samples_at and dw and block == first and n + 1 < end and window + windows == plan.windows:
                     following = load_number(samples_at + (n + 1) * 8, 0)
+                goal = dx_rows + shift if dx else 0
                 add_block(
-                    plan, following, dw + at if dw else 0, packed + at, x_rows + shift, dx_rows + shift if dx else 0,
-                    listed, factors, bounds, capacity, windows, step, zero,
+                    plan, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
+                    spare + (goal - spare) % PAGE, bottom - top, listed, factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
             if dx and not plan.direct[1]:
                 copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
@@ -399,6 +403,8 @@ def add_block(
     weights: int,
     x: int,
     dx: int,
+    part: int,
+    rows: int,
     listed: int,
     factors: int,
     bounds: Any,
@@ -407,28 +413,36 @@ def add_block(
     step: int,
     zero: Any,
 ) -> None:
-    """Add what a list of windows gives to a block's gradients, whose positions are ``step`` bytes apart.
+    """Add what a list of windows gives to a block's gradients, whose ``rows`` positions are ``step`` bytes apart.
 
-    Meanwhile prefetch the sample that is at ``following``, unless that is 0.
+    The terms of the first ``plan.summed`` outputs are added to ``dx`` one by one, those of so many others summed in
+    ``part``, of the same size and zeros before and afterwards. Meanwhile prefetch the sample that is at
+    ``following``, unless that is 0.
     """
     size, run = bytes_of(zero), plan.run * bytes_of(zero)
     runs, numbers = (1, plan.size * step // size) if plan.dilation == 1 else (plan.size, step // size)
-    for group in range((windows + plan.group - 1) // plan.group):
-        for o in range(plan.outputs):
-            if following and group == 0:
-                for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
-                    prefetch(following + r * plan.x_strides[2])
-                    prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size)
-            count = bounds[o, group + 1] - bounds[o, group]
-            if not count:
-                continue
-            entry = o * capacity + bounds[o, group]
-            for k in range(runs):
-                at, shift = o * run + k * step, k * plan.dilation * step
-                add_products(
-                    dw + at if dw else 0, weights + at, x + shift, dx + shift if dx else 0, listed + entry * 4,
-                    factors + entry * size, count, step, numbers, zero,
-                )  # fmt: skip
+    for first in range(0, plan.outputs, plan.summed):
+        goal = part if first else dx
+        for group in range((windows + plan.group - 1) // plan.group):
+            for o in range(first, min(first + plan.summed, plan.outputs)):
+                if following and group == 0:
+                    for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
+                        prefetch(following + r * plan.x_strides[2])
+                        prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size)
+                count = bounds[o, group + 1] - bounds[o, group]
+                if not count:
+                    continue
+                entry = o * capacity + bounds[o, group]
+                for k in range(runs):
+                    at, shift = o * run + k * step, k * plan.dilation * step
+                    add_products(
+                        dw + at if dw else 0, weights + at, x + shift, goal + shift if dx else 0, listed + entry * 4,
+                        factors + entry * size, count, step, numbers, zero,
+                    )  # fmt: skip
+        if first:
+            carry_sums(part, dx, rows * step, zero)
+    if plan.summed < plan.outputs:
+        clear(part, rows * step, zero)
 
 
 @inner

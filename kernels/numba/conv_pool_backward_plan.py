@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
 from .simd import REGISTERS
 from .sparse_products import MOST_SUMS, MOST_VECTORS
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "outputs_at_once"]
 
 # Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
 # next: most of a first cache.
@@ -18,6 +19,10 @@ GROUP = 24 * 1024
 # A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
 SEGMENT = 128 * 1024
 
+# A number of the input's gradient has so many terms added one by one, on average, before their sum is added to the
+# others.
+TERMS = 32
+
 Sizes = tuple[int, ...]
 
 
@@ -25,7 +30,8 @@ class Plan(NamedTuple):
     """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
 
     ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
-    output channel's weights. ``direct`` tells that the input's, or its gradient's, own memory has such rows already.
+    output channel's weights; the terms of ``summed`` outputs are added to the input's gradient one by one. ``direct``
+    tells that the input's, or its gradient's, own memory has such rows already.
     """
 
     samples: int
@@ -46,6 +52,7 @@ class Plan(NamedTuple):
     row: int
     width: int
     run: int
+    summed: int
     group: int
     segment: int
     shares: int
@@ -95,6 +102,10 @@ def make_plan(
         width = vectors * lanes
         run = size * width
     blocks = -(-width // row)
+    padded = left + length + right
+    summed = outputs
+    if dx_strides is not None:
+        summed = outputs_at_once(outputs, size, windows, pool_size, -(-padded // gcd(convolution.stride, dilation)))
 
     def placed(given: Sizes | None) -> tuple[int, int, int]:
         sample, channel, position = (0, 0, 0) if given is None else (stride * itemsize for stride in given)
@@ -114,7 +125,7 @@ def make_plan(
         channels=channels,
         length=length,
         left=left,
-        padded=left + length + right,
+        padded=padded,
         outputs=outputs,
         size=size,
         stride=convolution.stride,
@@ -128,6 +139,7 @@ def make_plan(
         row=row,
         width=width,
         run=run,
+        summed=summed,
         group=min(group, whole),
         segment=min(max(segment, group), whole),
         shares=threads if by_samples else min(threads, blocks),
@@ -138,3 +150,12 @@ def make_plan(
         dx_strides=placed(dx_strides),
         gradient_strides=(sample_stride, channel_stride, window_stride),
     )
+
+
+def outputs_at_once(outputs: int, size: int, windows: int, pool_size: int, rows: int) -> int:
+    """Return how many outputs' terms a number of the input's gradient adds one by one: equal parts of all of them.
+
+    ``rows`` are the positions that the kernel of ``size`` taps can reach from the winners of ``windows``.
+    """
+    terms = outputs * windows * size // min(rows, windows * pool_size * size)
+    return -(-outputs // max(1, -(-terms // TERMS)))

@@ -15,7 +15,7 @@ shared the channels for all gradients, and every sample had its own lists, these
 
 from __future__ import annotations
 
-from math import isfinite
+from math import gcd, isfinite
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from numba import njit, types
 from numba.core import cgutils
 from torch import Tensor
 
+from .channel_blocks import carry_sums
 from .compilation import compiled, intrinsic
 from .conv_pool import DTYPES, padded_outputs
+from .conv_pool_backward_plan import outputs_at_once
 from .gathered import Index, Layer, row_of
 from .occurrences import reads_finite
 from .simd import (
@@ -107,7 +109,9 @@ def backward_direct(
     places = (source.data_ptr(), filters.data_ptr(), gradient.data_ptr(), argmax.data_ptr(), *results)
     width = padded_outputs(layer.outputs, like)
     skipped = -1 if padding_idx is None else padding_idx
-    numbers = (channels, source.stride(0) * itemsize, width, shares, sections, group, skipped)
+    reached = -(-positions // gcd(layer.stride, layer.dilation))
+    at_once = outputs_at_once(layer.outputs, layer.size, layer.windows, layer.pool_size, reached)
+    numbers = (channels, source.stride(0) * itemsize, width, shares, sections, group, skipped, at_once)
     code = argmax.new_zeros(()).numpy()[()]
 
     def add(begin: int, end: int, threads: int, launch: int) -> None:
@@ -145,11 +149,11 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
 
     ``places`` are the addresses of table, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of table,
     weight and bias; 0 is not wanted. ``numbers`` are those of channels, of bytes between rows, of outputs in whole
-    vectors, of the shares of rows and of samples, and of samples whose winners are listed together; and the row that
-    gets no gradient.
+    vectors, of the shares of rows and of samples, and of samples whose winners are listed together; the row that gets
+    no gradient; and of outputs whose terms a position's gradient adds one by one.
     """
     table, filters, gradient, argmax, dtable, dw, db = places
-    channels, row_stride, width, shares, sections, group, skipped = numbers
+    channels, row_stride, width, shares, sections, group, skipped, at_once = numbers
     size, begin, end, mine = bytes_of(zero), 0, layer.samples, part
     if part < shares:
         dw, db = 0, 0
@@ -167,6 +171,7 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
     addresses = np.full(group * rows + reach + 1, nowhere, np.int64)
     summed = dtable != 0 and sums_first(layer, rows)
     sums = np.zeros(rows * line if summed else 1, np.uint8)
+    totals = np.zeros(rows * line if summed and at_once < layer.outputs else 1, np.uint8)
     winners = np.empty((2, group * layer.windows + TURNS), np.int64)
     factors = np.zeros((2, (group * layer.windows + TURNS) * size), np.uint8)
     chosen, their_factors = winners[1].ctypes.data, factors[1].ctypes.data
@@ -179,6 +184,10 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
             else:
                 find_rows(layer, index, first + i, rows, (table, row_stride, nowhere, 0), (-1, 0, 1), place)
         for o in range(layer.outputs):
+            if summed and o and o % at_once == 0:
+                for j in range(rows):
+                    if addresses[j] != nowhere:
+                        carry_sums(sums.ctypes.data + j * line, totals.ctypes.data + j * line, line, zero)
             count = 0
             for i in range(number):
                 n = first + i
@@ -221,12 +230,16 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
         if summed:
             for j in range(rows):
                 if addresses[j] != nowhere:
-                    place = dtable + row_of(index, first, j - layer.left) * line
-                    add_row(place, sums.ctypes.data + j * line, channels, zero)
+                    place, at = dtable + row_of(index, first, j - layer.left) * line, sums.ctypes.data + j * line
+                    if at_once < layer.outputs:
+                        carry_sums(at, totals.ctypes.data + j * line, line, zero)
+                        at = totals.ctypes.data + j * line
+                    add_row(place, at, channels, zero)
             sums[:] = 0
+            totals[:] = 0
     # Numba frees an array after the last use of its name, whoever still has its address.
     spare[0] = addresses[0] + winners[0, 0]
-    factors[0, 0] = sums[0]
+    factors[0, 0] = sums[0] + totals[0]
 
 
 @njit

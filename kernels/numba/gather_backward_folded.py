@@ -22,6 +22,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .channel_blocks import carry_sums
 from .compilation import compiled, intrinsic
 from .conv_pool import DTYPES, padded_outputs
 from .fold import copy_row
@@ -50,6 +51,10 @@ ROWS = TAPS // TILE * TILE
 
 # Vectors that are summed at once over a row's occurrences.
 WIDE = 14 if REGISTERS.number == 32 else 7
+
+# So many taps of the table's gradient are multiplied before their sum is added to the others, sixteen of the products'
+# blocks: the sum over all blocks of 1,024 outputs x 31 taps has twice torch's error.
+COLUMNS = 16 * TAPS
 
 # So many occurrences are summed in registers before their sum is added to the others: longer sums round worse.
 RUN = 128
@@ -175,10 +180,11 @@ def multiply_part(
     columns = layer.size * width
     stride = (columns * size + 63) // 64 // 2 * 128 + 64
     line = per_line * size
-    scratch = np.empty(ROWS * (stride + 2 * line) + 128, np.uint8)
+    scratch = np.empty(ROWS * (stride + 3 * line) + 128, np.uint8)
     folded = aligned(scratch.ctypes.data)
     products = folded + ROWS * stride
     copies = products + ROWS * line
+    totals = copies + ROWS * line if columns > COLUMNS else products
     if dw:
         dw += part * channels * columns * size
     following = 0 if bounds[part] == 0 else all_rows if bounds[part] == bounds[-1] else rows[bounds[part]]
@@ -186,9 +192,15 @@ def multiply_part(
         count = min(ROWS, bounds[part + 1] - first)
         sum_occurrences(layer, dy, folded, stride, first, count, begins, order, width, zero)
         if dtable:
-            taps = (1, 0, columns, size)
             wide = (channels + vector - 1) // vector
-            multiply(products, line, folded, stride, count, taps, filters, line, wide, True, zero)
+            if columns > COLUMNS:
+                clear(totals, count * per_line, zero)
+            for column in range(0, columns, COLUMNS):
+                taps = (1, 0, min(COLUMNS, columns - column), size)
+                source, panel = folded + column * size, filters + column * line
+                multiply(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
+                if columns > COLUMNS:
+                    carry_sums(products, totals, count * line, zero)
             for i in range(count):
                 row = rows[first + i]
                 clear(dtable + following * channels * size, (row - following) * channels, zero)
@@ -196,7 +208,7 @@ def multiply_part(
                 if row == skipped:
                     clear(dtable + row * channels * size, channels, zero)
                 else:
-                    copy_row(dtable + row * channels * size, products + i * line, size, channels, zero)
+                    copy_row(dtable + row * channels * size, totals + i * line, size, channels, zero)
         if dw:
             for i in range(count):
                 if not row_is_finite(table + rows[first + i] * row_stride, channel_stride, channels, zero):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import fold, gather, gather_backward, gather_backward_direct, gather_plans, threads
 from seqconv.kernels.reference import gather as reference
+from tests.conv_cases import clearly_won, median_ratios, wide_layer
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
@@ -234,6 +235,56 @@ def test_gradients_are_as_precise_as_torch(plan, rows):
     theirs = torch.autograd.grad(case.reference(*tensors), tensors, upstream)
     for mine, their, value in zip(case.backward(upstream, argmax, w, plan), theirs, exact, strict=True):
         assert (mine.double() - value).abs().mean() <= 2 * (their.double() - value).abs().mean()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("samples", "channels", "length", "outputs", "size", "pool_size"),
+    [
+        (4, 64, 120, 256, 7, 5),
+        (4, 64, 120, 1024, 7, 5),
+        (2, 320, 100, 480, 8, 4),
+        (2, 64, 120, 1024, 31, 5),
+        (2, 32, 80, 1024, 31, 1),
+        (2, 1024, 80, 32, 7, 5),
+        (4, 64, 60, 1024, 31, None),
+    ],
+)
+@pytest.mark.parametrize("is_window", [False, True])
+def test_is_as_precise_as_torch_in_wide_layers(plan, is_window, samples, channels, length, outputs, size, pool_size):
+    """In the largest error and the root mean square, of the result and all gradients.
+
+    The rows are those of a dense layer's input, each read once, or windows of a series that overlap by a half.
+    """
+    pool = None if pool_size is None else Pool(pool_size, pool_size)
+
+    def draw(seed):
+        x, w, b, _ = wide_layer(seed, samples, channels, length, outputs, size, pool_size)
+        table = x.transpose(1, 2).flatten(0, 1)
+        if is_window:
+            starts = torch.arange(samples) * (length // 2)
+            case = Case(starts, table, PLAIN, pool, length=length, step=1)
+            rows = starts[:, None] + torch.arange(length)
+        else:
+            rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).view(samples, length)
+            case = Case(rows, table, PLAIN, pool)
+        clear = clearly_won(table[rows].transpose(1, 2), w, b, pool_size)
+        upstream = torch.randn(clear.shape, generator=torch.Generator().manual_seed(seed)) * clear
+
+        class Step(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, table, w, b):
+                out, ctx.argmax = case.forward(w, b, plan)
+                return out
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return case.backward(gradient, ctx.argmax, w, plan)
+
+        return Step.apply, case.reference, (table, w, b), upstream
+
+    for name, ratios in zip(("result", "table", "weight", "bias"), median_ratios(draw), strict=True):
+        assert max(ratios) <= 2, (name, ratios)
 
 
 @pytest.mark.parametrize(
