@@ -200,16 +200,6 @@ def launch_weight_gradient(
     spans, shift = spans_of(rows.length, windows, convolution, pool)
     source, layout = rows.source, rows.layout
     numbers = layer.outputs * (layer.channels * layer.size + 1)
-    options = {
-        "C": layer.channels, "O": layer.outputs, "K": layer.size, "P": pool.stride, "DILATION": convolution.dilation,
-        "SAME": is_packed(upstream, layer.outputs, windows), "GRADIENT_ALIGN": upstream.align,
-        "ALIGN": layout.align,
-        "PACKED": rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
-        "ROWS": rows.mode, "WANT_W": wanted[0], "WANT_B": wanted[1],
-        "PRECISION": precision(source.dtype), "ROUND": layer.rounds, "INTERPRETED": kernels.INTERPRETED,
-    }  # fmt: skip
-    strides = (upstream.stride_n, upstream.stride_l)
-    strides += (layout.stride_n, layout.stride_l)
     tile = weight_tile(layer, pool.stride, convolution.dilation)
     assert tile is not None
     blocks = (-(-layer.channels // tile.block_c) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
@@ -218,8 +208,14 @@ def launch_weight_gradient(
     launch(
         kernels.phase_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift,
-        *positions_seen(rows.length, layer.size, convolution, pool), *strides,
-        rows.numbers, rows.index_n, rows.index_l, rows.below, **options,
+        *positions_seen(rows.length, layer.size, convolution, pool),
+        upstream.stride_n, upstream.stride_l, layout.stride_n, layout.stride_l,
+        rows.numbers, rows.index_n, rows.index_l, rows.below,
+        C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
+        SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align, ALIGN=layout.align,
+        PACKED=rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
+        ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
+        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -9,6 +9,7 @@ trained either way are the same parameters, and the same call, so that hooks and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         prepare, operands, options = self._given(input)
         return prepare(*operands, *options)
 
-    def _given(self, input: Tensor | Windows) -> tuple[Any, ...]:
+    def _given(
+        self, input: Tensor | Windows
+    ) -> tuple[Callable[..., conv.Call], tuple[Tensor | None, ...], tuple[Any, ...]]:
         """Return what checks a call, its operands and its options."""
         padding: Any = self.padding
         if isinstance(input, Windows):

@@ -132,7 +132,8 @@ def test_a_second_batch_size_or_length_compiles_nothing(floor, pool, channels_la
 
 @pytest.mark.parametrize(("shape", "outputs", "size", "pool"), [
     ((8, 128, 500), 32, 7, Pool(5, 5)), ((8, 14, 240), 32, 5, Pool(3, 3)), ((8, 32, 94), 32, 7, None),
-    ((4, 512, 64), 512, 3, Pool(2, 2)),
+    ((4, 512, 64), 512, 3, Pool(2, 2)), ((4, 320, 100), 480, 8, Pool(4, 4)), ((4, 1024, 40), 64, 3, Pool(4, 4)),
+    ((4, 64, 120), 1024, 31, Pool(5, 5)),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["tf32", "ieee", "16"])
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import seqconv
 from seqconv import functional
 from seqconv.functional import folded
+from tests.conv_cases import composition, median_ratios, ours, wide_layer
 
 CALLS = ["conv", "conv_global", "tokens", "tokens_global", "several", "windows", "windows_global"]
 
@@ -51,6 +52,37 @@ def call(name, table, weight, bias, other, tokens, backend="triton", **options):
 def bound(dtype):
     """Return how far sums of 18 products of numbers around 1, and a backward pass of them, may be apart."""
     return 64 * 18 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    ("samples", "channels", "length", "outputs", "size", "pool_size"),
+    [
+        (1, 8, 9, 256, 5, 5),
+        *(  # minutes in the interpreter
+            pytest.param(*sizes, marks=pytest.mark.large)
+            for sizes in (
+                (1, 64, 16, 1024, 7, 5),
+                (1, 320, 15, 480, 8, 4),
+                (1, 16, 35, 1024, 31, 5),
+                (1, 1024, 7, 1024, 3, None),
+            )
+        ),
+    ],
+)
+def test_is_as_precise_as_torch_in_wide_layers(device, samples, channels, length, outputs, size, pool_size):
+    """In the largest error and the root mean square, of the result and all gradients, exact float32 products."""
+    pool = None if pool_size is None else {"pool_size": pool_size}
+
+    def draw(seed):
+        x, w, b, upstream = wide_layer(seed, samples, channels, length, outputs, size, pool_size)
+
+        def mine(*tensors):
+            return ours(*(one.to(device) for one in tensors), pool, backend="triton").cpu()
+
+        return mine, lambda x, w, b: composition(x, w, b, pool), (x, w, b), upstream
+
+    for name, ratios in zip(("result", "input", "weight", "bias"), median_ratios(draw), strict=True):
+        assert max(ratios) <= 2, (name, ratios)
 
 
 @pytest.mark.parametrize("name", CALLS)
