@@ -57,14 +57,14 @@ def bound(dtype):
 @pytest.mark.parametrize(
     ("samples", "channels", "length", "outputs", "size", "pool_size"),
     [
-        (1, 8, 9, 256, 5, 5),
+        (2, 8, 19, 256, 5, 5),
         *(  # minutes in the interpreter
             pytest.param(*sizes, marks=pytest.mark.large)
             for sizes in (
-                (1, 64, 16, 1024, 7, 5),
-                (1, 320, 15, 480, 8, 4),
+                (2, 64, 16, 1024, 7, 5),
+                (2, 320, 15, 480, 8, 4),
                 (1, 16, 35, 1024, 31, 5),
-                (1, 1024, 7, 1024, 3, None),
+                (3, 1024, 7, 1024, 3, None),
             )
         ),
     ],
