@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional.passes import passes
+from seqconv.functional.floors import floor
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Dense, Source, Tokens, Windows
 
 __all__ = ["serve", "warmup"]
 
@@ -26,8 +26,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # The kernels are compiled per dtype and per width of the integers that number a window's positions: up to 128
 # positions there are 8 bits, then 16. Pools of more than 128 positions are rare and left to their first call.
 POOLS = ((Pool(2, 2), 12), (None, 200))
-
-DENSE, TOKENS, WINDOWS = "conv1d_relu", "embedding_conv1d_relu", "window_conv1d_relu"
 
 SAMPLES, CHANNELS, OUTPUTS, SIZE, ROWS = 1, 2, 3, 2, 400
 
@@ -144,57 +142,50 @@ def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None
     """
     dtypes = [DTYPES[name] for name in names]
     forward: dict[str, Any] = {
-        "convolution, forward": [(_forward, DENSE, {})],
-        "tokens, forward, direct": [(_forward, TOKENS, {"plan": "direct"})],
-        "tokens, forward, folded": [(_forward, TOKENS, {"plan": "folded"})],
+        "convolution, forward": [(_forward, Dense, {})],
+        "tokens, forward, direct": [(_forward, Tokens, {"plan": "direct"})],
+        "tokens, forward, folded": [(_forward, Tokens, {"plan": "folded"})],
     }
     backward: dict[str, Any] = {
-        "convolution, backward": [(_backward, DENSE, {})],
-        "tokens, backward, direct": [(_backward, one, {"plan": "direct"}) for one in (TOKENS, WINDOWS)],
-        "tokens, backward, folded": [(_backward, TOKENS, {"plan": "folded"})],
+        "convolution, backward": [(_backward, Dense, {})],
+        "tokens, backward, direct": [(_backward, one, {"plan": "direct"}) for one in (Tokens, Windows)],
+        "tokens, backward, folded": [(_backward, Tokens, {"plan": "folded"})],
     }
     passes_ = [part for pair in zip(forward.items(), backward.items(), strict=True) for part in pair[: 1 + gradients]]
     parts: dict[str, Callable[[], None]] = {part: partial(_each, dtypes, steps) for part, steps in passes_}
     return parts | ({"RMSprop": _rmsprop} if gradients else {}) | {"batches of windows": _batches}
 
 
-def _each(dtypes: Sequence[torch.dtype], steps: Sequence[tuple[Callable[..., None], str, dict[str, str]]]) -> None:
-    for step, operation, plan in steps:
+def _each(dtypes: Sequence[torch.dtype], steps: Sequence[tuple[Callable[..., None], Any, dict[str, str]]]) -> None:
+    for step, kind, plan in steps:
         for dtype in dtypes:
             for pool, length in POOLS:
-                step(operation, dtype, pool, length, plan)
+                step(_source(kind, dtype, length), dtype, pool, plan)
 
 
-def _forward(operation: str, dtype: torch.dtype, pool: Pool | None, length: int, plan: dict[str, str]) -> None:
-    name, inputs, weight, options = _operands(operation, dtype, pool, length)
-    for want_argmax in (False, True):
-        passes("numba", name).forward(*inputs, weight, None, *options, want_argmax=want_argmax, **plan)
-
-
-def _backward(operation: str, dtype: torch.dtype, pool: Pool | None, length: int, plan: dict[str, str]) -> None:
-    """Run a backward pass alone: the forward pass is another part's."""
-    name, inputs, weight, options = _operands(operation, dtype, pool, length)
-    positions = length - SIZE + 1
-    windows, greatest = (1, positions - 1) if pool is None else (pool.output_length(positions), pool.size - 1)
-    shape, kind = passes("numba", name).argmax_format(SAMPLES, OUTPUTS, windows, greatest, dtype)
-    gradient = torch.ones(SAMPLES, OUTPUTS, *(() if pool is None else (windows,)), dtype=dtype)
-    given = (gradient, torch.zeros(shape, dtype=kind), *inputs, weight, *options)
-    passes("numba", name).backward(*given, wanted=(True, True, True), **plan)
-
-
-def _operands(
-    operation: str, dtype: torch.dtype, pool: Pool | None, length: int
-) -> tuple[str, tuple[Tensor, ...], Tensor, tuple[Any, ...]]:
-    """Return the operation's whole name, and the inputs, the weight and the options that its passes take."""
-    name = f"{operation}_{'global_' if pool is None else ''}max_pool1d"
+def _forward(source: Source, dtype: torch.dtype, pool: Pool | None, plan: dict[str, str]) -> None:
     weight = torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype)
-    options: tuple[Any, ...] = (Convolution(), *([] if pool is None else [pool]))
-    if operation == DENSE:
-        return name, (torch.zeros(SAMPLES, CHANNELS, length, dtype=dtype),), weight, options
+    for want_argmax in (False, True):
+        floor("numba").forward(source, weight, None, Convolution(), pool, want_argmax=want_argmax, **plan)
+
+
+def _backward(source: Source, dtype: torch.dtype, pool: Pool | None, plan: dict[str, str]) -> None:
+    """Run a backward pass alone: the forward pass is another part's."""
+    positions, kernels = source.length - SIZE + 1, floor("numba")
+    windows, greatest = (1, positions - 1) if pool is None else (pool.output_length(positions), pool.size - 1)
+    shape, kind = kernels.argmax_format(SAMPLES, OUTPUTS, windows, greatest, dtype)
+    gradient = torch.ones(SAMPLES, OUTPUTS, *(() if pool is None else (windows,)), dtype=dtype)
+    weight, argmax = torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype), torch.zeros(shape, dtype=kind)
+    kernels.backward(gradient, argmax, source, weight, Convolution(), pool, wanted=(True, True, True), **plan)
+
+
+def _source(kind: Any, dtype: torch.dtype, length: int) -> Source:
+    if kind is Dense:
+        return Dense(torch.zeros(SAMPLES, CHANNELS, length, dtype=dtype))
     rows = torch.zeros(ROWS, CHANNELS, dtype=dtype)
-    if operation == TOKENS:
-        return name, (torch.zeros(SAMPLES, length, dtype=torch.int64), rows), weight, (*options, None)
-    return name, (rows, torch.zeros(SAMPLES, dtype=torch.int64)), weight, (*options, length, 1)
+    if kind is Tokens:
+        return Tokens(torch.zeros(SAMPLES, length, dtype=torch.int64), rows)
+    return Windows(rows, torch.zeros(SAMPLES, dtype=torch.int64), length, 1)
 
 
 def _rmsprop() -> None:

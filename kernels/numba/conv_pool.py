@@ -1,175 +1,76 @@
-"""Convolution, bias, ReLU and maximum pooling in one pass over memory, compiled for the CPU: the forward pass.
+"""The conv stack on the CPU: its two passes, whatever their source; arguments and results are the reference's.
 
-A chunk of positions is convolved into a scratch that stays in the first-level cache, a register tile of positions x
-output channels at a time, and pooled from there: the activation never reaches memory. Inputs are read in place through
-their strides; only rows beside a convolution's padding are copied. Letters are those of the reference, whose results
-these are but for rounding. Not served (see :mod:`.limits`): more than one group, dtypes other than float32 and float64.
-
-``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
-the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
-``(N, Q, O)``, its rows padded to whole vectors; integers as narrow as the window allows.
-
-Measured on two cores of a Zen 4 at 110 GFLOP/s each, best of many runs on one core: 0.97 (contiguous) and 0.95
-(channels-last) of the multiply-add peak for imdb1, 0.93 and 0.95 for jena1, 0.99 and 0.99 for jena2; with winners up to
-0.04 less. jena1's 70 taps leave the rest to pooling and to the transposition of its results. Medians on both cores are
-0.90, 0.87 to 0.89 and 0.93: the machine is shared. Of 150 random shapes (channels to 512, kernels to 31, batches to
-256), none was slower than torch in its better memory format, the closest 1.10 times as fast.
-
-Where these kernels are slow: positions between windows are convolved for nothing, windows that overlap by more than a
-chunk anew in each chunk, and of output channels a vector is the least unless the stride is 1 and taps are 16 or more.
-
-A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place.
+A dense input, and windows of a series whose gradient nobody wants, are served by :mod:`.dense` and
+:mod:`.dense_backward`; rows of a table by :mod:`.gather` and :mod:`.gather_backward`, under one of two plans (see
+:mod:`.gather_plans`). ``argmax`` has rows of whole vectors, see :func:`argmax_format`. Not served: what
+:mod:`.support` names. The arguments must be checked.
 """
 
 from __future__ import annotations
 
-import functools
-from array import array
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..reference.conv_pool import is_channels_last
-from . import threads
-from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
-from .conv_pool_plan import make_plan
-from .simd import REGISTERS
+from ..reference import conv_pool as reference
+from ..source import Dense, Source, Windows
+from . import dense, dense_backward, gather, gather_backward
+from .dense import argmax_format
+from .fold import fold, folded_shape
+from .gathered import placed
 
-__all__ = [
-    "Windows",
-    "argmax_format",
-    "conv1d_relu_global_max_pool1d_forward",
-    "conv1d_relu_max_pool1d_forward",
-    "forward_windows",
-]
-
-DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
-KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
-
-CODES: list[tuple[torch.dtype, Any]] = [
-    (torch.int8, np.int8(0)),
-    (torch.int16, np.int16(0)),
-    (torch.int32, np.int32(0)),
-]
+__all__ = ["argmax_format", "backward", "fold", "folded_shape", "forward"]
 
 
-class Windows(NamedTuple):
-    """Samples that lie anywhere in a series: ``input`` ``(N, C, L)`` is the series, seen through a window's strides.
-
-    ``places`` ``(N,)``, int64, are the addresses at which the windows begin.
-    """
-
-    input: Tensor
-    places: Tensor
-
-
-CPU = torch.device("cpu")  # memory is made there, whatever device is the default
-LIMITS = [(np.iinfo(code).max, kind) for kind, code in CODES]
-
-
-def conv1d_relu_max_pool1d_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool, *, want_argmax: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
-
-    ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format, or contiguous if ``pool`` says so. A window without a position, which ``ceil_mode`` or
-    padding under a dilation can leave, is minus infinity.
-    """
-    return _forward(input, weight, bias, convolution, pool, pool.size - 1, want_argmax)
-
-
-def conv1d_relu_global_max_pool1d_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``conv1d_relu_global_max_pool1d``, ``(N, O)``, and, if wanted, ``argmax``."""
-    positions = convolution.output_length(input.size(2), weight.size(2))
-    return _forward(input, weight, bias, convolution, None, positions - 1, want_argmax)
-
-
-def forward_windows(
-    windows: Windows,
+def forward(
+    source: Source,
     weight: Tensor,
     bias: Tensor | None,
     convolution: Convolution,
     pool: Pool | None,
     *,
     want_argmax: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what the layer gives on windows, read in place; ``pool`` is ``None`` for the global maximum."""
-    last = pool.size if pool else convolution.output_length(windows.input.size(2), weight.size(2))
-    return _forward(windows.input, weight, bias, convolution, pool, last - 1, want_argmax, windows.places)
+    """Return the result and, if wanted, ``argmax``.
+
+    Of rows of a table, ``folded`` is what :func:`fold` made of table and weight, in whichever dtype, and ``plan``
+    ``"folded"`` or ``"direct"`` if it is not to be chosen. A window without a position, which ``ceil_mode`` or padding
+    under a dilation can leave, is minus infinity.
+    """
+    if isinstance(source, Dense):
+        output, argmax = dense.forward(source.values, weight, bias, convolution, pool, want_argmax)
+    elif isinstance(source, Windows) and folded is None and plan != "folded" and source.values.size(1):
+        input, places = placed(source)
+        output, argmax = dense.forward(input, weight, bias, convolution, pool, want_argmax, places)
+    else:
+        return gather.forward(source, weight, bias, convolution, pool, want_argmax, folded, plan)
+    return output, argmax
 
 
-def argmax_format(
-    samples: int, outputs: int, windows: int, greatest: int, dtype: torch.dtype
-) -> tuple[tuple[int, int, int], torch.dtype]:
-    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
-    kind = next(kind for limit, kind in LIMITS if greatest <= limit)
-    return (samples, windows, padded_outputs(outputs, DTYPES[dtype])), kind
-
-
-def _forward(
-    input: Tensor,
+def backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    source: Source,
     weight: Tensor,
-    bias: Tensor | None,
     convolution: Convolution,
     pool: Pool | None,
-    greatest: int,
-    want_argmax: bool,
-    places: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the result and ``argmax``, whose numbers are at most ``greatest``, if that is wanted.
+    *,
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
 
-    ``places`` are those of :class:`Windows`, whose result is channels-last.
+    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept.
     """
-    kind = next(kind for limit, kind in LIMITS if greatest <= limit)
-    shape, dtype = weight.shape, input.dtype
-    strides = weight.stride()
-    if ((strides[2] != 1 and shape[2] > 1) or strides[1] != shape[2]) and (
-        (strides[1] != 1 and shape[1] > 1) or strides[2] != shape[1]
-    ):
-        weight = weight.contiguous()
-        strides = weight.stride()
-    channels_last = (places is not None or is_channels_last(input)) and not (pool and pool.contiguous)
-    limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
-    plan = make_plan(
-        input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
-        channels_last, limits,
-    )  # fmt: skip
-    out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
-    argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
-    if not out.numel():
-        return out, argmax
-    kernel = KERNELS[dtype]
-    packed = partial = None
-    if plan.packed_bytes:
-        packed = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=CPU)
-    if plan.partial_bytes:
-        partial = torch.empty(plan.partial_bytes, dtype=torch.uint8, device=CPU)
-    numbers = array("q", (
-        input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
-        0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
-        0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(), *plan.numbers,
-    ))  # fmt: skip
-    table = numbers.buffer_info()[0]
-    if packed is not None:
-        threads.run(functools.partial(kernel, table, PACK), plan.panels, plan.threads)
-    threads.run(functools.partial(kernel, table, COMPUTE), plan.task.blocks, plan.threads)
-    if partial is not None:
-        kernel(table, FINISH, 0, 0, 1, 0)
-    return out, argmax
-
-
-def lane_count(like: Any) -> int:
-    """Return how many such numbers a vector register holds."""
-    return REGISTERS.width // int(like.itemsize)
-
-
-def padded_outputs(outputs: int, like: Any) -> int:
-    """Return the output channels rounded up to whole vectors."""
-    return -(-outputs // lane_count(like)) * lane_count(like)
+    upstream = gradient.unsqueeze(2) if pool is None else gradient
+    if isinstance(source, Dense):
+        input, places = source.values, None
+    elif isinstance(source, Windows) and not wanted[0] and plan != "folded" and source.values.size(1):
+        input, places = placed(source)
+        if input.stride(1) != 1 and input.size(1) != 1:  # the kernel reads rows
+            input, places = reference.gathered(source), None
+    else:
+        return gather_backward.backward(upstream, argmax, source, weight, convolution, pool, wanted, plan)
+    found = dense_backward.backward(upstream, argmax, input, weight, convolution, pool, wanted, places)
+    return found or reference.backward(gradient, argmax, source, weight, convolution, pool, wanted=wanted)

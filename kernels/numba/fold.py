@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from .compilation import compiled
-from .conv_pool import DTYPES, lane_count, padded_outputs
+from .dense import DTYPES, lane_count, padded_outputs
 from .products import TILE, multiply, odd_lines
 from .simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .threads import run, share, thread_count
@@ -28,8 +28,12 @@ KEPT = {**DTYPES, torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)}
 ROWS = 8 * TILE
 
 
-def folded_shape(rows: int, weight: Tensor) -> tuple[int, int, int]:
-    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
+def folded_shape(
+    rows: int,
+    weight: Tensor,
+    dtype: torch.dtype | None = None,  # noqa: ARG001  (narrower ones are as long)
+) -> tuple[int, int, int]:
+    """Return the shape of ``rows`` rows folded into ``dtype``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
     return rows, weight.size(2), padded_outputs(weight.size(0), DTYPES[weight.dtype])
 
 

@@ -3,11 +3,8 @@
 Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.numba.gather_plans`. Under *folded*
 a row's products with all weights are looked up in a folded table, which a caller that keeps table and weight may
 :func:`fold` once and pass in; else the rows that the call uses are folded first. Under *direct* rows are convolved as
-they are read: windows, whose rows are equally far apart, by the conv stack's own kernel. Tokens and starts, int32 or
-int64, are read in place through their strides; the caller has checked that the table has every row. Not served: what
-:mod:`~seqconv.kernels.numba.limits` names.
-
-``argmax`` is that of :mod:`~seqconv.kernels.numba.conv_pool`, for the backward pass.
+they are read. Tokens and starts, int32 or int64, are read in place through their strides; the caller has checked that
+the table has every row.
 
 Where these kernels are slow: outputs fill vectors, so one alone costs as much as a vector of them; the global maximum
 of a single sample keeps one thread busy; a first layer of few channels gains little from folding.
@@ -24,34 +21,17 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool import CODES, DTYPES, argmax_format, forward_windows, padded_outputs
+from ..source import Tokens, Windows
+from .dense import CODES, DTYPES, argmax_format, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
 from .gather_plans import forward_plan
-from .gathered import (
-    Index,
-    Layer,
-    argmaxes_format,
-    describe,
-    of_tokens,
-    of_windows,
-    split_argmaxes,
-    windows_of,
-)
+from .gathered import Index, Layer, argmaxes_format, describe, index_of, split_argmaxes
 from .occurrences import list_rows
 from .threads import run, thread_count
 
-__all__ = [
-    "argmaxes_format",
-    "embedding_conv1d_relu_global_max_pool1d_forward",
-    "embedding_conv1d_relu_max_pool1d_forward",
-    "embedding_conv1ds_relu_global_max_pool1d_forward",
-    "fold",
-    "folded_shape",
-    "window_conv1d_relu_global_max_pool1d_forward",
-    "window_conv1d_relu_max_pool1d_forward",
-]
+__all__ = ["argmaxes_format", "fold", "folded_shape", "forward", "forward_several"]
 
 # Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
 BLOCKS = 8
@@ -66,53 +46,40 @@ WORTH_COUNTING = 8
 Used = tuple[Tensor | None, Any]
 
 
-def embedding_conv1d_relu_max_pool1d_forward(
-    tokens: Tensor,
-    table: Tensor,
+def forward(
+    source: Tokens | Windows,
     weight: Tensor,
     bias: Tensor | None,
     convolution: Convolution,
-    pool: Pool,
-    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
-    *,
+    pool: Pool | None,
     want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
+    folded: Tensor | None,
+    plan: str | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
-
-    ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
-    ``(N, O, Q)``, channels-last, or contiguous if ``pool`` says so. ``folded`` is what :func:`fold` made of ``table``
-    and ``weight``, in whichever dtype, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
-    """
-    index, samples = of_tokens(tokens), tokens.size(0)
-    return _pooled(index, samples, table, weight, bias, convolution, pool, want_argmax, folded, plan)
-
-
-def embedding_conv1d_relu_global_max_pool1d_forward(
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``(N, O)``, the maxima over all positions, as :func:`embedding_conv1d_relu_max_pool1d_forward` does."""
-    index, samples = of_tokens(tokens), tokens.size(0)
-    return _pooled(index, samples, table, weight, bias, convolution, None, want_argmax, folded, plan)
+    """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax``."""
+    index, samples, table = index_of(source), source.samples, source.values
+    outputs, _, size = weight.shape
+    positions = convolution.output_length(index.length, size)
+    windows = 1 if pool is None else pool.output_length(positions)
+    out = table.new_empty(samples, windows, outputs).transpose(1, 2)
+    layer = describe(index, samples, weight, convolution, pool, out)
+    code, argmax = CODES[0][1], None
+    if want_argmax:
+        shape, kind = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
+        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
+    if out.numel():
+        used = cache(partial(_used, index, samples, table))
+        _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
+    if pool is None:
+        return out.squeeze(2), argmax
+    return out.contiguous() if pool.contiguous else out, argmax
 
 
-def embedding_conv1ds_relu_global_max_pool1d_forward(
-    tokens: Tensor,
-    table: Tensor,
+def forward_several(
+    source: Tokens,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     convolutions: Sequence[Convolution],
-    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
     *,
     want_argmax: bool,
     folded: Sequence[Tensor] | None = None,
@@ -121,9 +88,9 @@ def embedding_conv1ds_relu_global_max_pool1d_forward(
     """Return ``(N, O_0 + O_1 + ..)``, several layers' maxima over all positions side by side, and, if wanted, argmax.
 
     ``folded`` has for each weight what :func:`fold` made of it. ``argmax`` is as :func:`argmaxes_format` says; the rest
-    is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
+    is as in :func:`.conv_pool.forward`.
     """
-    index, samples = of_tokens(tokens), tokens.size(0)
+    index, samples, table = index_of(source), source.samples, source.values
     outputs = [weight.size(0) for weight in weights]
     kernels = [weight.size(2) for weight in weights]
     out = table.new_empty(samples, sum(outputs))
@@ -144,81 +111,6 @@ def embedding_conv1ds_relu_global_max_pool1d_forward(
             ready = None if folded is None else folded[i]
             _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], code, ready, plan, used)
     return out, argmax
-
-
-def window_conv1d_relu_max_pool1d_forward(
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    pool: Pool,
-    length: int,
-    step: int,
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``window_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
-
-    ``series`` ``(V, C)``, ``starts`` ``(N,)``; the rest is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
-    """
-    if folded is None and plan != "folded" and series.size(1):
-        windows = windows_of(series, starts, length, step)
-        return forward_windows(windows, weight, bias, convolution, pool, want_argmax=want_argmax)
-    index, samples = of_windows(starts, length, step), starts.size(0)
-    return _pooled(index, samples, series, weight, bias, convolution, pool, want_argmax, folded, plan)
-
-
-def window_conv1d_relu_global_max_pool1d_forward(
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    length: int,
-    step: int,
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``(N, O)``, the maxima over all positions, as :func:`window_conv1d_relu_max_pool1d_forward` does."""
-    if folded is None and plan != "folded" and series.size(1):
-        windows = windows_of(series, starts, length, step)
-        return forward_windows(windows, weight, bias, convolution, None, want_argmax=want_argmax)
-    index, samples = of_windows(starts, length, step), starts.size(0)
-    return _pooled(index, samples, series, weight, bias, convolution, None, want_argmax, folded, plan)
-
-
-def _pooled(
-    index: Index,
-    samples: int,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    pool: Pool | None,
-    want_argmax: bool,
-    folded: Tensor | None,
-    plan: str | None,
-) -> tuple[Tensor, Tensor | None]:
-    outputs, _, size = weight.shape
-    positions = convolution.output_length(index.length, size)
-    windows = 1 if pool is None else pool.output_length(positions)
-    out = table.new_empty(samples, windows, outputs).transpose(1, 2)
-    layer = describe(index, samples, weight, convolution, pool, out)
-    code, argmax = CODES[0][1], None
-    if want_argmax:
-        shape, kind = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
-        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
-    if out.numel():
-        used = cache(partial(_used, index, samples, table))
-        _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
-    if pool is None:
-        return out.squeeze(2), argmax
-    return out.contiguous() if pool.contiguous else out, argmax
 
 
 def _compute(

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .channel_blocks import carry_sums
 from .compilation import compiled, intrinsic
-from .conv_pool import DTYPES, padded_outputs
 from .conv_pool_backward_plan import outputs_at_once
+from .dense import DTYPES, padded_outputs
 from .gathered import Index, Layer, row_of
 from .occurrences import reads_finite
 from .simd import (

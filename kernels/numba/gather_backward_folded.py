@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .channel_blocks import carry_sums
 from .compilation import compiled, intrinsic
-from .conv_pool import DTYPES, padded_outputs
+from .dense import DTYPES, padded_outputs
 from .fold import copy_row
 from .gather_backward_spread import clear, spread_parts
 from .gathered import Index, Layer, aligned

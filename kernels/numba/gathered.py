@@ -15,7 +15,8 @@ from numba import njit
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool import DTYPES, Windows, argmax_format, padded_outputs
+from ..source import Tokens, Windows
+from .dense import DTYPES, argmax_format, padded_outputs
 from .simd import load_number
 
 __all__ = [
@@ -24,12 +25,11 @@ __all__ = [
     "aligned",
     "argmaxes_format",
     "describe",
-    "of_tokens",
-    "of_windows",
+    "index_of",
+    "placed",
     "row_of",
     "split_argmaxes",
     "window_range",
-    "windows_of",
 ]
 
 # A chunk of windows spans about so many positions.
@@ -69,27 +69,23 @@ class Layer(NamedTuple):
     window_stride: int
 
 
-def of_tokens(tokens: Tensor) -> Index:
-    """Return the index of tokens ``(N, L)``, int32 or int64, read in place; the caller keeps the tensor."""
-    itemsize = tokens.element_size()
-    return Index(
-        tokens.data_ptr(), itemsize, tokens.stride(0) * itemsize, tokens.stride(1) * itemsize, 0, tokens.size(1)
-    )
+def index_of(source: Tokens | Windows) -> Index:
+    """Return where a source's rows are, read in place: the caller keeps the tensors."""
+    index, itemsize = source.index, source.index.element_size()
+    if isinstance(source, Tokens):
+        strides, step = [stride * itemsize for stride in index.stride()], 0
+    else:
+        strides, step = [index.stride(0) * itemsize, 0], source.step
+    return Index(index.data_ptr(), itemsize, *strides, step, source.length)
 
 
-def of_windows(starts: Tensor, length: int, step: int) -> Index:
-    """Return the index of windows that begin at the rows ``starts`` ``(N,)``; the caller keeps the tensor."""
-    itemsize = starts.element_size()
-    return Index(starts.data_ptr(), itemsize, starts.stride(0) * itemsize, 0, step, length)
-
-
-def windows_of(series: Tensor, starts: Tensor, length: int, step: int) -> Windows:
-    """Return the windows that begin at the rows ``starts`` ``(N,)`` as the conv stack's kernels read them in place."""
+def placed(source: Windows) -> tuple[Tensor, Tensor]:
+    """Return windows as :func:`.dense.forward` reads them in place: one seen through its strides, and all addresses."""
+    series = source.values
     row, column = series.stride()
-    itemsize = series.element_size()
-    shape = (starts.size(0), series.size(1), length)
-    places = starts.to(torch.int64) * (row * itemsize) + series.data_ptr()
-    return Windows(series.detach().as_strided(shape, (0, column, step * row)), places)
+    shape = (source.samples, series.size(1), source.length)
+    places = source.index.to(torch.int64) * (row * series.element_size()) + series.data_ptr()
+    return series.detach().as_strided(shape, (0, column, source.step * row)), places
 
 
 def describe(
@@ -114,7 +110,7 @@ def argmaxes_format(
 ) -> tuple[tuple[int], torch.dtype]:
     """Return the shape and dtype of the argmax of several global layers, of which none has more ``positions``.
 
-    One layer's follows the other's, each as :func:`~.conv_pool.argmax_format` has it.
+    One layer's follows the other's, each as :func:`~.dense.argmax_format` has it.
     """
     _, kind = argmax_format(samples, 0, 1, positions - 1, dtype)
     return (samples * sum(padded_outputs(one, DTYPES[dtype]) for one in outputs),), kind

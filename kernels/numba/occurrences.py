@@ -13,7 +13,7 @@ from .compilation import compiled
 from .gathered import Index, row_of
 from .simd import bytes_of, load_number
 
-__all__ = ["copy_rows_of", "list_rows", "reads_finite", "row_is_finite", "sort_positions"]
+__all__ = ["list_rows", "reads_finite", "row_is_finite", "sort_positions"]
 
 
 @compiled
@@ -29,14 +29,6 @@ def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[An
             rows[found] = row
             found += 1
     return found
-
-
-@compiled
-def copy_rows_of(index: Index, samples: int, rows: NDArray[Any]) -> None:
-    """Write the row of every sample's every position to ``rows``."""
-    for n in range(samples):
-        for position in range(index.length):
-            rows[n, position] = row_of(index, n, position)
 
 
 @compiled

@@ -1,49 +1,203 @@
 """Convolution, bias, ReLU and maximum pooling in plain torch: the specification of the fused kernels.
 
-``N`` samples, ``C`` input and ``O`` output channels, ``L`` positions, kernel size ``K``, ``Q`` pooled positions.
-Gradients come from torch's autograd. The memory format follows the input, unless the pool asks for contiguous results:
-a channels-last input (an ``(N, L, C)`` tensor seen through ``.transpose(1, 2)``) gives a channels-last result, any
-other input a contiguous one.
+``N`` samples, ``C`` input and ``O`` output channels, ``L`` positions, kernel size ``K``, ``Q`` pooled positions, ``V``
+rows of a table. :func:`compose` is differentiable, any number of times; :func:`forward` and :func:`backward` are its
+two passes as all floors have them. The memory format follows the input, unless the pool asks for contiguous results: a
+channels-last input (an ``(N, L, C)`` tensor seen through ``.transpose(1, 2)``) gives a channels-last result, any other
+input a contiguous one. Gathered rows are channels-last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..source import Dense, Source, Tokens
 
-__all__ = ["conv1d_relu_global_max_pool1d", "conv1d_relu_max_pool1d", "is_channels_last"]
+__all__ = [
+    "argmax_format",
+    "backward",
+    "compose",
+    "compose_several",
+    "dense_gradients",
+    "forward",
+    "gathered",
+    "is_channels_last",
+]
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def conv1d_relu_max_pool1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool
-) -> Tensor:
-    """Return ``max_pool1d(relu(conv1d(input, weight, bias)))``.
+def compose(source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None) -> Tensor:
+    """Return ``max_pool1d(relu(conv1d(input, weight, bias)))``, or the maximum over all positions without a ``pool``.
 
-    Shapes: ``input`` ``(N, C, L)``, ``weight`` ``(O, C / groups, K)``, ``bias`` ``(O,)`` or ``None``, result
-    ``(N, O, Q)``. Of equal values in a window the first one gets the gradient; a NaN in a window is its maximum.
+    ``weight`` is ``(O, C / groups, K)``, ``bias`` ``(O,)`` or ``None``, the result ``(N, O, Q)``, or ``(N, O)`` without
+    a ``pool``. Of equal values in a window the first one gets the gradient; a NaN in a window is its maximum.
     """
+    input = gathered(source)
     activation = F.relu(_conv1d(input, weight, bias, convolution))
-    pooled = F.max_pool1d(activation, pool.size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+    if pool is None:
+        return activation.max(dim=2).values
+    pooled = F.max_pool1d(activation, *pool[:5])
     if is_channels_last(input) and not pool.contiguous:
         return pooled.transpose(1, 2).contiguous().transpose(1, 2)
     return pooled
 
 
-def conv1d_relu_global_max_pool1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution
+def compose_several(
+    source: Tokens,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    convolutions: Sequence[Convolution],
 ) -> Tensor:
-    """Return ``relu(conv1d(input, weight, bias))``'s maximum over all positions.
+    """Return several layers' global maxima on the same tokens, side by side: ``(N, O_0 + O_1 + ..)``."""
+    rows = Dense(gathered(source))
+    return torch.cat([compose(rows, *layer, None) for layer in zip(weights, biases, convolutions, strict=True)], 1)
 
-    Shapes: as in :func:`conv1d_relu_max_pool1d`, result ``(N, O)``. Of equal values the first one gets the gradient.
+
+def forward(
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    want_argmax: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return :func:`compose`'s result and, if wanted, ``argmax``, ``(N, Q, O)``.
+
+    ``argmax`` is the number of the position that won, counted from the window's beginning in steps of its dilation, or
+    -1 where the activation is 0 and no gradient flows.
     """
-    return F.relu(_conv1d(input, weight, bias, convolution)).max(dim=2).values
+    with torch.no_grad():
+        output = compose(source, weight, bias, convolution, pool)
+        if not want_argmax:
+            return output, None
+        activation = F.relu(_conv1d(gathered(source), weight, bias, convolution))
+        if pool is None:
+            won = activation.max(dim=2, keepdim=True).indices
+        else:
+            _, won = F.max_pool1d(activation, *pool[:5], return_indices=True)
+            starts = torch.arange(won.size(2), device=won.device) * pool.stride - pool.padding
+            won = (won - starts) // pool.dilation
+        highest = output.unsqueeze(2) if pool is None else output
+        shape, dtype = argmax_format(*_sizes(source, weight, convolution, pool), output.dtype)
+        argmax = won.masked_fill(highest <= 0, -1).transpose(1, 2).to(dtype).contiguous()
+        assert argmax.shape == shape
+        return output, argmax
+
+
+def backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    source: Source,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
+
+    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. They are torch's own,
+    of every position: NaN where a row or a weight is not finite, at positions that lost, too.
+    """
+    with torch.no_grad():
+        upstream = gradient.unsqueeze(2) if pool is None else gradient
+        dx, dw, db = dense_gradients(upstream, argmax, gathered(source), weight, convolution, pool, wanted)
+        if dx is None or isinstance(source, Dense):
+            return dx, dw, db
+        skipped = source.padding_idx if isinstance(source, Tokens) else None
+        at_rows = dx.transpose(1, 2).contiguous()
+        rows = source.values.size(0)
+        dtable = torch.ops.aten.embedding_dense_backward(
+            at_rows, _rows(source), rows, -1 if skipped is None else skipped, False
+        )
+        return dtable, dw, db
+
+
+def argmax_format(
+    samples: int,
+    outputs: int,
+    windows: int,
+    greatest: int,
+    dtype: torch.dtype,  # noqa: ARG001  (of other floors rows of whole vectors)
+) -> tuple[tuple[int, int, int], torch.dtype]:
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
+    kinds = torch.int8, torch.int16, torch.int32
+    return (samples, windows, outputs), next(kind for kind in kinds if greatest <= torch.iinfo(kind).max)
+
+
+def dense_gradients(
+    gradient: Tensor,
+    argmax: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    """Return the gradients of ``input`` ``(N, C, L)``, ``weight`` and ``bias`` that are wanted, as torch computes them.
+
+    They come from every position's gradient, P times the arithmetic of the winners', and have what that cannot give:
+    the NaN that 0 times an infinity is, at positions that lost. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)`` without a
+    pool; rows of ``argmax`` may be longer than ``O``.
+    """
+    outputs, _, size = weight.shape
+    stride, (left, right), dilation, groups = convolution
+    positions = convolution.output_length(input.size(2), size)
+    won = argmax[..., :outputs].transpose(1, 2).long()
+    alive = won >= 0
+    if pool is not None:
+        starts = torch.arange(gradient.size(2), device=won.device) * pool.stride - pool.padding
+        won = won * pool.dilation + starts
+    at_positions = gradient.new_zeros(gradient.size(0), outputs, positions)
+    at_positions.scatter_add_(2, won.where(alive, 0), gradient.where(alive, 0))
+    common = min(left, right)
+    padded = F.pad(input, (left - common, right - common)) if left != right else input
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        at_positions, padded, weight.detach(), [outputs], [stride], [common], [dilation], False, [0], groups,
+        list(wanted),
+    )  # fmt: skip
+    if dx is not None:
+        dx = dx[..., left - common : left - common + input.size(2)]
+        dx = dx.contiguous() if input.is_contiguous() else dx.transpose(1, 2).contiguous().transpose(1, 2)
+    return dx, dw, db
+
+
+def gathered(source: Source) -> Tensor:
+    """Return the source's rows as an input, ``(N, C, L)``."""
+    if isinstance(source, Dense):
+        return source.values
+    skipped = source.padding_idx if isinstance(source, Tokens) else None
+    # F.embedding takes no row from the end for a negative number.
+    return F.embedding(_rows(source), source.values, skipped).transpose(1, 2)
 
 
 def is_channels_last(input: Tensor) -> bool:
     """Tell whether the channels of ``(N, C, L)`` are neighbours in memory; where both readings fit, they are not."""
     return input.stride(1) == 1 and input.stride(2) >= input.size(1) and not input.is_contiguous()
+
+
+def _rows(source: Source) -> Tensor:
+    """Return the numbers of a gathering source's rows, ``(N, L)``."""
+    assert not isinstance(source, Dense)
+    if isinstance(source, Tokens):
+        return source.index
+    return source.index.unsqueeze(1) + source.step * torch.arange(source.length, device=source.index.device)
+
+
+def _sizes(source: Source, weight: Tensor, convolution: Convolution, pool: Pool | None) -> tuple[int, int, int, int]:
+    """Return samples, outputs, windows and the greatest number of a window's position."""
+    outputs, _, size = weight.shape
+    positions = convolution.output_length(source.length, size)
+    if pool is None:
+        return source.samples, outputs, 1, positions - 1
+    return source.samples, outputs, pool.output_length(positions), pool.size - 1
 
 
 def _conv1d(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:

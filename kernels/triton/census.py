@@ -16,18 +16,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..source import Dense, Source, Tokens, Windows
 from . import (
+    backward,
     conv_pool,
-    conv_pool_backward,
     fold,
+    forward,
     gather,
     gather_backward,
     global_backward,
@@ -218,38 +219,27 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     dtype = KINDS[kind]
     w = torch.empty(layer.outputs, layer.channels, layer.size, dtype=dtype, device="meta")
     b = torch.empty(layer.outputs, dtype=dtype, device="meta")
-    geometry = (layer.convolution,) if layer.pool is None else (layer.convolution, layer.pool)
-    name = "conv1d_relu_global_max_pool1d" if layer.pool is None else "conv1d_relu_max_pool1d"
-    inputs, options, forward, backward = _inputs(layer, dtype, samples, length)
-    prefix, plan = "", {}
-    if layer.rows not in ("own", "contiguous"):
-        prefix = "window_" if layer.rows == "windows" else "embedding_"
-        plan = {"plan": "folded" if layer.rows == "folded" else "direct"}
+    source = _source(layer, dtype, samples, length)
+    plan = {} if isinstance(source, Dense) else {"plan": "folded" if layer.rows == "folded" else "direct"}
     recorded: list[Launch] = []
     with (
         _recording(recorded, "tf32" if kind == "tf32" else "ieee", target),
         mock.patch.object(split, "serves", return_value=layer.few),
     ):
-        given = (*inputs, w, b, *geometry, *options)
-        out, winners = getattr(forward, f"{prefix}{name}_forward")(*given, want_argmax=True, **plan)
-        given = (out, winners, *inputs, w, *geometry, *options)
-        getattr(backward, f"{prefix}{name}_backward")(*given, wanted=(True, True, True))
+        out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, **plan)
+        wanted = (True, True, True)
+        conv_pool.backward(out, argmax, source, w, layer.convolution, layer.pool, wanted=wanted)
     return recorded
 
 
-def _inputs(
-    layer: Layer, dtype: torch.dtype, samples: int, length: int
-) -> tuple[tuple[Tensor, ...], tuple[Any, ...], ModuleType, ModuleType]:
-    """Return a layer's inputs and its options behind the geometry, and the modules that have its two passes."""
+def _source(layer: Layer, dtype: torch.dtype, samples: int, length: int) -> Source:
     if layer.rows in ("own", "contiguous"):
         x = torch.empty((samples, length, layer.channels), dtype=dtype, device="meta").transpose(1, 2)
-        return (x.contiguous() if layer.rows == "contiguous" else x,), (), conv_pool, conv_pool_backward
-    source = torch.empty(10000, layer.channels, dtype=dtype, device="meta")
+        return Dense(x.contiguous() if layer.rows == "contiguous" else x)
+    rows = torch.empty(10000, layer.channels, dtype=dtype, device="meta")
     if layer.rows == "windows":
-        starts = torch.empty(samples, dtype=torch.int64, device="meta")
-        return (source, starts), (length, 6), gather, gather_backward
-    tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
-    return (tokens, source), (None,), gather, gather_backward
+        return Windows(rows, torch.empty(samples, dtype=torch.int64, device="meta"), length, 6)
+    return Tokens(torch.empty(samples, length, dtype=torch.int64, device="meta"), rows)
 
 
 @contextmanager
@@ -261,8 +251,8 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
 
     with ExitStack() as stack:
         for module, loaders in (
-            (conv_pool, ("_kernels", "_weights")),
-            (conv_pool_backward, ("_kernels",)),
+            (forward, ("_kernels", "_weights")),
+            (backward, ("_kernels",)),
             (phase_backward, ("_kernels",)),
             (global_backward, ("_kernels",)),
             (split, ("_kernels",)),
@@ -273,10 +263,10 @@ def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None
         ):
             for name in loaders:
                 stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
-        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward):
+        for module in (forward, backward, global_backward, phase_backward):
             stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
-        stack.enter_context(mock.patch.object(conv_pool, "architecture", return_value=target))
-        for module in (conv_pool, conv_pool_backward, global_backward, phase_backward, split):
+        stack.enter_context(mock.patch.object(forward, "architecture", return_value=target))
+        for module in (forward, backward, global_backward, phase_backward, split):
             stack.enter_context(mock.patch.object(module, "processors", return_value=132))
         yield
 
@@ -294,9 +284,9 @@ def choices(layer: Layer, kind: str, target: str) -> dict[str, tuple[Any, Any]]:
 
     with ExitStack() as stack:
         for module, kernel in (
-            (conv_pool, "forward"),
-            (conv_pool_backward, "weight_gradient"),
-            (conv_pool_backward, "input_gradient"),
+            (forward, "forward"),
+            (backward, "weight_gradient"),
+            (backward, "input_gradient"),
         ):
             name = f"{kernel}_configuration"
             stack.enter_context(mock.patch.object(module, name, noting(kernel, getattr(module, name))))

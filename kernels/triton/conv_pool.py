@@ -1,361 +1,70 @@
-"""Convolution, bias, ReLU and maximum pooling in one pass over memory, on a GPU: the forward pass.
+"""The conv stack on a GPU: its two passes, whatever their source; arguments and results are the reference's.
 
-The activation never exists in memory; see :mod:`.conv_pool_kernels` for how. Inputs are read in place through their
-strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
-those of the reference, whose results these are but for rounding. Not served (see :func:`refuse`): more than one group,
-dtypes other than float32, float16 and bfloat16.
-
-``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
-the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
-``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
-
-A call is one launch, after another one that repacks the weights if there are many. Nothing waits for the device, and
-nothing is allocated but the results and the packed weights.
-
-Where these kernels are slow: fewer than 16 output channels cost as much as 16; windows that overlap are convolved anew
-for each; the global maximum of few samples keeps few multiprocessors busy; in an ``(N, C, L)`` input the positions of
-neighbouring windows lie apart, so that loads are narrow.
+A dense input is served by :mod:`.forward` and :mod:`.backward`, rows of a table by :mod:`.gather` and
+:mod:`.gather_backward`. Not served: what :mod:`.support` names. The arguments must be checked.
 """
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
-import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
-from . import split
-from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, architecture, on_device, precision, processors, refuse_device, winner_dtype
-from .replay import compute, empty, launch, replayed
-from .rows import Rows, of_input
+from ..source import Dense, Source
+from . import backward as dense_backward
+from . import gather, gather_backward
+from .fold import fold, folded_shape
+from .forward import argmax_format, launch_global, launch_windows
+from .replay import replayed
+from .rows import rows_of
 
-__all__ = [
-    "argmax_format",
-    "conv1d_relu_global_max_pool1d_forward",
-    "conv1d_relu_max_pool1d_forward",
-    "launch_global",
-    "launch_windows",
-    "neighbours",
-    "refuse",
-    "refuse_dtype",
-    "refuse_geometry",
-]
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
-LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
-PITCH = 16  # rows of packed weights begin at multiples of so many numbers
-FEW = {True: 8192, False: 1024}  # more weights than these are packed, where programs keep them and where they do not
-NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
-GROUP = 16  # rows of a global maximum's tile that are of one sample
-NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
-WARPS = {True: 16, False: 12}
-WEIGHTS = 64  # so many weights a program repacks and sums,
-SPLITS = 64  # so many partial sums of each at a time: 264 splits of jena1 took 40 us by 16
+__all__ = ["argmax_format", "backward", "fold", "folded_shape", "forward"]
 
 
 @replayed
-def conv1d_relu_max_pool1d_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool, *, want_argmax: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``conv1d_relu_max_pool1d`` and, if wanted, ``argmax``. The arguments must be checked.
-
-    ``input`` ``(N, C, L)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is ``(N, O, Q)`` in the
-    input's memory format, or contiguous if ``pool`` says so. A window without a position, which ``ceil_mode`` can
-    leave, is minus infinity.
-    """
-    last = is_channels_last(input) and not pool.contiguous
-    return launch_windows(of_input(input), weight, bias, convolution, pool, want_argmax=want_argmax, last=last)
-
-
-@replayed
-def conv1d_relu_global_max_pool1d_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``conv1d_relu_global_max_pool1d``, ``(N, O)``, and, if wanted, ``argmax``."""
-    return launch_global(of_input(input), weight, bias, convolution, want_argmax=want_argmax)
-
-
-def launch_windows(
-    rows: Rows,
+def forward(
+    source: Source,
     weight: Tensor,
     bias: Tensor | None,
     convolution: Convolution,
-    pool: Pool,
+    pool: Pool | None,
     *,
     want_argmax: bool,
-    last: bool,
+    folded: Tensor | None = None,
+    plan: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return :func:`conv1d_relu_max_pool1d_forward` of rows, wherever they are; channels-last if ``last``."""
-    outputs, channels, size = weight.shape
-    positions = convolution.output_length(rows.length, size)
-    windows = pool.output_length(positions)
-    source, layout = rows.source, cached_layout(rows)
-    if last:
-        out = empty(source, (rows.samples, windows, outputs)).transpose(1, 2)
-    else:
-        out = empty(source, (rows.samples, outputs, windows))
-    argmax = new_argmax(rows, outputs, windows, pool.size - 1) if want_argmax else None
-    if not out.numel():
-        return out, argmax
-    phase_step = pool.dilation * convolution.stride
-    # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
-    sharing = pool.size if phase_step == convolution.dilation else 1
-    padded = is_padded(convolution, pool)
-    layer = describe(rows, weight, sharing, padded)
-    tile = forward_configuration(layer)
-    count = rows.samples * windows
-    kernels = _kernels()
-    tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
-    steps = split.steps_of(tile, layer, pool.size)
-    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
-    with on_device(source):
-        resident = keeps_weights(tile, channels) and not splits
-        filters, pitch = packed(weight, resident, layer.columns)
-        if splits:
-            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
-            split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
-            return out, argmax
-        programs = programs_of(tile, resident, tiles, source.device)
-        launch(
-            kernels.forward_windows_kernel, (programs * tiles_o,),
-            source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
-            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            C=channels, O=outputs, K=size, P=pool.size,
-            WINDOW_STEP=pool.stride * convolution.stride,
-            WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
-            PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
-            POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns,
-            ALIGN=layout.align, DENSE=is_dense(layout, channels),
-            CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
-            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=resident,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-            INTERPRETED=kernels.INTERPRETED,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
-    return out, argmax
+    """Return the result and, if wanted, ``argmax``.
 
-
-def launch_global(
-    rows: Rows, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return :func:`conv1d_relu_global_max_pool1d_forward` of rows, wherever they are."""
-    outputs, channels, size = weight.shape
-    positions = convolution.output_length(rows.length, size)
-    source, layout = rows.source, cached_layout(rows)
-    out = empty(source, (rows.samples, outputs))
-    argmax = new_argmax(rows, outputs, 1, positions - 1) if want_argmax else None
-    if not out.numel():
-        return out, argmax
-    sharing = 0 if convolution.stride == convolution.dilation else -1
-    layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
-    tile = forward_configuration(layer)
-    kernels = _kernels()
-    group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
-    tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
-    steps = split.steps_of(tile, layer, -(-positions // group))
-    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
-    with on_device(source):
-        resident = keeps_weights(tile, channels) and not splits
-        filters, pitch = packed(weight, resident, layer.columns)
-        if splits:
-            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
-            split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
-            return out, argmax
-        programs = programs_of(tile, resident, tiles, source.device)
-        launch(
-            kernels.forward_global_kernel, (programs * tiles_o,),
-            source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
-            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            C=channels, O=outputs, K=size,
-            WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align,
-            DENSE=is_dense(layout, channels), ROWS=rows.mode,
-            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=resident, GROUP=group,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-            INTERPRETED=kernels.INTERPRETED,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
-    return out, argmax
-
-
-def refuse(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, *pool: Pool) -> str | None:  # noqa: ARG001
-    """Return why the kernels cannot serve a call, or ``None``."""
-    return refuse_dtype(input) or refuse_geometry(input.size(2), weight, convolution, *pool)
-
-
-def refuse_dtype(source: Tensor) -> str | None:
-    """Return why the kernels cannot read a tensor's numbers, or ``None``."""
-    if (reason := refuse_device(source.device)) is not None:
-        return reason
-    if source.dtype not in DTYPES:
-        return f"it serves float32, float16 and bfloat16, got {source.dtype}"
-    if source.dtype == torch.float32 and architecture(source.device) in INEXACT and precision(source.dtype) == "ieee":
-        return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {source.device}"
-    return None
-
-
-def refuse_geometry(length: int, weight: Tensor, convolution: Convolution, *options: object) -> str | None:
-    """Return why the kernels cannot convolve samples of ``length`` positions, or ``None``.
-
-    ``options`` may hold the pool; strides are handed to the kernels in 32 bits, where one window is all there is, too.
+    Of rows of a table, ``folded`` is what :func:`fold` made of table and weight, ``plan`` ``"folded"`` or ``"direct"``
+    if it is not to be chosen; ``ValueError`` for another. A window without a position, which ``ceil_mode`` can leave,
+    is minus infinity.
     """
-    steps = [convolution.stride, convolution.dilation]
-    for pool in options:
-        if isinstance(pool, Pool):
-            steps += [pool.size, pool.stride * convolution.stride, pool.dilation * convolution.stride]
-    if max(steps) > LONGEST:
-        return f"it serves sizes, strides and dilations of at most {LONGEST} positions, got {max(steps)}"
-    if convolution.groups != 1:
-        return f"it serves one group, got {convolution.groups}"
-    if not weight.numel():
-        return f"it serves at least one channel, got a weight of shape {tuple(weight.shape)}"
-    if length + sum(convolution.padding) > LONGEST:
-        return f"it serves at most {LONGEST} positions, got {length}"
-    return None
-
-
-def argmax_format(
-    samples: int,
-    outputs: int,
-    windows: int,
-    greatest: int,
-    dtype: torch.dtype,  # noqa: ARG001
-) -> tuple[tuple[int, int, int], torch.dtype]:
-    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
-    return (samples, windows, outputs), winner_dtype(greatest, windows)
-
-
-def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:
-    """Return weights for the kernels to read and, if they are packed, their pitch, else 0.
-
-    Few weights are read as they are: to gather them costs less than a launch, if it is done once or they are very few.
-    """
-    if not columns and weight.numel() <= FEW[resident] and weight.is_contiguous():
-        return weight, 0
-    filters = launch_over_weights(weight, True, columns=columns)
-    assert filters is not None
-    return filters, filters.size(1)
-
-
-def neighbours(bias: Tensor | None) -> Tensor | None:
-    """Return a bias whose numbers are next to each other, as the kernels read them: itself, or a copy if they are not.
-
-    A stride would be one more argument of four kernels; a copy is of ``O`` numbers, and only for a bias that is a view.
-    """
-    return bias if bias is None or bias.is_contiguous() else compute(Tensor.contiguous, bias)
-
-
-def keeps_weights(tile: Forward, channels: int) -> bool:
-    """Tell whether a program has all weights it needs at once, and may keep them from tile to tile."""
-    return tile.phases > 1 and channels <= tile.block_r
-
-
-def programs_of(tile: Forward, resident: bool, tiles: int, device: torch.device) -> int:
-    """Return how many programs share so many tiles: all that the device runs at once, where they keep their weights."""
-    if not resident:
-        return tiles
-    narrow = tile.phases * tile.block_m * tile.block_o <= NARROW * tile.num_warps * 32
-    return min(tiles, max(1, WARPS[narrow] // tile.num_warps) * processors(device))
-
-
-def cached_layout(rows: Rows) -> Layout:
-    """Return the layout of the rows as they are to be loaded: those of tokens through the L1 cache.
-
-    Asynchronous copies of 16 bytes pass it by. Half of all tokens of padded texts are one word, and all multiprocessors
-    would read its row from the same lines of the L2 cache: 7.7 ms where rows of their own take 0.37 (imdb1, H100).
-    """
-    layout = rows.layout
-    align = min(layout.align, NEAR_BYTES // rows.source.element_size())
-    if rows.mode != "tokens" or layout.align == align:
-        return layout
-    times = layout.align // align
-    return layout._replace(stride_n=layout.stride_n * times, stride_l=layout.stride_l * times, align=align)
-
-
-def is_dense(layout: Layout, channels: int) -> bool:
-    """Tell whether a position's channels begin where those of the position before end."""
-    return layout.stride_l * layout.align == channels
+    if not isinstance(source, Dense):
+        return gather.forward(source, weight, bias, convolution, pool, want_argmax, folded, plan)
+    if pool is None:
+        return launch_global(rows_of(source), weight, bias, convolution, want_argmax=want_argmax)
+    last = is_channels_last(source.values) and not pool.contiguous
+    return launch_windows(rows_of(source), weight, bias, convolution, pool, want_argmax=want_argmax, last=last)
 
 
 @replayed
-def launch_over_weights(
+def backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    source: Source,
     weight: Tensor,
-    wants_packed: bool,
-    partials: Tensor | None = None,
-    splits: int = 0,
-    dw: Tensor | None = None,
-    db: Tensor | None = None,
+    convolution: Convolution,
+    pool: Pool | None,
     *,
-    columns: bool = False,
-) -> Tensor | None:
-    """Return weights as ``(O, K * C)`` or, if ``columns``, ``(K * C, O)``, and sum ``partials`` into gradients.
+    wanted: tuple[bool, bool, bool],
+    plan: str | None = None,  # noqa: ARG001  (there is one)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
 
-    Rows are padded to an aligned pitch, and rounded to TF32 where tensor cores would cut them, so that no tile has to.
-    Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
+    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept.
     """
-    outputs, channels, size = weight.shape
-    pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
-    packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
-    if packed is None and dw is None and db is None:
-        return None
-    launch(
-        _weights().weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
-        weight, packed, partials, dw, db, *weight.stride(), splits,
-        C=channels, O=outputs, K=size, PITCH=pitch,
-        PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
-        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
-    )  # fmt: skip
-    return packed
-
-
-def is_padded(convolution: Convolution, pool: Pool) -> bool:
-    """Tell whether windows or the kernel's positions may lie outside the input."""
-    return convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
-
-
-def cuts(weight: Tensor) -> bool:
-    """Tell whether the products of weights are of TF32 and of hardware that cuts, where it should round."""
-    return (
-        weight.dtype == torch.float32
-        and precision(weight.dtype) == "tf32"
-        and architecture(weight.device).startswith("sm_")
-    )
-
-
-def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
-    """Return what the kernels' configurations depend on."""
-    dtype = rows.source.dtype
-    kind = precision(dtype) if dtype == torch.float32 else "16"
-    outputs, channels, size = weight.shape
-    is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
-    return Layer(kind, channels, outputs, size, phases, padded, is_tokens, target)
-
-
-def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:
-    """Return memory for ``argmax``."""
-    shape, dtype = argmax_format(rows.samples, outputs, windows, greatest, rows.source.dtype)
-    return empty(rows.source, shape, dtype)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import conv_pool_kernels
-
-    return conv_pool_kernels
-
-
-@functools.cache
-def _weights() -> ModuleType:
-    from . import weights_kernels
-
-    return weights_kernels
+    if pool is None:
+        gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
+    if isinstance(source, Dense):
+        return dense_backward.backward(gradient, argmax, source.values, weight, convolution, pool, wanted)
+    return gather_backward.backward(gradient, argmax, source, weight, convolution, pool, wanted)

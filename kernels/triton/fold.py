@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .configurations import forward_configuration
-from .conv_pool import describe, launch_over_weights
+from .forward import describe, launch_over_weights
 from .launch import VECTOR_BYTES, on_device
 from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
@@ -21,12 +21,12 @@ from .transposition import columns_together
 __all__ = ["fold", "folded_shape"]
 
 
-def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype = torch.float32) -> tuple[int, int, int]:
-    """Return the shape of ``rows`` rows folded with ``weight``: ``(rows + 1, K, O)``, ``O`` in whole vectors.
+def folded_shape(rows: int, weight: Tensor, dtype: torch.dtype | None = None) -> tuple[int, int, int]:
+    """Return the shape of ``rows`` rows folded into ``dtype``: ``(rows + 1, K, O)``, ``O`` in whole vectors.
 
     The last row is one of zeros folded, for positions without a row: zeros, but NaN where weights are not finite.
     """
-    numbers = VECTOR_BYTES // dtype.itemsize
+    numbers = VECTOR_BYTES // (dtype or torch.float32).itemsize
     return rows + 1, weight.size(2), -(-weight.size(0) // numbers) * numbers
 
 

@@ -1,7 +1,7 @@
 """The conv stack on rows gathered from a table, on a GPU: the forward pass, without the gathered tensor.
 
 Two plans give the reference's results but for rounding, see :mod:`.gather_plans`. Under *direct* the kernels of
-:mod:`.conv_pool` read the rows through the index; under *folded* a row's products with all weights are looked up in a
+:mod:`.forward` read the rows through the index; under *folded* a row's products with all weights are looked up in a
 folded table, which a caller that keeps table and weight may :func:`fold` once and pass in; else the whole table is
 folded first, into float32, so that nothing is rounded that *direct* would not round. Tokens and starts, int32 or int64,
 are read in place through their strides.
@@ -11,9 +11,7 @@ error on the host would mean to wait for the device at every call. Nothing outsi
 interpreter, whose caller has looked at the numbers, a token without a row counts as a row of zeros, and so do all rows
 of a window that leaves its series.
 
-``argmax`` is that of :mod:`.conv_pool`, for the backward pass.
-
-Where these kernels are slow: as in :mod:`.conv_pool`; in *direct*, blocks of channels are cut for each kernel position,
+Where these kernels are slow: as in :mod:`.forward`; in *direct*, blocks of channels are cut for each kernel position,
 so that few channels waste products; a folded table that is larger than the second cache is read from memory.
 """
 
@@ -26,151 +24,22 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..source import Tokens, Windows
 from .configurations import folded_configuration
-from .conv_pool import is_padded, launch_global, launch_windows, neighbours, new_argmax, refuse_dtype, refuse_geometry
-from .fold import fold, folded_shape
+from .fold import fold
+from .forward import is_padded, launch_global, launch_windows, neighbours, new_argmax
 from .gather_plans import PLANS, forward_plan, kind_of
 from .launch import on_device
-from .replay import compute, empty, launch, replayed
-from .rows import Rows, of_tokens, of_windows
+from .replay import compute, empty, launch
+from .rows import Rows, rows_of
 
-__all__ = [
-    "check_index",
-    "embedding_conv1d_relu_global_max_pool1d_forward",
-    "embedding_conv1d_relu_max_pool1d_forward",
-    "fold",
-    "folded_shape",
-    "refuse_embedding",
-    "refuse_window",
-    "window_conv1d_relu_global_max_pool1d_forward",
-    "window_conv1d_relu_max_pool1d_forward",
-]
+__all__ = ["check_index", "forward"]
 
 NUMBERS = 1024  # so many of an index a program checks
 
 
-@replayed
-def embedding_conv1d_relu_max_pool1d_forward(
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    pool: Pool,
-    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``embedding_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
-
-    ``tokens`` ``(N, L)``, ``table`` ``(V, C)``, ``weight`` ``(O, C, K)``, ``bias`` ``(O,)`` or ``None``; the result is
-    ``(N, O, Q)``, channels-last, or contiguous if ``pool`` says so, of the table's dtype. ``folded`` is what
-    :func:`fold` made of ``table`` and ``weight``, ``plan`` ``"folded"`` or ``"direct"`` if it is not to be chosen.
-    Raises ``ValueError`` for another plan.
-    """
-    return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, pool, want_argmax, folded, plan)
-
-
-@replayed
-def embedding_conv1d_relu_global_max_pool1d_forward(
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    padding_idx: int | None = None,  # noqa: ARG001  (gradients alone know it)
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``(N, O)``, the maxima over all positions, as :func:`embedding_conv1d_relu_max_pool1d_forward` does."""
-    return _forward(of_tokens(tokens, table), 0, weight, bias, convolution, None, want_argmax, folded, plan)
-
-
-@replayed
-def window_conv1d_relu_max_pool1d_forward(
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    pool: Pool,
-    length: int,
-    step: int,
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the reference's ``window_conv1d_relu_max_pool1d`` and, if wanted, ``argmax``.
-
-    ``series`` ``(V, C)``, ``starts`` ``(N,)``; the rest is as in :func:`embedding_conv1d_relu_max_pool1d_forward`.
-    """
-    rows = of_windows(series, starts, length, step)
-    return _forward(rows, step, weight, bias, convolution, pool, want_argmax, folded, plan)
-
-
-@replayed
-def window_conv1d_relu_global_max_pool1d_forward(
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: Convolution,
-    length: int,
-    step: int,
-    *,
-    want_argmax: bool,
-    folded: Tensor | None = None,
-    plan: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``(N, O)``, the maxima over all positions, as :func:`window_conv1d_relu_max_pool1d_forward` does."""
-    rows = of_windows(series, starts, length, step)
-    return _forward(rows, step, weight, bias, convolution, None, want_argmax, folded, plan)
-
-
-def refuse_embedding(
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,  # noqa: ARG001
-    convolution: Convolution,
-    *options: object,
-) -> str | None:
-    """Return why the kernels cannot serve a call on embedded tokens, or ``None``."""
-    return _refuse(table, tokens, "tokens") or refuse_geometry(tokens.size(-1), weight, convolution, *options)
-
-
-def refuse_window(
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,  # noqa: ARG001
-    convolution: Convolution,
-    *options: object,
-) -> str | None:
-    """Return why the kernels cannot serve a call on windows, or ``None``; the last options are length and step."""
-    length = options[-2]
-    assert isinstance(length, int)
-    return _refuse(series, starts, "starts") or refuse_geometry(length, weight, convolution, *options)
-
-
-def _refuse(source: Tensor, index: Tensor, name: str) -> str | None:
-    if (reason := refuse_dtype(source)) is not None:
-        return reason
-    if index.device != source.device:
-        return f"it serves {name} on the rows' device, {source.device}, got them on {index.device}"
-    if index.dtype not in (torch.int32, torch.int64):
-        return f"it serves {name} of int32 and int64, got {index.dtype}"
-    return None
-
-
-def _forward(
-    rows: Rows,
-    step: int,
+def forward(
+    source: Tokens | Windows,
     weight: Tensor,
     bias: Tensor | None,
     convolution: Convolution,
@@ -179,9 +48,11 @@ def _forward(
     folded: Tensor | None,
     plan: str | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax``."""
     if plan is not None and plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}, or None, got {plan!r}")
     outputs, channels, size = weight.shape
+    rows = rows_of(source)
     check_index(rows)
     if folded is None:
         if plan is None:
@@ -194,6 +65,7 @@ def _forward(
             return launch_windows(
                 rows, weight, bias, convolution, pool, want_argmax=want_argmax, last=not pool.contiguous
             )
+    step = source.step if isinstance(source, Windows) else 0
     return _add(rows, step, weight, bias, convolution, pool, want_argmax, folded)
 
 

@@ -1,6 +1,6 @@
 """The conv stack on gathered rows: gradients of table, weight and bias on a GPU.
 
-Those of weight and bias are computed as in :mod:`.conv_pool_backward`, from rows that are read through the index. For
+Those of weight and bias are computed as in :mod:`.backward`, from rows that are read through the index. For
 that of the table the gradient of every position's row is written down, in its dtype, the tokens are sorted, and what
 meets at a row is added up in the order of its positions, see :mod:`.gather_backward_kernels`: the same bits on every
 run, without atomics and without waiting for the device. Numbers out of range get nothing.
@@ -18,18 +18,14 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..source import Tokens, Windows
+from .backward import Gradients, launch_backward
 from .configurations import power_of_two
-from .conv_pool_backward import Gradients, launch_backward
 from .launch import on_device
-from .replay import compute, empty, launch, replayed
-from .rows import Rows, of_tokens, of_windows, tokens_of_windows
+from .replay import compute, empty, launch
+from .rows import rows_of, tokens_of_windows
 
-__all__ = [
-    "embedding_conv1d_relu_global_max_pool1d_backward",
-    "embedding_conv1d_relu_max_pool1d_backward",
-    "window_conv1d_relu_global_max_pool1d_backward",
-    "window_conv1d_relu_max_pool1d_backward",
-]
+__all__ = ["backward"]
 
 # A program has so many sorted gradients on their way at once, of so many channels. There are at most so many spans, of
 # any number of tokens; so many spans' sums are joined at a time.
@@ -39,102 +35,20 @@ SPANS = 1024
 JOINED, JOINED_CHANNELS = 256, 32
 
 
-@replayed
-def embedding_conv1d_relu_max_pool1d_backward(
+def backward(
     gradient: Tensor,
     argmax: Tensor,
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool,
-    padding_idx: int | None = None,
-    *,
-    wanted: tuple[bool, bool, bool],
-    plan: str | None = None,  # noqa: ARG001  (there is one)
-) -> Gradients:
-    """Return the gradients of ``table``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
-
-    ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. Row
-    ``padding_idx`` of the table gets zeros, and so do rows that no token names.
-    """
-    rows = of_tokens(tokens, table)
-    return _backward(gradient, argmax, rows, 0, weight, convolution, pool, padding_idx, wanted)
-
-
-@replayed
-def embedding_conv1d_relu_global_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    tokens: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    padding_idx: int | None = None,
-    *,
-    wanted: tuple[bool, bool, bool],
-    plan: str | None = None,  # noqa: ARG001
-) -> Gradients:
-    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`embedding_conv1d_relu_max_pool1d_backward` does."""
-    rows = of_tokens(tokens, table)
-    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
-    return _backward(gradient, argmax, rows, 0, weight, convolution, None, padding_idx, wanted)
-
-
-@replayed
-def window_conv1d_relu_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool,
-    length: int,
-    step: int,
-    *,
-    wanted: tuple[bool, bool, bool],
-    plan: str | None = None,  # noqa: ARG001
-) -> Gradients:
-    """Return the gradients of ``series``, ``weight`` and ``bias`` that are wanted.
-
-    The rest is as in :func:`embedding_conv1d_relu_max_pool1d_backward`.
-    """
-    rows = of_windows(series, starts, length, step)
-    return _backward(gradient, argmax, rows, step, weight, convolution, pool, None, wanted)
-
-
-@replayed
-def window_conv1d_relu_global_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    series: Tensor,
-    starts: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    length: int,
-    step: int,
-    *,
-    wanted: tuple[bool, bool, bool],
-    plan: str | None = None,  # noqa: ARG001
-) -> Gradients:
-    """Return the global layer's, ``gradient`` ``(N, O)``, as :func:`window_conv1d_relu_max_pool1d_backward` does."""
-    rows = of_windows(series, starts, length, step)
-    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
-    return _backward(gradient, argmax, rows, step, weight, convolution, None, None, wanted)
-
-
-def _backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    rows: Rows,
-    step: int,
+    source: Tokens | Windows,
     weight: Tensor,
     convolution: Convolution,
     pool: Pool | None,
-    padding_idx: int | None,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
+    """Return the gradients of table, weight and bias that are wanted; ``gradient`` is ``(N, O, Q)``, or ``(N, O, 1)``.
+
+    Row ``padding_idx`` of the table gets zeros, and so do rows that no token names.
+    """
+    rows = rows_of(source)
     table = rows.source
     dtable = compute(Tensor.new_zeros, table, table.shape) if wanted[0] else None
     dx = None
@@ -144,10 +58,13 @@ def _backward(
     dweight, dbias = launch_backward(*given)
     if dx is not None and dtable is not None and gradient.numel():
         tokens = rows.numbers
-        if rows.mode == "windows":
-            tokens = compute(tokens_of_windows, tokens, rows.length, step, rows.below, table.size(0))
+        skipped = -1
+        if isinstance(source, Windows):
+            tokens = compute(tokens_of_windows, tokens, rows.length, source.step, rows.below, table.size(0))
+        elif source.padding_idx is not None:
+            skipped = source.padding_idx
         assert tokens is not None
-        _sum_rows(dx, tokens, dtable, -1 if padding_idx is None else padding_idx)
+        _sum_rows(dx, tokens, dtable, skipped)
     return dtable, dweight, dbias
 
 

@@ -1,7 +1,7 @@
 """Gradients of layers whose pooling windows lie side by side, on a GPU; see :mod:`.phase_backward_kernels` for how.
 
 Served are convolutions of stride 1 whose windows do not overlap, where the unrolled loops stay short (see
-:func:`serves`); :mod:`.conv_pool_backward` has kernels for everything else.
+:func:`serves`); :mod:`.backward` has kernels for everything else.
 """
 
 from __future__ import annotations

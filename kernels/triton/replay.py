@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..source import Dense, Tokens, Windows
 from .launch import on_device
 
 __all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "remembered", "replayed", "serves"]
@@ -33,6 +34,8 @@ ALIGNED = 16  # bytes: Triton compiles another kernel where a tensor does not be
 # Asked at every call: torch's switch is read past its properties, which take 2 microseconds.
 _precision = torch._C._get_fp32_precision_getter
 _current_device = torch.cuda.current_device
+
+SOURCES = (Dense, Tokens, Windows)  # whose fields are looked at as if they were arguments
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,12 +80,13 @@ def _kind_of(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[
     """Return the tensors among a call's arguments, and what they and the others tell of the call."""
     tensors: list[Tensor] = []
     key: list[Any] = [_precision("cuda", "conv"), *options]
-    for one in (*arguments, *options.values()):
-        if isinstance(one, Tensor):
-            tensors.append(one)
-            key += (one.shape, one.stride(), one.dtype)
-        else:
-            key.append(one)
+    for given in (*arguments, *options.values()):
+        for one in given if isinstance(given, SOURCES) else (given,):
+            if isinstance(one, Tensor):
+                tensors.append(one)
+                key += (one.shape, one.stride(), one.dtype)
+            else:
+                key.append(one)
     return tensors, (tensors[0].get_device(), *key)
 
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..source import Dense, Source, Tokens
 from .launch import VECTOR_BYTES, Layout, layout_of
 from .transposition import channels_together, columns_together
 
-__all__ = ["Rows", "layout_of_rows", "of_input", "of_tokens", "of_windows", "tokens_of_windows"]
+__all__ = ["Rows", "layout_of_rows", "rows_of", "tokens_of_windows"]
 
 
 class Rows(NamedTuple):
@@ -34,25 +35,18 @@ class Rows(NamedTuple):
     length: int
 
 
-def of_input(input: Tensor) -> Rows:
-    """Return the rows of an input ``(N, C, L)``, copied if its channels are no neighbours in memory."""
-    input = channels_together(input)
-    return Rows("own", input, layout_of(input), None, 0, 0, 0, input.size(0), input.size(2))
-
-
-def of_tokens(tokens: Tensor, table: Tensor) -> Rows:
-    """Return the rows of ``table`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64 of any strides, count."""
-    table = columns_together(table)
-    (samples, length), (index_n, index_l) = tokens.shape, tokens.stride()
-    return Rows("tokens", table, layout_of_rows(table, 0), tokens, index_n, index_l, table.size(0), samples, length)
-
-
-def of_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Rows:
-    """Return the windows of ``series`` ``(V, C)`` that begin at the rows ``starts`` ``(N,)``, ``step`` rows apart."""
-    series = columns_together(series)
-    below = series.size(0) - (length - 1) * step
-    layout = layout_of_rows(series, step)
-    return Rows("windows", series, layout, starts, starts.stride(0), 0, below, starts.size(0), length)
+def rows_of(source: Source) -> Rows:
+    """Return a source's rows; an input or a table is copied if its channels are no neighbours in memory."""
+    if isinstance(source, Dense):
+        input = channels_together(source.values)
+        return Rows("own", input, layout_of(input), None, 0, 0, 0, input.size(0), input.size(2))
+    table, index = columns_together(source.values), source.index
+    if isinstance(source, Tokens):
+        layout, (samples, length), strides = layout_of_rows(table, 0), index.shape, index.stride()
+        return Rows("tokens", table, layout, index, *strides, table.size(0), samples, length)
+    below = table.size(0) - (source.length - 1) * source.step
+    layout = layout_of_rows(table, source.step)
+    return Rows("windows", table, layout, index, index.stride(0), 0, below, index.size(0), source.length)
 
 
 def tokens_of_windows(starts: Tensor, length: int, step: int, below: int, count: int) -> Tensor:

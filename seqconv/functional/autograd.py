@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+from seqconv.functional.floors import floor
 from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
-from seqconv.functional.passes import passes
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Source, name_of
 
 __all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
 
@@ -25,30 +27,28 @@ _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ign
 
 def fused(
     backend: str,
-    operation: str,
-    inputs: tuple[Tensor, ...],
+    source: Source,
     weight: Tensor,
     bias: Tensor | None,
-    options: Any,
+    convolution: Convolution,
+    pool: Pool | None,
     folded_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run ``operation`` on ``backend``; see :class:`~seqconv.functional.passes.Passes` for what the kernel is given.
-
-    ``folded_dtype`` is that of the table that a call without gradients may keep.
-    """
+    """Run a backend's kernel; ``folded_dtype`` is that of the table that a call without gradients may keep."""
     if torch.is_grad_enabled() and (
-        inputs[0].requires_grad
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or inputs[-1].requires_grad
+        source.values.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        return differentiable(backend, operation, (*inputs, weight, bias), options)
-    return recorded(operation, forward, backend, operation, inputs, weight, bias, options, folded_dtype)
+        return differentiable(backend, source, weight, bias, convolution, pool)
+    return recorded(name_of(source, pool), forward, backend, source, weight, bias, convolution, pool, folded_dtype)
 
 
-def differentiable(backend: str, operation: str, operands: tuple[Tensor | None, ...], options: Any) -> Tensor:
-    """Run ``operation`` on inputs, weight and bias as autograd's function, whether or not one of them needs that."""
-    output: Tensor = called(_Fused, operation).apply(backend, operation, options, *operands)
+def differentiable(
+    backend: str, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
+) -> Tensor:
+    """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
+    tensors, options = source[: source.tensors], source[source.tensors :]
+    function = called(_Fused, name_of(source, pool))
+    output: Tensor = function.apply(backend, type(source), options, convolution, pool, *tensors, weight, bias)
     return output
 
 
@@ -67,32 +67,42 @@ def recorded(operation: str, function: Callable[..., Tensor], *arguments: Any) -
 
 
 class _Fused(torch.autograd.Function):
-    """Saves the inputs, the weight and a small integer for every output."""
+    """Saves the source's tensors, the weight and a small integer for every output."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, operation: str, options: Any, *tensors: Any) -> Tensor:
-        *inputs, weight, bias = tensors
-        output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=True)
-        ctx.save_for_backward(*inputs, weight, argmax)
-        ctx.kernel, ctx.options = (backend, operation), options
+    def forward(
+        ctx: Any,
+        backend: str,
+        kind: Any,
+        options: Any,
+        convolution: Convolution,
+        pool: Pool | None,
+        *tensors: Any,
+    ) -> Tensor:
+        *given, weight, bias = tensors
+        source = kind(*given, *options)
+        output: Tensor
+        output, argmax = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=True)
+        ctx.save_for_backward(*given, weight, argmax)
+        ctx.call = backend, kind, options, convolution, pool
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, weight, argmax = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
+        *given, weight, argmax = ctx.saved_tensors
+        backend, kind, options, convolution, pool = ctx.call
+        source = kind(*given, *options)
+        needed = ctx.needs_input_grad[5:]
         wanted = (any(needed[:-2]), *needed[-2:])
         with torch.no_grad():
-            given = in_plain_memory(*gradient)
-            gradients: tuple[Tensor | None, ...] = passes(*ctx.kernel).backward(
-                given, argmax, *inputs, weight, *ctx.options, wanted=wanted
+            upstream = in_plain_memory(*gradient)
+            gradients: tuple[Tensor | None, ...] = floor(backend).backward(
+                upstream, argmax, source, weight, convolution, pool, wanted=wanted
             )
-        source = next(number for number, one in enumerate(inputs) if one.is_floating_point())
         if torch.is_grad_enabled():  # somebody may differentiate again
-            backend, operation = ctx.kernel
-            gradients = underivable(backend, operation, (*gradient, inputs[source], weight), gradients)
-        to_inputs = (gradients[0] if number == source else None for number in range(len(inputs)))
-        return None, None, None, *to_inputs, *gradients[1:]
+            gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
+        to_source = (gradients[0] if name == "values" else None for name in kind._fields[: kind.tensors])
+        return None, None, None, None, None, *to_source, *gradients[1:]
 
 
 def underivable(

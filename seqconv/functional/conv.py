@@ -23,6 +23,7 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of
 
 __all__ = [
     "conv1d_relu_global_max_pool1d",
@@ -206,6 +207,9 @@ def window_conv1d_relu_global_max_pool1d(
     return run(window_call, (series, starts, weight, bias), options, backend)
 
 
+Geometry = tuple[Convolution, Pool | None]
+
+
 class Call(NamedTuple):
     """A checked call, ready for whichever kernel is chosen: kernels take ``arguments`` and know no unbatched input.
 
@@ -241,8 +245,7 @@ def run(
     call = prepare(*operands, *options)
     output = call.run(backend)
     if key is not None and call.batched and call.explain(backend).backend == "triton":
-        count = len(operands)
-        remembered.remember(key, call.operation, call.arguments[:count], call.arguments[count:])
+        remembered.remember(key, call.arguments)
     return output
 
 
@@ -265,8 +268,8 @@ def conv_call(
         input = input.unsqueeze(0)
     samples, channels, length = input.shape
     arguments.positions("input", samples, length)
-    suffix, geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    return Call("conv1d_relu" + suffix, (input, weight, bias, *geometry), batched)
+    geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
+    return _call(Dense(input), weight, bias, geometry, batched)
 
 
 def embedding_call(
@@ -302,10 +305,9 @@ def embedding_call(
     if not batched:
         tokens = tokens.unsqueeze(0)
     arguments.positions("tokens", *tokens.shape)
-    suffix, geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
-    given = (tokens, table, weight, bias, *geometry, padding_idx)
+    geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     kept = arguments.folded_dtype(folded_dtype, table.dtype)
-    return Call("embedding_conv1d_relu" + suffix, given, batched, kept)
+    return _call(Tokens(tokens, table, padding_idx), weight, bias, geometry, batched, kept)
 
 
 def window_call(
@@ -329,8 +331,19 @@ def window_call(
         raise ValueError(f"starts must have shape (N,), got {tuple(starts.shape)}")
     length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
-    suffix, geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
-    return Call("window_conv1d_relu" + suffix, (series, starts, weight, bias, *geometry, length, step))
+    geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
+    return _call(Windows(series, starts, length, step), weight, bias, geometry)
+
+
+def _call(
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    batched: bool = True,
+    folded_dtype: torch.dtype | None = None,
+) -> Call:
+    return Call(name_of(source, geometry[1]), (source, weight, bias, *geometry), batched, folded_dtype)
 
 
 def _traced(
@@ -349,9 +362,6 @@ def _traced(
     return traced  # type: ignore[no-any-return]
 
 
-Checked = tuple[str, tuple[Convolution] | tuple[Convolution, Pool]]
-
-
 def _geometry(
     source_name: str,
     source: Tensor,
@@ -361,7 +371,7 @@ def _geometry(
     bias: Tensor | None,
     convolution: tuple[Any, ...],
     pool: tuple[Any, ...] | None,
-) -> Checked:
+) -> Geometry:
     arguments.operands(source_name, source, weight, bias)
     shapes = (source_name, source.shape, channels, length, weight.shape, None if bias is None else bias.shape)
     options = (*convolution, *(pool or ()))
@@ -396,13 +406,11 @@ def _check(
     dilation: IntOrTuple,
     groups: int,
     *pool: Any,
-) -> Checked:
+) -> Geometry:
     checked = arguments.convolution(
         source_name, source, channels, length, weight, bias, stride, padding, dilation, groups
     )
-    if not pool:
-        return "_global_max_pool1d", (checked,)
-    return "_max_pool1d", (checked, arguments.pool(checked.output_length(length, weight[2]), *pool))
+    return checked, arguments.pool(checked.output_length(length, weight[2]), *pool) if pool else None
 
 
 # A model comes with the same few shapes again and again.

@@ -46,10 +46,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from seqconv.functional.passes import passes
-from seqconv.kernels.geometry import Convolution
+from seqconv.functional.floors import floor
+from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import gather_plans
 from seqconv.kernels.numba.gather_plans import Plan
+from seqconv.kernels.source import Source, Tokens
 from seqconv.kernels.triton import gather_plans as gpu_plans
 
 __all__ = [
@@ -70,8 +71,6 @@ DEFAULT_MIB = 512
 
 # Tables whose savings are added up: more than a process has models.
 WATCHED = 256
-
-EMBEDDING = "embedding_conv1d_relu_max_pool1d"  # of all that fold a table, in the same way
 
 Key = tuple[Any, ...]
 
@@ -194,21 +193,21 @@ def _drop(addresses: set[int]) -> None:
 
 def forward(
     backend: str,
-    operation: str,
-    inputs: tuple[Tensor, ...],
+    source: Source,
     weight: Tensor,
     bias: Tensor | None,
-    options: Any,
+    convolution: Convolution,
+    pool: Pool | None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run ``operation`` without gradients, from a folded table where one is kept, or if asked for one of ``dtype``."""
-    found = passes(backend, operation)
-    if found.fold is not None:
-        tokens, table = inputs
-        folded = find_or_fold(backend, tokens, table, weight, options[0], dtype)
-        if folded is not None:
-            return found.forward(*inputs, weight, bias, *options, want_argmax=False, folded=folded)[0]
-    return found.forward(*inputs, weight, bias, *options, want_argmax=False)[0]
+    """Run the kernel without gradients, from a folded table where one is kept, or if asked for one of ``dtype``."""
+    options: dict[str, Tensor] = {}
+    if _promised and isinstance(source, Tokens):
+        folded = find_or_fold(backend, source.index, source.values, weight, convolution, dtype)
+        options = {} if folded is None else {"folded": folded}
+    output: Tensor
+    output, _ = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=False, **options)
+    return output
 
 
 def plan(
@@ -295,10 +294,8 @@ def find_or_fold(
 
 def may_keep(backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Tell whether the folded table may be kept: it is not too large, and its sources are frozen."""
-    made = passes(backend, EMBEDDING)
-    assert made.folded_shape is not None
     kept = dtype or torch.promote_types(table.dtype, torch.float32)  # no narrower unless asked for
-    size = math.prod(made.folded_shape(table.size(0), weight)) * kept.itemsize
+    size = math.prod(floor(backend).folded_shape(table.size(0), weight, dtype)) * kept.itemsize
     return _identify(backend, table, weight, dtype) is not None and size <= limit()
 
 
@@ -310,13 +307,11 @@ def _fold(
     weight: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    made = passes(backend, EMBEDDING)
-    assert made.fold is not None
     if not may_keep(backend, table, weight, dtype):
         return None
     most = limit()
     with torch.no_grad():
-        folded = made.fold(table, weight, dtype=dtype)
+        folded = floor(backend).fold(table, weight, dtype=dtype)
     ready = None
     if table.is_cuda:
         ready = torch.cuda.Event()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,106 +11,114 @@ from torch import Tensor
 from seqconv import backends
 from seqconv.functional import autograd, folded, library
 from seqconv.functional.following import unfollowed
-from seqconv.functional.passes import gathers
-from seqconv.kernels.geometry import Convolution
-from seqconv.kernels.numba.limits import refuse_conv_pool, refuse_length
-from seqconv.kernels.triton import conv_pool as triton
-from seqconv.kernels.triton import gather as triton_gather
-from seqconv.kernels.triton.launch import refuse_device
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.numba import support
+from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense, Source, Tokens, Windows, tensors_of, with_tensors
+from seqconv.kernels.triton import support as gpu_support
 
-__all__ = ["register"]
-
-OPERATIONS = tuple(
-    prefix + pool
-    for prefix in ("conv1d_relu_", "embedding_conv1d_relu_", "window_conv1d_relu_")
-    for pool in ("max_pool1d", "global_max_pool1d")
-)
-
-NO_NUMBA = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
+__all__ = ["explain_embedding", "fused", "fused_on_gpus", "refuse", "refuse_on_gpus", "register"]
 
 
-def fused(backend: str, operation: str) -> Callable[..., Tensor]:
-    """Return a floor's kernel of ``operation``, differentiable, for eager calls and under ``torch.compile``."""
-    count = 2 if gathers(operation) else 1
+def fused(backend: str) -> Callable[..., Tensor]:
+    """Return a floor's kernel, differentiable, for eager calls and under ``torch.compile``."""
 
-    def kernel(*arguments: Any, folded_dtype: torch.dtype | None = None) -> Tensor:
-        inputs, (weight, bias), options = arguments[:count], arguments[count : count + 2], arguments[count + 2 :]
+    def kernel(
+        source: Source,
+        weight: Tensor,
+        bias: Tensor | None,
+        convolution: Convolution,
+        pool: Pool | None,
+        *,
+        folded_dtype: torch.dtype | None = None,
+    ) -> Tensor:
         run = library.fused if torch.compiler.is_compiling() else autograd.fused
-        return run(backend, operation, inputs, weight, bias, options, folded_dtype)
+        return run(backend, source, weight, bias, convolution, pool, folded_dtype)
 
     return kernel
 
 
-def fused_on_gpus(operation: str) -> Callable[..., Tensor]:
+def fused_on_gpus() -> Callable[..., Tensor]:
     """Return the kernel for GPUs, which under autocast computes in the dtype that torch's convolution would have."""
-    count, kernel = (2 if gathers(operation) else 1), fused("triton", operation)
+    kernel = fused("triton")
 
-    def cast(*arguments: Any, folded_dtype: torch.dtype | None = None) -> Tensor:
-        device = arguments[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return kernel(*arguments, folded_dtype=folded_dtype)
-        dtype = torch.get_autocast_dtype(device)
-        tensors = (
-            one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
-            for one in arguments[: count + 2]
-        )
-        with torch.autocast(device, enabled=False):  # whose dtype the folded table has, too
-            return kernel(*tensors, *arguments[count + 2 :])
+    def cast(
+        source: Source,
+        weight: Tensor,
+        bias: Tensor | None,
+        convolution: Convolution,
+        pool: Pool | None,
+        *,
+        folded_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        device = source.values.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            tensors = (one.to(dtype) if one.is_floating_point() else one for one in tensors_of(source))
+            source, weight = with_tensors(source, tuple(tensors)), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            with torch.autocast(device, enabled=False):  # whose dtype the folded table has, too
+                return kernel(source, weight, bias, convolution, pool)
+        return kernel(source, weight, bias, convolution, pool, folded_dtype=folded_dtype)
 
     return cast
 
 
-def refuse(operation: str) -> Callable[..., str | None]:
-    """Return what tells why Numba's floor cannot serve a call of ``operation``, or ``None``."""
-    source, count = source_of(operation)
-
-    def refuse_call(*arguments: Any) -> str | None:
-        convolution: Convolution = arguments[count + 2]
-        return (
-            NO_NUMBA
-            or refuse_conv_pool(arguments[source], convolution)
-            or unfollowed(arguments[source], *arguments[: count + 2])
-            # last: looking at it would bound it in an exported program
-            or refuse_length(length_of(operation, arguments), convolution)
-        )
-
-    return refuse_call
+def composed(
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    folded_dtype: torch.dtype | None = None,  # noqa: ARG001  (nothing is folded here)
+) -> Tensor:
+    """Return torch's own composition, which torch can follow."""
+    return reference.compose(source, weight, bias, convolution, pool)
 
 
-def refuse_on_gpus(operation: str) -> Callable[..., str | None]:
-    """Return what tells why Triton's floor cannot serve a call of ``operation``, or ``None``."""
-    source, count = source_of(operation)
-    prefix = operation.partition("_")[0]
-    refuse_shape = {"embedding": triton_gather.refuse_embedding, "window": triton_gather.refuse_window}.get(
-        prefix, triton.refuse
+def refuse(
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,  # noqa: ARG001
+) -> str | None:
+    """Return why Numba's floor cannot serve a call, or ``None``."""
+    return (
+        support.refuse(source, convolution)
+        or unfollowed(source.values, *tensors_of(source), weight, bias)
+        # last: looking at it would bound it in an exported program
+        or support.refuse_length(source, convolution)
     )
 
-    def refuse_call(*arguments: Any) -> str | None:
-        return (
-            # that of a GPU is looked at with the shapes
-            (None if arguments[source].is_cuda else refuse_device(arguments[source].device))
-            or unfollowed(arguments[source], *arguments[: count + 2], autocast=True)
-            or refuse_shape(*arguments)
-        )
 
-    return refuse_call
-
-
-def source_of(operation: str) -> tuple[int, int]:
-    """Return which of an operation's inputs holds the numbers, and how many inputs it has."""
-    return int(operation.startswith("embedding")), 2 if gathers(operation) else 1
+def refuse_on_gpus(
+    source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
+) -> str | None:
+    """Return why Triton's floor cannot serve a call, or ``None``."""
+    values = source.values
+    return (
+        # that of a GPU is looked at with the shapes
+        (None if values.is_cuda else gpu_support.refuse_device(values.device))
+        or unfollowed(values, *tensors_of(source), weight, bias, autocast=True)
+        or gpu_support.refuse(source, weight, convolution, pool)
+    )
 
 
-def length_of(operation: str, arguments: tuple[Any, ...]) -> int:
-    """Return how many positions a call's input has."""
-    if operation.startswith("window"):
-        return int(arguments[-2])
-    return arguments[0].size(-1)  # type: ignore[no-any-return]  # a symbol, in a graph
-
-
-def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype | None = None) -> str:
+def explain_embedding(
+    backend: str,
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,  # noqa: ARG001
+    *,
+    folded_dtype: torch.dtype | None = None,
+) -> str:
     """Return how an embedding in front of a convolution is computed, and why."""
-    tokens, table, weight, bias, convolution = arguments[:5]
+    assert isinstance(source, Tokens)
+    tokens, table = source.index, source.values
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (table, weight, bias)
     )
@@ -128,12 +134,11 @@ def explain_embedding(backend: str, *arguments: Any, folded_dtype: torch.dtype |
 
 
 def register() -> None:
-    """Register the kernels of all floors for all operations of the conv stack."""
-    for operation in OPERATIONS:
-        module = "seqconv.kernels.reference." + ("gather" if gathers(operation) else "conv_pool")
-        backends.register(operation, "reference", backends.attribute(module, operation))
+    """Register the kernels of all floors: one for all sources and pools, under every name that users know it by."""
+    for source in (Dense, Tokens, Windows):
         cpu, gpu = (partial(explain_embedding, one) for one in ("numba", "triton"))
-        plans = (cpu, gpu) if operation.startswith("embedding") else (None, None)
-        backends.register(operation, "numba", partial(fused, "numba", operation), refuse(operation), plan=plans[0])
-        on_gpus = partial(fused_on_gpus, operation)
-        backends.register(operation, "triton", on_gpus, refuse_on_gpus(operation), plan=plans[1])
+        plans = (cpu, gpu) if source is Tokens else (None, None)
+        for operation in source.names:
+            backends.register(operation, "reference", lambda: composed)
+            backends.register(operation, "numba", partial(fused, "numba"), refuse, plan=plans[0])
+            backends.register(operation, "triton", fused_on_gpus, refuse_on_gpus, plan=plans[1])

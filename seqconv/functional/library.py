@@ -17,38 +17,35 @@ import torch
 from torch import Tensor
 
 from seqconv.functional import arguments, folded
-from seqconv.functional.passes import passes
+from seqconv.functional.floors import floor
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference.conv_pool import is_channels_last
+from seqconv.kernels.source import Dense, Source, Tokens, Windows
 
 __all__ = ["fused"]
 
 
 def fused(
     backend: str,
-    operation: str,
-    inputs: tuple[Tensor, ...],
+    source: Source,
     weight: Tensor,
     bias: Tensor | None,
-    options: Any,
+    convolution: Convolution,
+    pool: Pool | None,
     folded_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Do what :func:`seqconv.functional.autograd.fused` does, as an operator."""
-    stride, (left, right), dilation, _ = options[0]
-    numbers, pool = [stride, left, right, dilation], []
-    rest = options[1:]
-    if "global" not in operation:
-        pool, rest = [int(number) for number in options[1]], options[2:]
-    index: Tensor | None = None
-    source, rows = inputs[0], []
-    if operation.startswith("embedding"):
-        (index, source), rows = inputs, [-1 if rest[0] is None else rest[0]]
-    elif operation.startswith("window"):
-        (source, index), rows = inputs, list(rest)
+    index, rows = None, []
+    if isinstance(source, Tokens):
+        index, rows = source.index, [-1 if source.padding_idx is None else source.padding_idx]
+    elif isinstance(source, Windows):
+        index, rows = source.index, [source.length, source.step]
+    stride, (left, right), dilation, _ = convolution
+    numbers, pools = [stride, left, right, dilation], [] if pool is None else [int(number) for number in pool]
     differentiable = torch.is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (source, weight, bias)
+        one is not None and one.requires_grad for one in (source.values, weight, bias)
     )
-    given = (source, weight, bias, index, backend, rows, numbers, pool, differentiable, folded_dtype)
+    given = (source.values, weight, bias, index, backend, rows, numbers, pools, differentiable, folded_dtype)
     output: Tensor = _conv_relu_pool(*given)[0]
     return output
 
@@ -74,13 +71,13 @@ def _conv_relu_pool(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    operation, inputs, options = _call(source, index, rows, convolution, pool)
+    given, geometry = _source(source, index, rows), _geometry(convolution, pool)
     if index is not None:  # whose values no graph knew
         _check(source, index, rows)
     if not want_argmax and keeps_folded(source):
-        output = folded.forward(backend, operation, inputs, weight, bias, options, folded_dtype)
+        output = folded.forward(backend, given, weight, bias, *geometry, folded_dtype)
         return output, output.new_empty(0, dtype=torch.int8)
-    output, argmax = passes(backend, operation).forward(*inputs, weight, bias, *options, want_argmax=want_argmax)
+    output, argmax = floor(backend).forward(given, weight, bias, *geometry, want_argmax=want_argmax)
     if not want_argmax:
         return output, output.new_empty(0, dtype=torch.int8)
     assert argmax is not None
@@ -100,22 +97,21 @@ def _(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    operation, _, options = _call(source, index, rows, convolution, pool)
-    samples = source.size(0) if index is None else index.size(0)
-    length = source.size(2) if index is None else rows[0] if len(rows) == 2 else index.size(1)
-    outputs, positions = weight.size(0), options[0].output_length(length, weight.size(2))
-    if not pool:
+    given, (convolved, pooled) = _source(source, index, rows), _geometry(convolution, pool)
+    samples, outputs = given.samples, weight.size(0)
+    positions = convolved.output_length(given.length, weight.size(2))
+    if pooled is None:
         output = source.new_empty(samples, outputs)
         windows, largest = 1, positions - 1
     else:
-        windows, largest = options[1].output_length(positions), options[1].size - 1
-        if (index is not None or is_channels_last(source)) and not options[1].contiguous:
+        windows, largest = pooled.output_length(positions), pooled.size - 1
+        if (index is not None or is_channels_last(source)) and not pooled.contiguous:
             output = source.new_empty(samples, windows, outputs).transpose(1, 2)
         else:
             output = source.new_empty(samples, outputs, windows)
     if not want_argmax:
         return output, source.new_empty(0, dtype=torch.int8)
-    shape, dtype = passes(backend, operation).argmax_format(samples, outputs, windows, largest, source.dtype)
+    shape, dtype = floor(backend).argmax_format(samples, outputs, windows, largest, source.dtype)
     return output, source.new_empty(shape, dtype=dtype)
 
 
@@ -132,9 +128,8 @@ def _conv_relu_pool_backward(
     pool: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    operation, inputs, options = _call(source, index, rows, convolution, pool)
-    want = (wanted[0], wanted[1], wanted[2])
-    gradients = passes(backend, operation).backward(gradient, argmax, *inputs, weight, *options, wanted=want)
+    given, geometry, want = _source(source, index, rows), _geometry(convolution, pool), tuple(wanted)
+    gradients = floor(backend).backward(gradient, argmax, given, weight, *geometry, wanted=want)
     ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
     if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel finds convenient
         if index is not None or source.is_contiguous():
@@ -185,22 +180,21 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, .
 _conv_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _call(
-    source: Tensor, index: Tensor | None, rows: Sequence[int], convolution: Sequence[int], pool: Sequence[int]
-) -> tuple[str, tuple[Tensor, ...], tuple[Any, ...]]:
-    """Return the operation, the inputs and the options that its kernel takes."""
-    stride, left, right, dilation = convolution
-    options: tuple[Any, ...] = (Convolution(stride, (left, right), dilation),)
-    operation = "conv1d_relu_global_max_pool1d"
-    if pool:
-        size, pool_stride, padding, pool_dilation, *flags = pool
-        options += (Pool(size, pool_stride, padding, pool_dilation, *map(bool, flags)),)
-        operation = "conv1d_relu_max_pool1d"
+def _source(source: Tensor, index: Tensor | None, rows: Sequence[int]) -> Source:
     if index is None:
-        return operation, (source,), options
+        return Dense(source)
     if len(rows) == 2:
-        return f"window_{operation}", (source, index), (*options, *rows)
-    return f"embedding_{operation}", (index, source), (*options, None if rows[0] < 0 else rows[0])
+        return Windows(source, index, *rows)
+    return Tokens(index, source, None if rows[0] < 0 else rows[0])
+
+
+def _geometry(convolution: Sequence[int], pool: Sequence[int]) -> tuple[Convolution, Pool | None]:
+    stride, left, right, dilation = convolution
+    convolved = Convolution(stride, (left, right), dilation)
+    if not pool:
+        return convolved, None
+    size, pool_stride, padding, pool_dilation, *flags = pool
+    return convolved, Pool(size, pool_stride, padding, pool_dilation, *map(bool, flags))
 
 
 def _check(source: Tensor, index: Tensor, rows: Sequence[int]) -> None:

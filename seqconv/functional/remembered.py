@@ -19,8 +19,10 @@ from torch.nn import Parameter
 
 from seqconv import backends
 from seqconv.functional.autograd import differentiable, recorded
+from seqconv.functional.floors import floor
 from seqconv.functional.following import unfollowed
-from seqconv.functional.passes import passes
+from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Source, Tokens, name_of
 from seqconv.kernels.triton import replay
 
 __all__ = ["find", "key_of", "remember"]
@@ -74,16 +76,20 @@ def find(key: Key) -> Known | None:
         return None
 
 
-def remember(key: Key, operation: str, operands: tuple[Any, ...], options: tuple[Any, ...]) -> None:
-    """Remember a call that Triton's floor has served; ``options`` are the checked ones, which its passes take."""
+def remember(key: Key, call: tuple[Source, Tensor, Tensor | None, Convolution, Pool | None]) -> None:
+    """Remember a call that Triton's floor has served, by what its kernel was given."""
+    source, weight, bias, convolution, pool = call
+    kind, count, options, name = type(source), source.tensors, source[source.tensors :], name_of(source, pool)
     if key[-1]:
 
         def known(operands: tuple[Any, ...]) -> Tensor:
-            return differentiable("triton", operation, operands, options)
+            again: Any = kind(*operands[:count], *options)  # type: ignore[arg-type]
+            return differentiable("triton", again, *operands[count:], convolution, pool)
 
     else:
-        found = passes("triton", operation)
-        tape = None if found.fold else found.forward.tape_of(*operands, *options, want_argmax=False)  # type: ignore[attr-defined]
+        if isinstance(source, Tokens):  # whose folded table may come to be kept
+            return
+        tape = floor("triton").forward.tape_of(source, weight, bias, convolution, pool, want_argmax=False)
         if tape is None:
             return
 
@@ -91,7 +97,7 @@ def remember(key: Key, operation: str, operands: tuple[Any, ...], options: tuple
             return tape.replay(operands)[0]  # type: ignore[no-any-return]
 
         def known(operands: tuple[Any, ...]) -> Tensor:
-            return recorded(operation, first_result, [one for one in operands if one is not None])
+            return recorded(name, first_result, [one for one in operands if one is not None])
 
     if len(_known) >= MOST:
         _known.clear()

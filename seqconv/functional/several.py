@@ -15,13 +15,13 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.autograd import called, recorded, underivable
 from seqconv.functional.conv import Call, embedding_call
 from seqconv.functional.following import in_plain_memory, unfollowed
-from seqconv.functional.passes import passes
 from seqconv.functional.tracing import Proxy, TracedCall
+from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Tokens
 
 __all__ = ["embedding_conv1ds_call", "embedding_conv1ds_relu_global_max_pool1d"]
 
 OPERATION = "embedding_conv1ds_relu_global_max_pool1d"
-SINGLE = "embedding_conv1d_relu_global_max_pool1d"
 
 
 def embedding_conv1ds_relu_global_max_pool1d(
@@ -85,9 +85,7 @@ def embedding_conv1ds_call(
                 if message.startswith(f"{name} "):
                     raise type(error)(f"{message} (of weights[{number}])") from None
             raise
-    tokens, table, *_, padding_idx = calls[0].arguments
-    convolutions = [call.arguments[4] for call in calls]
-    given = (tokens, table, weights, biases, convolutions, padding_idx)
+    given = (calls[0].arguments[0], weights, biases, [call.arguments[3] for call in calls])
     return Call(OPERATION, given, calls[0].batched, calls[0].folded_dtype)
 
 
@@ -99,20 +97,18 @@ def _sequence(name: str, value: Any) -> list[Any]:
 
 def one_by_one(backend: str) -> Callable[..., Tensor]:
     """Return what calls a backend's kernel for one weight after the other."""
-    single = kernels.fused_on_gpus(SINGLE) if backend == "triton" else kernels.fused(backend, SINGLE)
+    single = kernels.fused_on_gpus() if backend == "triton" else kernels.fused(backend)
 
     def run(
-        tokens: Tensor,
-        table: Tensor,
+        source: Tokens,
         weights: Any,
         biases: Any,
         convolutions: Any,
-        padding_idx: int | None,
         *,
         folded_dtype: torch.dtype | None = None,
     ) -> Tensor:
         layers = zip(weights, biases, convolutions, strict=True)
-        return torch.cat([single(tokens, table, *layer, padding_idx, folded_dtype=folded_dtype) for layer in layers], 1)
+        return torch.cat([single(source, *layer, None, folded_dtype=folded_dtype) for layer in layers], 1)
 
     return run
 
@@ -122,53 +118,45 @@ def at_once() -> Callable[..., Tensor]:
     separate = one_by_one("numba")
 
     def run(
-        tokens: Tensor,
-        table: Tensor,
+        source: Tokens,
         weights: Any,
         biases: Any,
         convolutions: Any,
-        padding_idx: int | None,
         *,
         folded_dtype: torch.dtype | None = None,
     ) -> Tensor:
         if torch.compiler.is_compiling():
-            return separate(tokens, table, weights, biases, convolutions, padding_idx, folded_dtype=folded_dtype)
-        tensors = (table, *weights, *biases)
+            return separate(source, weights, biases, convolutions, folded_dtype=folded_dtype)
+        tensors = (source.values, *weights, *biases)
         if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
-            output: Tensor = called(_Several, OPERATION).apply(convolutions, padding_idx, tokens, *tensors)
+            function = called(_Several, OPERATION)
+            output: Tensor = function.apply(convolutions, source.padding_idx, source.index, *tensors)
             return output
-        return recorded(
-            OPERATION, _without_gradients, tokens, table, weights, biases, convolutions, padding_idx, folded_dtype
-        )
+        return recorded(OPERATION, _without_gradients, source, weights, biases, convolutions, folded_dtype)
 
     return run
 
 
 def _without_gradients(
-    tokens: Tensor,
-    table: Tensor,
-    weights: Any,
-    biases: Any,
-    convolutions: Any,
-    padding_idx: int | None,
-    folded_dtype: torch.dtype | None,
+    source: Tokens, weights: Any, biases: Any, convolutions: Any, folded_dtype: torch.dtype | None
 ) -> Tensor:
     pairs = zip(weights, convolutions, strict=True)
-    kept = [folded.find_or_fold("numba", tokens, table, weight, one, folded_dtype) for weight, one in pairs]
+    kept = [
+        folded.find_or_fold("numba", source.index, source.values, weight, one, folded_dtype) for weight, one in pairs
+    ]
     ready = {} if None in kept else {"folded": kept}
-    forward = passes("numba", OPERATION).forward
-    output: Tensor = forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=False, **ready)[0]
+    output: Tensor = _gather().forward_several(source, weights, biases, convolutions, want_argmax=False, **ready)[0]
     return output
 
 
 class _Several(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, convolutions: Any, padding_idx: int | None, tokens: Tensor, *tensors: Any) -> Tensor:
-        table, count = tensors[0], len(convolutions)
+        source, count = Tokens(tokens, tensors[0], padding_idx), len(convolutions)
         weights, biases = list(tensors[1 : count + 1]), list(tensors[count + 1 :])
-        forward = passes("numba", OPERATION).forward
-        output, argmax = forward(tokens, table, weights, biases, convolutions, padding_idx, want_argmax=True)
-        ctx.save_for_backward(tokens, argmax, table, *weights)
+        output: Tensor
+        output, argmax = _gather().forward_several(source, weights, biases, convolutions, want_argmax=True)
+        ctx.save_for_backward(tokens, argmax, source.values, *weights)
         ctx.options = convolutions, padding_idx
         return output
 
@@ -179,8 +167,9 @@ class _Several(torch.autograd.Function):
         needed, count = ctx.needs_input_grad[3:], len(weights)
         wanted = needed[0], any(needed[1 : count + 1]), any(needed[count + 1 :])
         with torch.no_grad():
-            dtable, dweights, dbiases = passes("numba", OPERATION).backward(
-                in_plain_memory(*gradient), argmax, tokens, table, weights, convolutions, padding_idx, wanted=wanted
+            source, upstream = Tokens(tokens, table, padding_idx), in_plain_memory(*gradient)
+            dtable, dweights, dbiases = _gather_backward().backward_several(
+                upstream, argmax, source, weights, convolutions, wanted=wanted
             )
         flat = (dtable, *(dweights or [None] * count), *(dbiases or [None] * count))
         gradients = tuple(one if want else None for one, want in zip(flat, needed, strict=True))
@@ -189,40 +178,59 @@ class _Several(torch.autograd.Function):
         return None, None, None, *gradients
 
 
+def _gather() -> Any:
+    from seqconv.kernels.numba import gather
+
+    return gather
+
+
+def _gather_backward() -> Any:
+    from seqconv.kernels.numba import gather_backward
+
+    return gather_backward
+
+
 def refuse(backend: str) -> Callable[..., str | None]:
     """Return what tells why a backend cannot serve a call, or ``None``."""
-    refuse_one = (kernels.refuse_on_gpus if backend == "triton" else kernels.refuse)(SINGLE)
+    refuse_one = kernels.refuse_on_gpus if backend == "triton" else kernels.refuse
 
-    def refuse_call(
-        tokens: Tensor, table: Tensor, weights: Any, biases: Any, convolutions: Any, padding_idx: int | None
-    ) -> str | None:
+    def refuse_call(source: Tokens, weights: Any, biases: Any, convolutions: Any) -> str | None:
         # What depends on none of the weights alone is asked once.
-        reason = refuse_one(tokens, table, weights[0], biases[0], convolutions[0], padding_idx)
-        return reason or unfollowed(table, *weights[1:], *biases[1:], autocast=backend == "triton")
+        reason = refuse_one(source, weights[0], biases[0], convolutions[0], None)
+        return reason or unfollowed(source.values, *weights[1:], *biases[1:], autocast=backend == "triton")
 
     return refuse_call
 
 
 def explain(
     backend: str,
-    tokens: Tensor,
-    table: Tensor,
+    source: Tokens,
     weights: Any,
     biases: Any,
     convolutions: Any,
-    padding_idx: int | None,
     *,
     folded_dtype: torch.dtype | None = None,
 ) -> str:
     """Return how each weight's convolution is computed, and why."""
     layers = zip(weights, biases, convolutions, strict=True)
-    one = partial(kernels.explain_embedding, backend, tokens, table, folded_dtype=folded_dtype)
-    return "; ".join(one(*layer, padding_idx) for layer in layers)
+    one = partial(kernels.explain_embedding, backend, source, folded_dtype=folded_dtype)
+    return "; ".join(one(*layer, None) for layer in layers)
+
+
+def _compose(
+    source: Tokens,
+    weights: Any,
+    biases: Any,
+    convolutions: Any,
+    *,
+    folded_dtype: torch.dtype | None = None,  # noqa: ARG001  (nothing is folded here)
+) -> Tensor:
+    return reference.compose_several(source, weights, biases, convolutions)
 
 
 def register() -> None:
     """Register the kernels of all floors."""
-    backends.register(OPERATION, "reference", backends.attribute("seqconv.kernels.reference.gather", OPERATION))
+    backends.register(OPERATION, "reference", lambda: _compose)
     backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain, "numba"))
     on_gpus = partial(one_by_one, "triton")
     backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain, "triton"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqconv.functional.following import unfollowed
-from seqconv.functional.kernels import NO_NUMBA
+from seqconv.kernels.numba.support import MISSING
 from seqconv.kernels.triton.launch import refuse_device
 from seqconv.kernels.triton.rmsprop import DTYPES as TRITONS
 
@@ -93,7 +93,7 @@ def _floor_of(
     three, device = (parameter, gradient, mean_square), parameter.device
     if unfollowed(*three) is not None or not all(one.is_contiguous() and one.device == device for one in three):
         return None
-    if device.type == "cpu" and NO_NUMBA is None and not capturable:
+    if device.type == "cpu" and MISSING is None and not capturable:
         return ("numba", device) if all(one.dtype == torch.float32 for one in three) else None
     on_gpu = refuse_device(device) is None and parameter.dtype in TRITONS and gradient.dtype == parameter.dtype
     return ("triton", device) if on_gpu and mean_square.dtype == parameter.dtype else None

@@ -11,7 +11,8 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import seqconv
-from seqconv.functional import embedding_conv1d_relu_max_pool1d, passes, window_conv1d_relu_global_max_pool1d
+from seqconv.functional import embedding_conv1d_relu_max_pool1d, window_conv1d_relu_global_max_pool1d
+from seqconv.kernels.numba import conv_pool as numba
 from tests.conv_cases import LAYOUTS, composition, ours, same, whole
 
 POOLS = [{"pool_size": 2}, {"pool_size": 130, "pool_stride": 3}, None]
@@ -48,16 +49,13 @@ def test_saves_the_input_the_weight_and_small_numbers(pool):
 @pools
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, None])
 def test_saves_nothing_where_no_gradient_is_asked_for(mode, pool, monkeypatch):
-    asked, forward = (
-        [],
-        passes.passes("numba", "conv1d_relu_" + ("max_pool1d" if pool else "global_max_pool1d")).forward,
-    )
+    asked, forward = [], numba.forward
 
     def spy(*arguments, want_argmax):
         asked.append(want_argmax)
         return forward(*arguments, want_argmax=want_argmax)
 
-    monkeypatch.setattr("seqconv.functional.folded.passes", lambda *_: passes.Passes(spy, None, None))
+    monkeypatch.setattr(numba, "forward", spy)
     x, w, b = tensors() if mode else [one.detach() for one in tensors()]
     saved = []
     with saved_tensors_hooks(lambda tensor: saved.append(tensor), lambda tensor: tensor):
@@ -73,13 +71,13 @@ def test_saves_nothing_where_no_gradient_is_asked_for(mode, pool, monkeypatch):
 
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3))[1:])
 def test_computes_the_gradients_that_are_wanted(wanted, monkeypatch):
-    seen, floor = [], passes.passes("numba", "conv1d_relu_max_pool1d")
+    seen, backward = [], numba.backward
 
     def spy(*arguments, wanted):
         seen.append(wanted)
-        return floor.backward(*arguments, wanted=wanted)
+        return backward(*arguments, wanted=wanted)
 
-    monkeypatch.setattr("seqconv.functional.autograd.passes", lambda *_: floor._replace(backward=spy))
+    monkeypatch.setattr(numba, "backward", spy)
     leaves = [one.requires_grad_(want) for one, want in zip(tensors(), wanted, strict=True)]
     ours(*leaves, POOLS[0]).sum().backward()
     assert seen == [wanted]

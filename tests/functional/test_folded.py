@@ -13,7 +13,7 @@ from torch import nn
 
 import seqconv
 from seqconv.functional import embedding_conv1d_relu_global_max_pool1d, folded
-from seqconv.functional.passes import passes
+from seqconv.kernels.numba import conv_pool as numba
 from seqconv.kernels.numba.fold import folded_shape
 
 WORDS, CHANNELS, OUTPUTS, SIZE = 50, 8, 6, 3
@@ -32,17 +32,13 @@ def _empty(monkeypatch):
 @pytest.fixture
 def folds(monkeypatch):
     """Return the list of the tables folded for keeping."""
-    made, fold = [], passes("numba", "embedding_conv1d_relu_max_pool1d").fold
+    made, fold = [], numba.fold
 
     def spy(table, weight, *rest, **options):
         made.append(table)
         return fold(table, weight, *rest, **options)
 
-    found = {
-        name: passes("numba", name)._replace(fold=spy)
-        for name in ("embedding_conv1d_relu_max_pool1d", "embedding_conv1d_relu_global_max_pool1d")
-    }
-    monkeypatch.setattr(folded, "passes", lambda backend, name: found.get(name) or passes(backend, name))
+    monkeypatch.setattr(numba, "fold", spy)
     return made
 
 
@@ -299,14 +295,13 @@ def test_a_promise_ends_with_its_block():
 def test_a_promise_ended_while_a_table_is_folded_keeps_none(monkeypatch):
     one = layer(promised=False)
     promise = seqconv.frozen(one)
-    fold = passes("numba", folded.EMBEDDING).fold
+    fold = numba.fold
 
     def ended(*given, **options):
         promise.end()
         return fold(*given, **options)
 
-    found = passes("numba", folded.EMBEDDING)._replace(fold=ended)
-    monkeypatch.setattr(folded, "passes", lambda *_: found)
+    monkeypatch.setattr(numba, "fold", ended)
     with torch.no_grad():
         for _ in range(4):
             one(torch.randint(WORDS, (9, 40)))

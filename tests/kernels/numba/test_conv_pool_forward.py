@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_plan, threads
+from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense, threads
 from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense
 
 PLAIN = Convolution()
 NAN, INF = float("nan"), float("inf")
@@ -24,21 +25,17 @@ def shared(request, monkeypatch):
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
-    if pool is None:
-        return conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, convolution, want_argmax=want_argmax)
-    return conv_pool.conv1d_relu_max_pool1d_forward(x, w, b, convolution, pool, want_argmax=want_argmax)
+    return conv_pool.forward(Dense(x), w, b, convolution, pool, want_argmax=want_argmax)
 
 
 def expected(x, w, b, convolution, pool):
     """Return the reference's result in float64, and the position of every window's winner, -1 where none is active."""
     x, w = x.double(), w.double()
     b = torch.zeros(len(w)).double() if b is None else b.double()
+    value = reference.compose(Dense(x), w, b, convolution, pool)
     if pool is None:
-        value = reference.conv1d_relu_global_max_pool1d(x, w, b, convolution)
         size = convolution.output_length(x.size(2), w.size(2))
         pool = Pool(size, size)
-    else:
-        value = reference.conv1d_relu_max_pool1d(x, w, b, convolution, pool)
     left, right = convolution.padding
     padded = torch.nn.functional.pad(x, (left, right))
     active = torch.nn.functional.conv1d(padded, w, b, convolution.stride, 0, convolution.dilation).relu()
@@ -130,8 +127,8 @@ def test_the_shapes_are_shared(name, monkeypatch):
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     made = []
-    plan = conv_pool.make_plan
-    monkeypatch.setattr(conv_pool, "make_plan", lambda *arguments: made.append(plan(*arguments)) or made[-1])
+    plan = dense.make_plan
+    monkeypatch.setattr(dense, "make_plan", lambda *arguments: made.append(plan(*arguments)) or made[-1])
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     forward(torch.ones(samples, channels, length), torch.ones(outputs, channels, size), None, convolution, pool)
     assert made[0].threads == 2

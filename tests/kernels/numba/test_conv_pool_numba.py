@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_backward, limits, threads
+from seqconv.kernels.numba import conv_pool, support, threads
 from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
@@ -32,26 +33,17 @@ def shared(request, monkeypatch):
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
-    if pool is None:
-        return conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, convolution, want_argmax=want_argmax)
-    return conv_pool.conv1d_relu_max_pool1d_forward(x, w, b, convolution, pool, want_argmax=want_argmax)
+    return conv_pool.forward(Dense(x), w, b, convolution, pool, want_argmax=want_argmax)
 
 
 def backward(gradient, argmax, x, w, convolution, pool, wanted=(True, True, True)):
-    if pool is None:
-        return conv_pool_backward.conv1d_relu_global_max_pool1d_backward(
-            gradient, argmax, x, w, convolution, wanted=wanted
-        )
-    return conv_pool_backward.conv1d_relu_max_pool1d_backward(gradient, argmax, x, w, convolution, pool, wanted=wanted)
+    return conv_pool.backward(gradient, argmax, Dense(x), w, convolution, pool, wanted=wanted)
 
 
 def expected(x, w, b, convolution, pool, upstream=None):
     """Return the reference's result and gradients, computed in float64."""
     tensors = [one.detach().double().requires_grad_() for one in (x, w, b)]
-    if pool is None:
-        out = reference.conv1d_relu_global_max_pool1d(*tensors, convolution)
-    else:
-        out = reference.conv1d_relu_max_pool1d(*tensors, convolution, pool)
+    out = reference.compose(Dense(tensors[0]), *tensors[1:], convolution, pool)
     if upstream is None:
         return out.detach()
     return out.detach(), torch.autograd.grad(out, tensors, upstream.double())
@@ -155,8 +147,6 @@ def test_is_as_precise_as_torch(shape, outputs, size, convolution, pool, layout)
 
     The largest of one draw is a matter of luck, on either side: that of several draws is averaged.
     """
-    arguments = (convolution,) if pool is None else (convolution, pool)
-    function = reference.conv1d_relu_global_max_pool1d if pool is None else reference.conv1d_relu_max_pool1d
     means, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
@@ -164,7 +154,7 @@ def test_is_as_precise_as_torch(shape, outputs, size, convolution, pool, layout)
         w = torch.randn(outputs, shape[1], size, generator=generator) / (shape[1] * size) ** 0.5
         b = torch.randn(outputs, generator=generator)
         value = expected(x, w, b, convolution, pool)
-        results = forward(x, w, b, convolution, pool)[0], function(x, w, b, *arguments)
+        results = forward(x, w, b, convolution, pool)[0], reference.compose(Dense(x), w, b, convolution, pool)
         errors = [(out.double() - value).abs() for out in results]
         means += torch.stack([one.mean() for one in errors])
         largest += torch.stack([one.max() for one in errors])
@@ -189,7 +179,8 @@ def test_gradients_are_as_precise_as_torch(layout):
     assert clear.float().mean() > 0.7
     _, exact = expected(x, w, b, PLAIN, pool, upstream)
     tensors = [one.detach().requires_grad_() for one in (x, w, b)]
-    theirs = torch.autograd.grad(reference.conv1d_relu_max_pool1d(*tensors, PLAIN, pool), tensors, upstream)
+    composed = reference.compose(Dense(tensors[0]), *tensors[1:], PLAIN, pool)
+    theirs = torch.autograd.grad(composed, tensors, upstream)
     for mine, their, value in zip(backward(upstream, argmax, x, w, PLAIN, pool), theirs, exact, strict=True):
         assert (mine.double() - value).abs().mean() <= 2 * (their.double() - value).abs().mean()
 
@@ -344,15 +335,16 @@ def child(code, **environment):
 SHORT_STEP = """
 import json, os, torch
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_backward, simd, threads
+from seqconv.kernels.numba import conv_pool, simd, threads
+from seqconv.kernels.source import Dense
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)
 def step():
     generator = torch.Generator().manual_seed(3)
     x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
     arguments = Convolution(), Pool(3, 3)
-    out, argmax = conv_pool.conv1d_relu_max_pool1d_forward(x, w, None, *arguments, want_argmax=True)
-    grads = conv_pool_backward.conv1d_relu_max_pool1d_backward(out, argmax, x, w, *arguments, wanted=(True, True, True))
+    out, argmax = conv_pool.forward(Dense(x), w, None, *arguments, want_argmax=True)
+    grads = conv_pool.backward(out, argmax, Dense(x), w, *arguments, wanted=(True, True, True))
     return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *grads)]
 """
 
@@ -394,12 +386,13 @@ def test_serves_smaller_cpus(name, features, width, tmp_path):
 
 def test_refuses_with_a_reason():
     x = torch.randn(2, 4, 9)
-    assert "group" in limits.refuse_conv_pool(x, Convolution(groups=2))
-    assert "bfloat16" in limits.refuse_conv_pool(x.bfloat16(), PLAIN)
-    assert "meta" in limits.refuse_conv_pool(x.to("meta"), PLAIN)
-    assert limits.refuse_conv_pool(x, PLAIN) is None
-    assert "positions" in limits.refuse_length(2**31 - 2, Convolution(padding=(1, 1)))
-    assert limits.refuse_length(2**31 - 2, Convolution(padding=(0, 1))) is None
+    assert "group" in support.refuse(Dense(x), Convolution(groups=2))
+    assert "bfloat16" in support.refuse(Dense(x.bfloat16()), PLAIN)
+    assert "meta" in support.refuse(Dense(x.to("meta")), PLAIN)
+    assert support.refuse(Dense(x), PLAIN) is None
+    longest = Dense(x[..., :1].expand(-1, -1, 2**31 - 2))
+    assert "positions" in support.refuse_length(longest, Convolution(padding=(1, 1)))
+    assert support.refuse_length(longest, Convolution(padding=(0, 1))) is None
 
 
 def test_windows_of_padding_alone_are_minus_infinity():

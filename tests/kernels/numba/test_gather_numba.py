@@ -13,8 +13,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import fold, gather, gather_backward, gather_backward_direct, gather_plans, threads
-from seqconv.kernels.reference import gather as reference
+from seqconv.kernels.numba import (
+    conv_pool,
+    fold,
+    gather,
+    gather_backward,
+    gather_backward_direct,
+    gather_plans,
+    threads,
+)
+from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
 
 NAN, INF = float("nan"), float("inf")
@@ -43,30 +52,25 @@ class Case:
 
     def __init__(self, index, table, convolution, pool, *, padding_idx=None, length=None, step=None):
         self.index, self.table, self.convolution, self.pool = index, table, convolution, pool
-        self.geometry = (convolution,) if pool is None else (convolution, pool)
         self.options = (padding_idx,) if length is None else (length, step)
         self.of_tokens = length is None
-        self.name = ("embedding" if self.of_tokens else "window") + "_conv1d_relu_"
-        self.name += "global_max_pool1d" if pool is None else "max_pool1d"
 
-    def sources(self, table=None):
+    def source(self, table=None):
         table = self.table if table is None else table
-        return (self.index, table) if self.of_tokens else (table, self.index)
+        return Tokens(self.index, table, *self.options) if self.of_tokens else Windows(table, self.index, *self.options)
 
     def forward(self, w, b, plan=None, want_argmax=True):
-        function = getattr(gather, self.name + "_forward")
         options = {"plan": plan}
         if plan == "ready":
             options = {"folded": fold.fold(self.table, w)}
-        return function(*self.sources(), w, b, *self.geometry, *self.options, want_argmax=want_argmax, **options)
+        return conv_pool.forward(self.source(), w, b, self.convolution, self.pool, want_argmax=want_argmax, **options)
 
     def backward(self, upstream, argmax, w, plan=None, wanted=(True, True, True)):
-        function = getattr(gather_backward, self.name + "_backward")
-        plan = "folded" if plan == "ready" else plan
-        return function(upstream, argmax, *self.sources(), w, *self.geometry, *self.options, wanted=wanted, plan=plan)
+        given = (upstream, argmax, self.source(), w, self.convolution, self.pool)
+        return conv_pool.backward(*given, wanted=wanted, plan="folded" if plan == "ready" else plan)
 
     def reference(self, table, w, b):
-        return getattr(reference, self.name)(*self.sources(table), w, b, *self.geometry, *self.options)
+        return reference.compose(self.source(table), w, b, self.convolution, self.pool)
 
     def expected(self, w, b, upstream=None):
         """Return the reference's result, and its gradients of table, weight and bias, computed in float64."""
@@ -543,21 +547,21 @@ def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows,
     padding_idx = 0 if has_padding_idx else None
     folded = [fold.fold(table, w) for w in weights] if plan == "ready" else None
     plan = None if plan == "ready" else plan
-    out, argmax = gather.embedding_conv1ds_relu_global_max_pool1d_forward(
-        tokens, table, weights, biases, convolutions, want_argmax=True, folded=folded, plan=plan
+    source = Tokens(tokens, table, padding_idx)
+    out, argmax = gather.forward_several(
+        source, weights, biases, convolutions, want_argmax=True, folded=folded, plan=plan
     )
     count = len(sizes)
     leaves = [one.double().requires_grad_() for one in (table, *weights, *biases)]
-    value = reference.embedding_conv1ds_relu_global_max_pool1d(
-        tokens, leaves[0], leaves[1 : 1 + count], leaves[1 + count :], convolutions, padding_idx
-    )
+    exact = Tokens(tokens, leaves[0], padding_idx)
+    value = reference.compose_several(exact, leaves[1 : 1 + count], leaves[1 + count :], convolutions)
     assert torch.equal(out.double(), value)
     upstream = integers(generator, *out.shape)
     expected = torch.autograd.grad(value, leaves, upstream.double())
     expected = (expected[0], expected[1 : 1 + count], expected[1 + count :])
     for backward_plan in ("folded", "direct", None):
-        gradients = gather_backward.embedding_conv1ds_relu_global_max_pool1d_backward(
-            upstream, argmax, tokens, table, weights, convolutions, padding_idx, wanted=wanted, plan=backward_plan
+        gradients = gather_backward.backward_several(
+            upstream, argmax, source, weights, convolutions, wanted=wanted, plan=backward_plan
         )
         for gradient, other, want in zip(gradients, expected, wanted, strict=True):
             assert (gradient is not None) == want
@@ -569,7 +573,8 @@ def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows,
 SHORT_STEP = """
 import json, torch
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import gather, gather_backward, simd, threads
+from seqconv.kernels.numba import conv_pool, simd, threads
+from seqconv.kernels.source import Tokens
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)
 def step(plan):
@@ -577,18 +582,16 @@ def step(plan):
     table, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((150, 9), (37, 9, 4)))
     tokens = torch.randint(150, (5, 77), generator=generator)
     layer = Convolution(), Pool(3, 3)
-    forward = gather.embedding_conv1d_relu_max_pool1d_forward
-    out, argmax = forward(tokens, table, w, None, *layer, want_argmax=True, plan=plan)
-    backward = gather_backward.embedding_conv1d_relu_max_pool1d_backward
-    gradients = backward(out, argmax, tokens, table, w, *layer, wanted=(True, True, True), plan=plan)
+    source = Tokens(tokens, table)
+    out, argmax = conv_pool.forward(source, w, None, *layer, want_argmax=True, plan=plan)
+    gradients = conv_pool.backward(out, argmax, source, w, *layer, wanted=(True, True, True), plan=plan)
     results = (out, *gradients)
     return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in results]
 def widened(dtype):
     folded = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(-1, 1, 16)
     tokens = torch.arange(folded.size(0)).unsqueeze(0)
-    forward, geometry = gather.embedding_conv1d_relu_max_pool1d_forward, (Convolution(), Pool(1, 1))
-    given = torch.zeros(folded.size(0), 1), torch.zeros(16, 1, 1), None
-    out, _ = forward(tokens, *given, *geometry, want_argmax=False, folded=folded)
+    given = Tokens(tokens, torch.zeros(folded.size(0), 1)), torch.zeros(16, 1, 1), None, Convolution(), Pool(1, 1)
+    out, _ = conv_pool.forward(*given, want_argmax=False, folded=folded)
     return torch.allclose(out[0].t(), folded.squeeze(1).float().relu(), rtol=0, atol=0, equal_nan=True)
 assert widened(torch.float16)
 print(json.dumps([simd.REGISTERS.width, step("folded"), step("direct")]))

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import fold, gather, threads
+from seqconv.kernels.numba import conv_pool, fold, gather, threads
+from seqconv.kernels.source import Tokens, Windows
 
 NARROW = [torch.float16, torch.bfloat16]
 
@@ -71,9 +72,8 @@ def test_every_number_is_widened_as_torch_does(dtype):
     tokens = torch.arange(folded.size(0)).unsqueeze(0)
     for sign in (1, -1):
         given = (folded * sign).contiguous()
-        out, _ = gather.embedding_conv1d_relu_max_pool1d_forward(
-            tokens, table, w, None, Convolution(), Pool(1, 1), want_argmax=False, folded=given
-        )
+        source = Tokens(tokens, table)
+        out, _ = conv_pool.forward(source, w, None, Convolution(), Pool(1, 1), want_argmax=False, folded=given)
         torch.testing.assert_close(out[0].t(), F.relu(given.float().squeeze(1)), rtol=0, atol=0, equal_nan=True)
 
 
@@ -84,15 +84,12 @@ def test_several_layers_and_windows(dtype):
     weights = [integers(generator, 90, outputs, 5, size) for outputs, size in ((20, 2), (7, 4))]
     folded = [fold.fold(table, one, dtype=dtype) for one in weights]
     layers = [None] * 2, [Convolution()] * 2
-    out, _ = gather.embedding_conv1ds_relu_global_max_pool1d_forward(
-        tokens, table, weights, *layers, want_argmax=False, folded=folded
-    )
+    out, _ = gather.forward_several(Tokens(tokens, table), weights, *layers, want_argmax=False, folded=folded)
     pairs = zip(folded, (20, 7), strict=True)
     value = torch.cat([oracle(one, tokens, torch.zeros(n), Convolution(), None, n) for one, n in pairs], 1)
     assert torch.equal(out.double(), value)
     starts = torch.tensor([0, 7, 19])
-    out, _ = gather.window_conv1d_relu_max_pool1d_forward(
-        table, starts, weights[0], None, Convolution(), Pool(2, 2), 14, 3, want_argmax=False, folded=folded[0]
-    )
+    source = Windows(table, starts, 14, 3)
+    out, _ = conv_pool.forward(source, weights[0], None, Convolution(), Pool(2, 2), want_argmax=False, folded=folded[0])
     rows = starts.unsqueeze(1) + 3 * torch.arange(14)
     assert torch.equal(out.double(), oracle(folded[0], rows, torch.zeros(20), Convolution(), Pool(2, 2), 20))

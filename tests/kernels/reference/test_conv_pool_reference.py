@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.reference import conv_pool, gather
+from seqconv.kernels.reference import conv_pool
+from seqconv.kernels.source import Dense, Tokens, Windows
 
 NAN, INF = float("nan"), float("inf")
 
@@ -91,10 +92,7 @@ def test_equals_loops_forward_and_backward(geometry, pool, channels_last):
     )
     tensors = [torch.tensor(value, requires_grad=True) for value in (x, w, b)]
     source = tensors[0].transpose(1, 2).contiguous().transpose(1, 2) if channels_last else tensors[0]
-    if pool is None:
-        result = conv_pool.conv1d_relu_global_max_pool1d(source, *tensors[1:], geometry)
-    else:
-        result = conv_pool.conv1d_relu_max_pool1d(source, *tensors[1:], geometry, pool)
+    result = conv_pool.compose(Dense(source), *tensors[1:], geometry, pool)
     upstream = generator.integers(-4, 5, result.shape).astype(float)
     gradients = torch.autograd.grad(result, tensors, torch.tensor(upstream))
 
@@ -112,8 +110,8 @@ def test_a_window_holds_what_it_should(values):
     weight = torch.ones(1, 1, 1, dtype=torch.float64)
     expected = NAN if any(map(math.isnan, values)) else max(*values, 0.0)
     for result in (
-        conv_pool.conv1d_relu_max_pool1d(x, weight, None, Convolution(), Pool(2, 2)),
-        conv_pool.conv1d_relu_global_max_pool1d(x, weight, None, Convolution()),
+        conv_pool.compose(Dense(x), weight, None, Convolution(), Pool(2, 2)),
+        conv_pool.compose(Dense(x), weight, None, Convolution(), None),
     ):
         np.testing.assert_array_equal(result.flatten().numpy(), [expected])
 
@@ -178,12 +176,12 @@ def test_gathered_rows_equal_loops():
     token_rows, window_rows = torch.tensor(tokens), torch.tensor(starts)
     pooled, maxima = expected(tokens)
     arguments = (weight, None, Convolution())
-    result = gather.embedding_conv1d_relu_max_pool1d(token_rows, rows, *arguments, Pool(2, 2), None)
+    result = conv_pool.compose(Tokens(token_rows, rows), *arguments, Pool(2, 2))
     np.testing.assert_array_equal(result, pooled)
-    result = gather.embedding_conv1d_relu_global_max_pool1d(token_rows, rows, *arguments, None)
+    result = conv_pool.compose(Tokens(token_rows, rows), *arguments, None)
     np.testing.assert_array_equal(result, maxima)
     pooled, maxima = expected([range(start, start + step * length, step) for start in starts])
-    result = gather.window_conv1d_relu_max_pool1d(rows, window_rows, *arguments, Pool(2, 2), length, step)
+    result = conv_pool.compose(Windows(rows, window_rows, length, step), *arguments, Pool(2, 2))
     np.testing.assert_array_equal(result, pooled)
-    result = gather.window_conv1d_relu_global_max_pool1d(rows, window_rows, *arguments, length, step)
+    result = conv_pool.compose(Windows(rows, window_rows, length, step), *arguments, None)
     np.testing.assert_array_equal(result, maxima)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -110,27 +111,20 @@ def floor():
 def forward(x, w, b, convolution, pool, want_argmax=True):
     from seqconv.kernels.triton import conv_pool
 
-    if pool is None:
-        return conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, convolution, want_argmax=want_argmax)
-    return conv_pool.conv1d_relu_max_pool1d_forward(x, w, b, convolution, pool, want_argmax=want_argmax)
+    return conv_pool.forward(Dense(x), w, b, convolution, pool, want_argmax=want_argmax)
 
 
 def backward(gradient, argmax, x, w, convolution, pool, wanted=(True, True, True)):
-    from seqconv.kernels.triton import conv_pool_backward as module
+    from seqconv.kernels.triton import conv_pool
 
-    if pool is None:
-        return module.conv1d_relu_global_max_pool1d_backward(gradient, argmax, x, w, convolution, wanted=wanted)
-    return module.conv1d_relu_max_pool1d_backward(gradient, argmax, x, w, convolution, pool, wanted=wanted)
+    return conv_pool.backward(gradient, argmax, Dense(x), w, convolution, pool, wanted=wanted)
 
 
 def expected(x, w, b, convolution, pool, upstream=None):
     """Return the reference's result and gradients, computed in float64 on the CPU."""
     b = w.new_zeros(w.size(0)) if b is None else b
     tensors = [one.detach().cpu().double().requires_grad_() for one in (x, w, b)]
-    if pool is None:
-        out = reference.conv1d_relu_global_max_pool1d(*tensors, convolution)
-    else:
-        out = reference.conv1d_relu_max_pool1d(*tensors, convolution, pool)
+    out = reference.compose(Dense(tensors[0]), *tensors[1:], convolution, pool)
     if upstream is None:
         return out.detach()
     return out.detach(), torch.autograd.grad(out, tensors, upstream.cpu().double())

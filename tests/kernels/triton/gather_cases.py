@@ -5,7 +5,8 @@ import copy
 import torch
 
 from seqconv.kernels.geometry import Convolution
-from seqconv.kernels.reference import gather as reference
+from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Tokens, Windows
 
 PLAIN = Convolution()
 PLANS = ["direct", "folded", "ready"]
@@ -41,11 +42,8 @@ class Case:
 
     def __init__(self, index, table, convolution, pool, *, padding_idx=None, length=None, step=None):
         self.index, self.table, self.convolution, self.pool = index, table, convolution, pool
-        self.geometry = (convolution,) if pool is None else (convolution, pool)
         self.options = (padding_idx,) if length is None else (length, step)
         self.of_tokens = length is None
-        self.name = ("embedding" if self.of_tokens else "window") + "_conv1d_relu_"
-        self.name += "global_max_pool1d" if pool is None else "max_pool1d"
 
     def rounded(self):
         """Return the case with its table's numbers rounded to TF32."""
@@ -53,22 +51,20 @@ class Case:
         other.table = tf32(self.table)
         return other
 
-    def sources(self, table=None, index=None):
+    def source(self, table=None, index=None):
         table, index = self.table if table is None else table, self.index if index is None else index
-        return (index, table) if self.of_tokens else (table, index)
+        return Tokens(index, table, *self.options) if self.of_tokens else Windows(table, index, *self.options)
 
     def forward(self, w, b, plan=None, want_argmax=True):
-        from seqconv.kernels.triton import gather
+        from seqconv.kernels.triton import conv_pool
 
-        function = getattr(gather, self.name + "_forward")
-        options = {"folded": gather.fold(self.table, w)} if plan == "ready" else {"plan": plan}
-        return function(*self.sources(), w, b, *self.geometry, *self.options, want_argmax=want_argmax, **options)
+        options = {"folded": conv_pool.fold(self.table, w)} if plan == "ready" else {"plan": plan}
+        return conv_pool.forward(self.source(), w, b, self.convolution, self.pool, want_argmax=want_argmax, **options)
 
     def backward(self, upstream, argmax, w, wanted=(True, True, True)):
-        from seqconv.kernels.triton import gather_backward
+        from seqconv.kernels.triton import conv_pool
 
-        function = getattr(gather_backward, self.name + "_backward")
-        return function(upstream, argmax, *self.sources(), w, *self.geometry, *self.options, wanted=wanted)
+        return conv_pool.backward(upstream, argmax, self.source(), w, self.convolution, self.pool, wanted=wanted)
 
     def step(self, w, b, upstream, plan=None):
         """Return the result and all gradients."""
@@ -76,8 +72,7 @@ class Case:
         return out, *self.backward(upstream, argmax, w)
 
     def reference(self, table, w, b, index=None):
-        function = getattr(reference, self.name)
-        return function(*self.sources(table, index), w, b, *self.geometry, *self.options)
+        return reference.compose(self.source(table, index), w, b, self.convolution, self.pool)
 
     def expected(self, w, b, upstream=None):
         """Return the reference's result, and its gradients of table, weight and bias, in float64 on the CPU."""

@@ -5,6 +5,7 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense
 from tests.kernels.triton.gather_cases import tf32
 
 pytestmark = [
@@ -150,10 +151,7 @@ def test_is_as_precise_as_torch_in_the_same_precision(floor, shape, outputs, siz
     upstream = upstream_of(floor, x, w, b, pool) * clear
     value, exact = floor.expected(x, w, b, PLAIN, pool, upstream)
     leaves = [one.detach().requires_grad_() for one in (x, w, b)]
-    if pool is None:
-        out = reference.conv1d_relu_global_max_pool1d(*leaves, PLAIN)
-    else:
-        out = reference.conv1d_relu_max_pool1d(*leaves, PLAIN, pool)
+    out = reference.compose(Dense(leaves[0]), *leaves[1:], PLAIN, pool)
     theirs = (out.detach(), *torch.autograd.grad(out, leaves, upstream))
     allowed = theirs
     if kind == "tf32":  # for some shapes torch's convolution is exact: what TF32 costs is told from its definition

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.triton import conv_pool, split
+from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import split, support
 from tests.kernels.triton.gather_cases import SPECIAL_VALUES, reordered
 
 NAN, INF = float("nan"), float("inf")
@@ -143,10 +144,8 @@ def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
     w = normal(8, outputs, shape[1], size, dtype=dtype, device=device, scale=1 / 17)
     b = normal(9, outputs, dtype=dtype, device=device)
     value = floor.expected(x, w, b, PLAIN, pool)
-    arguments = (PLAIN,) if pool is None else (PLAIN, pool)
-    function = reference.conv1d_relu_global_max_pool1d if pool is None else reference.conv1d_relu_max_pool1d
     mine, theirs = ((out.cpu().double() - value).abs() for out in (
-        floor.forward(x, w, b, PLAIN, pool)[0], function(x, w, b, *arguments)
+        floor.forward(x, w, b, PLAIN, pool)[0], reference.compose(Dense(x), w, b, PLAIN, pool)
     ))  # fmt: skip
     eps = torch.finfo(dtype).eps
     cut = eps / 2 if device.type == "cpu" and dtype == torch.bfloat16 else 0.0  # the interpreter cuts, a GPU rounds
@@ -292,9 +291,8 @@ def test_gradients_are_as_precise_as_torch(device, floor, dtype, globally, layou
     assert clear.float().mean() > 0.5
     _, exact = floor.expected(x, w, b, PLAIN, pool, upstream)
     tensors = [one.detach().requires_grad_() for one in (x, w, b)]
-    arguments = (PLAIN,) if pool is None else (PLAIN, pool)
-    function = reference.conv1d_relu_global_max_pool1d if pool is None else reference.conv1d_relu_max_pool1d
-    theirs = torch.autograd.grad(function(*tensors, *arguments), tensors, upstream)
+    composed = reference.compose(Dense(tensors[0]), *tensors[1:], PLAIN, pool)
+    theirs = torch.autograd.grad(composed, tensors, upstream)
     cut = torch.finfo(dtype).eps / 2 if device.type == "cpu" and dtype == torch.bfloat16 else 0.0
     for mine, their, value in zip(
         floor.backward(upstream, argmax, x, w, PLAIN, pool), theirs, exact, strict=True
@@ -317,9 +315,9 @@ def test_reruns_give_the_same_bits(device, floor, pool):
 @pytest.mark.parametrize("splits", [1, 3, 100])
 def test_weight_gradients_are_sums_over_splits(device, floor, monkeypatch, splits):
     """However many multiprocessors there are."""
-    from seqconv.kernels.triton import conv_pool_backward
+    from seqconv.kernels.triton import backward
 
-    monkeypatch.setattr(conv_pool_backward, "processors", lambda _: splits)
+    monkeypatch.setattr(backward, "processors", lambda _: splits)
     x, w = integers(0, 3, 20, 90, device=device), integers(1, 20, 20, 5, device=device)
     out, argmax = floor.forward(x, w, None, PLAIN, Pool(2, 2))
     _, gradients = floor.expected(x, w, None, PLAIN, Pool(2, 2), torch.ones_like(out))
@@ -331,14 +329,14 @@ def test_weight_gradients_are_sums_over_splits(device, floor, monkeypatch, split
 
 def test_refuses_with_a_reason(device, monkeypatch):
     x, w = torch.randn(2, 4, 9, device=device), torch.randn(4, 2, 3, device=device)
-    assert "group" in conv_pool.refuse(x, w, None, Convolution(groups=2), Pool(2, 2))
-    assert "float64" in conv_pool.refuse(x.double(), w.double(), None, PLAIN)
-    assert "meta" in conv_pool.refuse(x.to("meta"), w.to("meta"), None, PLAIN)
-    assert "channel" in conv_pool.refuse(x[:, :0], w[:, :0], None, PLAIN)
-    assert "positions" in conv_pool.refuse(x[..., :1].expand(2, 4, 2**31), w, None, PLAIN)
-    assert conv_pool.refuse(x, torch.randn(4, 4, 3, device=device), None, PLAIN, Pool(2, 2)) is None
+    assert "group" in support.refuse(Dense(x), w, Convolution(groups=2), Pool(2, 2))
+    assert "float64" in support.refuse(Dense(x.double()), w.double(), PLAIN, None)
+    assert "meta" in support.refuse(Dense(x.to("meta")), w.to("meta"), PLAIN, None)
+    assert "channel" in support.refuse(Dense(x[:, :0]), w[:, :0], PLAIN, None)
+    assert "positions" in support.refuse(Dense(x[..., :1].expand(2, 4, 2**31)), w, PLAIN, None)
+    assert support.refuse(Dense(x), torch.randn(4, 4, 3, device=device), PLAIN, Pool(2, 2)) is None
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert "on a GPU" in conv_pool.refuse(x.cpu(), w.cpu(), None, PLAIN)
+    assert "on a GPU" in support.refuse(Dense(x.cpu()), w.cpu(), PLAIN, None)
 
 
 def test_follows_torchs_switches_for_tf32():
@@ -361,9 +359,9 @@ def test_follows_torchs_switches_for_tf32():
 def test_triton_is_not_imported_before_the_first_call():
     """Nor is it to tell that a call cannot be served."""
     code = (
-        "import sys, torch; import seqconv; from seqconv.kernels.triton import conv_pool;"
-        "from seqconv.kernels.geometry import Convolution;"
-        "assert conv_pool.refuse(torch.ones(1, 1, 9), torch.ones(1, 1, 3), None, Convolution()) is not None;"
+        "import sys, torch; import seqconv; from seqconv.kernels.triton import conv_pool, support;"
+        "from seqconv.kernels.geometry import Convolution; from seqconv.kernels.source import Dense;"
+        "assert support.refuse(Dense(torch.ones(1, 1, 9)), torch.ones(1, 1, 3), Convolution(), None) is not None;"
         "sys.exit('triton' in sys.modules)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.triton import fold, gather, gather_backward, gather_plans
+from seqconv.kernels.source import Tokens, Windows
+from seqconv.kernels.triton import conv_pool, fold, gather_backward, gather_plans, support
 from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -171,11 +172,9 @@ def test_a_folded_tables_dtype_bounds_the_error(device, dtype, of):
     table = normal(1, 30, 40, dtype=of, device=device)
     w, tokens = normal(2, 24, 40, 5, dtype=of, device=device, scale=1 / 14), torch.arange(30, device=device)[None]
     case = Case(tokens, table, PLAIN, Pool(1, 1))
-    folded = gather.fold(table, w, dtype=dtype)
+    folded = conv_pool.fold(table, w, dtype=dtype)
     assert folded.dtype == dtype
-    out, _ = gather.embedding_conv1d_relu_max_pool1d_forward(
-        tokens, table, w, None, PLAIN, Pool(1, 1), want_argmax=False, folded=folded
-    )
+    out, _ = conv_pool.forward(case.source(), w, None, PLAIN, Pool(1, 1), want_argmax=False, folded=folded)
     assert out.dtype == of
     rows = torch.einsum("vc,ock->vko", table.cpu().double(), w.cpu().double()).abs()
     sums = sum(rows[k : 26 + k, k] for k in range(5)).t()[None]
@@ -448,16 +447,16 @@ def test_a_plan_that_is_none_is_rejected(device):
 def test_refuses_with_a_reason(device):
     tokens, table = torch.zeros(2, 9, dtype=torch.int64, device=device), torch.ones(4, 4, device=device)
     w = torch.ones(4, 4, 3, device=device)
-    assert gather.refuse_embedding(tokens, table, w, None, PLAIN, Pool(2, 2), None) is None
-    assert gather.refuse_window(table, tokens[0], w, None, PLAIN, Pool(2, 2), 4, 1) is None
-    assert "group" in gather.refuse_embedding(tokens, table, w[:, :2], None, Convolution(groups=2), None)
-    assert "float64" in gather.refuse_embedding(tokens, table.double(), w.double(), None, PLAIN, None)
-    assert "device" in gather.refuse_embedding(tokens.to("meta"), table, w, None, PLAIN, None)
+    embedded, windows = Tokens(tokens, table), Windows(table, tokens[0], 4, 1)
+    assert support.refuse(embedded, w, PLAIN, Pool(2, 2)) is None
+    assert support.refuse(windows, w, PLAIN, Pool(2, 2)) is None
+    assert "group" in support.refuse(embedded, w[:, :2], Convolution(groups=2), None)
+    assert "float64" in support.refuse(Tokens(tokens, table.double()), w.double(), PLAIN, None)
+    assert "device" in support.refuse(Tokens(tokens.to("meta"), table), w, PLAIN, None)
     for pool in (Pool(1, 2**32), Pool(1, 1, 0, 2**32), Pool(2, 2**31)):
-        assert "at most" in gather.refuse_embedding(tokens, table, w, None, PLAIN, pool, None)
-        assert "at most" in gather.refuse_window(table, tokens[0], w, None, PLAIN, pool, 4, 1)
-    steep = Convolution(2**20)
-    assert "at most" in gather.refuse_embedding(tokens, table, w[..., :1], None, steep, Pool(1, 2**20), None)
-    assert "int16" in gather.refuse_window(table, tokens[0].short(), w, None, PLAIN, 4, 1)
-    assert "positions" in gather.refuse_window(table, tokens[0], w, None, PLAIN, 2**31, 0)
-    assert "positions" in gather.refuse_embedding(tokens[:, :1].expand(2, 2**31), table, w, None, PLAIN, None)
+        assert "at most" in support.refuse(embedded, w, PLAIN, pool)
+        assert "at most" in support.refuse(windows, w, PLAIN, pool)
+    assert "at most" in support.refuse(embedded, w[..., :1], Convolution(2**20), Pool(1, 2**20))
+    assert "int16" in support.refuse(Windows(table, tokens[0].short(), 4, 1), w, PLAIN, None)
+    assert "positions" in support.refuse(Windows(table, tokens[0], 2**31, 0), w, PLAIN, None)
+    assert "positions" in support.refuse(Tokens(tokens[:, :1].expand(2, 2**31), table), w, PLAIN, None)

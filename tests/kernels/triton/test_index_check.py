@@ -11,7 +11,8 @@ PROGRAM = """
 import torch
 from seqconv import functional
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.triton import gather
+from seqconv.kernels.source import Tokens, Windows
+from seqconv.kernels.triton import conv_pool
 table, weight = torch.zeros(50, 4, device="cuda"), torch.zeros(8, 4, 3, device="cuda")
 tokens = torch.full((3, 2000), 49, device="cuda")
 starts = torch.full((2000,), 40, device="cuda")
@@ -21,8 +22,7 @@ def public():
     functional.embedding_conv1d_relu_global_max_pool1d(tokens, table, weight, backend="triton")
 
 def tokens_of(plan):
-    given = tokens, table, weight, None, *geometry, None
-    gather.embedding_conv1d_relu_max_pool1d_forward(*given, want_argmax=False, plan=plan)
+    conv_pool.forward(Tokens(tokens, table), weight, None, *geometry, want_argmax=False, plan=plan)
 
 def direct():
     tokens_of("direct")
@@ -31,8 +31,7 @@ def folded():
     tokens_of("folded")
 
 def windows():
-    given = table, starts, weight, None, *geometry, 10, 1
-    gather.window_conv1d_relu_max_pool1d_forward(*given, want_argmax=False, plan="direct")
+    conv_pool.forward(Windows(table, starts, 10, 1), weight, None, *geometry, want_argmax=False, plan="direct")
 
 {call}()
 torch.cuda.synchronize()

@@ -8,7 +8,8 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.triton import conv_pool, conv_pool_backward, phase_backward
+from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import conv_pool, phase_backward
 from seqconv.kernels.triton.configurations import Layer
 from tests.kernels.triton.gather_cases import Case, integers
 
@@ -81,14 +82,12 @@ def test_equals_the_reference(device, served, kind, name, layouts):
     x = at_home(integers(generator, *shape, dtype=dtype, device=device), layout)
     w = integers(generator, outputs, shape[1], size, dtype=dtype, device=device, most=1)
     b = integers(generator, outputs, dtype=dtype, device=device)
-    out, argmax = conv_pool.conv1d_relu_max_pool1d_forward(x, w, b, convolution, pool, want_argmax=True)
+    out, argmax = conv_pool.forward(Dense(x), w, b, convolution, pool, want_argmax=True)
     upstream = at_home(integers(generator, *out.shape, dtype=dtype, device=device, most=1), upstream_layout)
     leaves = [one.detach().cpu().double().requires_grad_() for one in (x, w, b)]
-    value = reference.conv1d_relu_max_pool1d(*leaves, convolution, pool)
+    value = reference.compose(Dense(leaves[0]), *leaves[1:], convolution, pool)
     right = torch.autograd.grad(value, leaves, upstream.cpu().double())
-    gradients = conv_pool_backward.conv1d_relu_max_pool1d_backward(
-        upstream, argmax, x, w, convolution, pool, wanted=(True, True, True)
-    )
+    gradients = conv_pool.backward(upstream, argmax, Dense(x), w, convolution, pool, wanted=(True, True, True))
     assert "launch_input_gradient" in served
     assert "launch_weight_gradient" in served
     for gradient, exact in zip(gradients, right, strict=True):
@@ -111,14 +110,12 @@ def test_the_global_layer_equals_the_reference(device, kind, name, layout):
     x = at_home(integers(generator, *shape, dtype=dtype, device=device), layout)
     w = integers(generator, outputs, shape[1], size, dtype=dtype, device=device, most=1)
     b = integers(generator, outputs, dtype=dtype, device=device)
-    _, argmax = conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, b, convolution, want_argmax=True)
+    _, argmax = conv_pool.forward(Dense(x), w, b, convolution, None, want_argmax=True)
     upstream = integers(generator, outputs, len(x), dtype=dtype, device=device, most=1).T
     leaves = [one.detach().cpu().double().requires_grad_() for one in (x, w, b)]
-    value = reference.conv1d_relu_global_max_pool1d(*leaves, convolution)
+    value = reference.compose(Dense(leaves[0]), *leaves[1:], convolution, None)
     right = torch.autograd.grad(value, leaves, upstream.cpu().double())
-    gradients = conv_pool_backward.conv1d_relu_global_max_pool1d_backward(
-        upstream, argmax, x, w, convolution, wanted=(True, True, True)
-    )
+    gradients = conv_pool.backward(upstream, argmax, Dense(x), w, convolution, None, wanted=(True, True, True))
     for gradient, exact in zip(gradients, right, strict=True):
         assert torch.equal(gradient.cpu(), exact.to(dtype))
 
@@ -170,8 +167,7 @@ def test_serves_what_it_unrolls(size, convolution, pool, kind):
 def test_a_global_layer_compiles_nothing_for_its_length(device, served):
     """The global maximum is a window as long as its input, which no compilation may depend on."""
     x, w = torch.ones(2, 3, 9, device=device), torch.ones(4, 3, 2, device=device)
-    out, argmax = conv_pool.conv1d_relu_global_max_pool1d_forward(x, w, None, Convolution(), want_argmax=True)
-    conv_pool_backward.conv1d_relu_global_max_pool1d_backward(
-        torch.ones_like(out), argmax, x, w, Convolution(), wanted=(True, True, True)
-    )
+    out, argmax = conv_pool.forward(Dense(x), w, None, Convolution(), None, want_argmax=True)
+    wanted = (True, True, True)
+    conv_pool.backward(torch.ones_like(out), argmax, Dense(x), w, Convolution(), None, wanted=wanted)
     assert not served

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.triton import replay
+from seqconv.kernels.source import Dense, Tokens, Windows, tensors_of
+from seqconv.kernels.triton import conv_pool, replay
 from tests.kernels.triton.conftest import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
@@ -69,7 +70,7 @@ def launched(monkeypatch):
         module = importlib.import_module(f"seqconv.kernels.triton.{name}")
         for kernel in (getattr(module, one) for one in module.__all__ if one.endswith("_kernel")):
             monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
-    for name in ("conv_pool", "conv_pool_backward", "phase_backward", "global_backward"):
+    for name in ("forward", "backward", "phase_backward", "global_backward"):
         module = importlib.import_module(f"seqconv.kernels.triton.{name}")
         monkeypatch.setattr(module, "processors", lambda _: 132)
         if hasattr(module, "architecture"):
@@ -85,32 +86,25 @@ def layer(rows="own", pool=POOL, dtype=torch.float32, bias=True, shift=0, channe
     own = rows in ("own", "contiguous")
     shape = (4, 60, channels) if own else (50, channels)
     x = torch.zeros(shift + torch.Size(shape).numel(), dtype=dtype)[shift:].view(shape)
-    inputs = (x.view(4, channels, 60) if rows == "contiguous" else x.transpose(-1, -2),)
+    source = Dense(x.view(4, channels, 60) if rows == "contiguous" else x.transpose(-1, -2))
     if rows == "windows":
-        inputs = x, torch.tensor([0, 3, 9, 4])
+        source = Windows(x, torch.tensor([0, 3, 9, 4]), 20, 2)
     elif not own:
-        inputs = torch.zeros(4, 20, dtype=torch.int64), x
+        source = Tokens(torch.zeros(4, 20, dtype=torch.int64), x)
     w = torch.zeros(32, channels, 5, dtype=dtype)
     return SimpleNamespace(
-        rows=rows, inputs=inputs, w=w, b=torch.zeros(32, dtype=dtype) if bias else None,
-        geometry=(Convolution(),) if pool is None else (Convolution(), pool),
-        options=() if own else (20, 2) if rows == "windows" else (None,),
+        rows=rows, source=source, inputs=tensors_of(source), w=w, b=torch.zeros(32, dtype=dtype) if bias else None,
+        geometry=(Convolution(), pool),
     )  # fmt: skip
 
 
 def step(one):
     """Run both passes; return all that they return."""
     own = one.rows in ("own", "contiguous")
-    name = "" if own else "window_" if one.rows == "windows" else "embedding_"
-    name += "conv1d_relu_global_max_pool1d" if len(one.geometry) == 1 else "conv1d_relu_max_pool1d"
-    module = f"seqconv.kernels.triton.{'conv_pool' if own else 'gather'}"
-    forward = getattr(importlib.import_module(module), f"{name}_forward")
-    backward = getattr(importlib.import_module(f"{module}_backward"), f"{name}_backward")
     plan = {} if own else {"plan": "folded" if one.rows == "folded" else "direct"}
-    rest = (*one.geometry, *one.options)
-    out, argmax = forward(*one.inputs, one.w, one.b, *rest, want_argmax=True, **plan)
+    out, argmax = conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=True, **plan)
     wanted = (True, True, one.b is not None)
-    one.made = [out, argmax, *backward(out, argmax, *one.inputs, one.w, *rest, wanted=wanted)]
+    one.made = [out, argmax, *conv_pool.backward(out, argmax, one.source, one.w, *one.geometry, wanted=wanted)]
     return one.made
 
 
@@ -244,15 +238,14 @@ def test_tensors_at_one_address_are_told_apart(launched, pool):
     """Or the call is not noted, where a view of one of them is launched."""
     apart, together = layer(pool=pool), layer(pool=pool)
     upstream, argmax, *_ = step(apart)
-    together.inputs = (torch.zeros(4 * 64 * 60).view(4, 60, 64).transpose(1, 2),)
-    at_one = together.inputs[0].as_strided(upstream.shape, upstream.stride())
+    source = Dense(torch.zeros(4 * 64 * 60).view(4, 60, 64).transpose(1, 2))
+    at_one = source.values.as_strided(upstream.shape, upstream.stride())
     replay.forget()
-    name = "conv1d_relu_global_max_pool1d_backward" if pool is None else "conv1d_relu_max_pool1d_backward"
-    backward = getattr(importlib.import_module("seqconv.kernels.triton.conv_pool_backward"), name)
+    wanted = (True, True, True)
     for _ in range(2):
-        backward(at_one, argmax, *together.inputs, together.w, *together.geometry, wanted=(True, True, True))
+        conv_pool.backward(at_one, argmax, source, together.w, *together.geometry, wanted=wanted)
     launched.calls.clear()
-    backward(upstream, argmax, *apart.inputs, apart.w, *apart.geometry, wanted=(True, True, True))
+    conv_pool.backward(upstream, argmax, apart.source, apart.w, *apart.geometry, wanted=wanted)
     given = launched.calls[0][1][9:12]
     addresses = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in given]
     assert addresses == [upstream.data_ptr(), argmax.data_ptr(), apart.inputs[0].data_ptr()]

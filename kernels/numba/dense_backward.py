@@ -16,8 +16,8 @@ Threads share the samples, or the channels where there are fewer samples than th
 own, which are then added in a fixed order: the same bits on every run with the same number of threads.
 
 torch's dense gradients multiply inputs and weights by the zeros of the positions that lost, too, and so get NaN from an
-infinity or a NaN there. Such numbers are looked for on the way, and where there are any torch's own gradients are
-returned (:mod:`.dense_gradients`).
+infinity or a NaN there. Such numbers are looked for on the way, and where there are any nothing is returned: the
+reference's gradients are torch's.
 """
 
 from __future__ import annotations
@@ -33,17 +33,15 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from .channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
 from .compilation import compiled, inner
-from .conv_pool import Windows
 from .conv_pool_backward_plan import Plan, make_plan
 from .conv_pool_kernel import prefetch
-from .dense_gradients import dense_gradients
 from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, load_number, store, store_number
 from .sparse_products import add_products
 from .threads import run, share, thread_count
 from .transposition import transpose
 from .winners import list_winners
 
-__all__ = ["backward_windows", "conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward"]
+__all__ = ["backward"]
 
 # A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
 # other's.
@@ -63,57 +61,7 @@ LIKE: dict[torch.dtype, Any] = {
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def conv1d_relu_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool,
-    *,
-    wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    """Return the gradients of ``input``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
-
-    ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. The
-    input's gradient is contiguous where the input is, or neither its channels nor its positions are neighbours; else
-    channels-last.
-    """
-    return _backward(gradient, argmax, input, weight, convolution, pool, wanted)
-
-
-def conv1d_relu_global_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    *,
-    wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    """Return the global layer's gradients, as :func:`conv1d_relu_max_pool1d_backward` does; ``gradient`` ``(N, O)``."""
-    return _backward(gradient.unsqueeze(2), argmax, input, weight, convolution, None, wanted)
-
-
-def backward_windows(
-    gradient: Tensor,
-    argmax: Tensor,
-    windows: Windows,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool | None,
-    *,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None] | None:
-    """Return the gradients of ``weight`` and ``bias`` of a layer on windows, ``None`` where numbers are not finite.
-
-    ``gradient`` is ``(N, O, Q)``, ``pool`` ``None`` for the global maximum.
-    """
-    gradients = _sparse(gradient, argmax, windows.input, weight, convolution, pool, (False, *wanted), windows.places)
-    return gradients and gradients[1:]
-
-
-def _backward(
+def backward(
     gradient: Tensor,
     argmax: Tensor,
     input: Tensor,
@@ -121,26 +69,19 @@ def _backward(
     convolution: Convolution,
     pool: Pool | None,
     wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    gradients = _sparse(gradient, argmax, input, weight, convolution, pool, wanted, None)
-    return gradients or dense_gradients(gradient, argmax, input, weight, convolution, pool, wanted)
-
-
-def _sparse(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool | None,
-    wanted: tuple[bool, bool, bool],
-    samples_at: Tensor | None,
+    places: Tensor | None = None,
 ) -> Gradients | None:
-    """Return the gradients, ``None`` where an infinity or a NaN was read; ``samples_at`` are the windows' places."""
+    """Return the gradients of ``input``, ``weight`` and ``bias`` that are wanted, ``None`` for the others.
+
+    Instead of all of them, ``None`` where an infinity or a NaN was read. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)``
+    without a pool, of any strides. The input's gradient is contiguous where the input is, or neither its channels nor
+    its positions are neighbours; else channels-last. Of samples at ``places`` (see :func:`.dense.forward`) the input
+    has none.
+    """
     if not gradient.numel() or not any(wanted):
         zeros = (one.new_zeros(one.shape) if want else None for one, want in zip((input, weight), wanted, strict=False))
         return next(zeros), next(zeros), input.new_zeros(weight.size(0)) if wanted[2] else None
-    if samples_at is None and input.stride(1) != 1 and input.stride(2) != 1:
+    if places is None and input.stride(1) != 1 and input.stride(2) != 1:
         input = input.contiguous()
     filters = weight.detach().contiguous()
     (samples, channels, length), (outputs, _, size) = input.shape, filters.shape
@@ -162,17 +103,17 @@ def _sparse(
     dw = input.new_empty(filters.shape) if wanted[1] else None
     db = input.new_empty(outputs) if wanted[2] else None
     non_finite = array("q", (0,))
-    places = (
+    addresses = (
         *(0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)),
         non_finite.buffer_info()[0],
+        0 if places is None else places.data_ptr(),
     )
-    places += (0 if samples_at is None else samples_at.data_ptr(),)
-    run(partial_call(backward_shares, plan, places, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
+    run(partial_call(backward_shares, plan, addresses, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
     if non_finite[0]:
         return None
     if dw is not None or db is not None:
         goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
-        add_shares(plan, places[5], places[6], *goals, like)
+        add_shares(plan, addresses[5], addresses[6], *goals, like)
     return dx, dw, db
 
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
-from .conv_pool import describe, launch_over_weights
+from .forward import describe, launch_over_weights
 from .launch import Layout, layout_of, on_device, precision, processors
-from .replay import empty, launch, replayed
-from .rows import Rows, of_input
+from .replay import empty, launch
+from .rows import Rows, rows_of
 from .transposition import channels_together, positions_together
 
-__all__ = ["conv1d_relu_global_max_pool1d_backward", "conv1d_relu_max_pool1d_backward", "launch_backward"]
+__all__ = ["Gradients", "backward", "launch_backward"]
 
 # Programs of the weight gradient for each multiprocessor: enough that some compute while others wait.
 PROGRAMS = 4
@@ -30,41 +31,7 @@ PROGRAMS = 4
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-@replayed
-def conv1d_relu_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    pool: Pool,
-    *,
-    wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    """Return the gradients of ``input``, ``weight`` and ``bias``, of those that are wanted, ``None`` for the others.
-
-    ``gradient`` ``(N, O, Q)``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. The
-    input's gradient is channels-last, unless a contiguous one is what the input was.
-    """
-    return _backward(gradient, argmax, input, weight, convolution, pool, wanted)
-
-
-@replayed
-def conv1d_relu_global_max_pool1d_backward(
-    gradient: Tensor,
-    argmax: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    *,
-    wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    """Return the global layer's gradients, as :func:`conv1d_relu_max_pool1d_backward` does; ``gradient`` ``(N, O)``."""
-    gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
-    return _backward(gradient, argmax, input, weight, convolution, None, wanted)
-
-
-def _backward(
+def backward(
     gradient: Tensor,
     argmax: Tensor,
     input: Tensor,
@@ -73,10 +40,13 @@ def _backward(
     pool: Pool | None,
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
+    """Return the gradients of ``input``, ``weight`` and ``bias`` that are wanted; ``gradient`` ``(N, O, Q)``.
+
+    The input's gradient is channels-last, unless a contiguous one is what the input was.
+    """
     (samples, channels, length), last = input.shape, not input.is_contiguous()
     dx = new_gradient(gradient, input, (samples, length, channels)) if wanted[0] else None
-    rows = of_input(input)
-    dw, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, wanted[1:], dx)
+    dw, db = launch_backward(gradient, argmax, rows_of(Dense(input)), weight, convolution, pool, wanted[1:], dx)
     if dx is not None:
         dx = dx.transpose(1, 2) if last else positions_together(dx)
     return dx, dw, db

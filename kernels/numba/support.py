@@ -1,0 +1,38 @@
+"""Which calls the CPU kernels can serve. Told without Numba: a call which they cannot serve does not load it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from .. import forks  # noqa: F401  (a fork must be noticed before the first call, which loads the rest)
+from ..geometry import Convolution
+from ..source import Source
+
+__all__ = ["MISSING", "refuse", "refuse_length"]
+
+MISSING = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
+DTYPES = (torch.float32, torch.float64)
+MOST_POSITIONS = 2**31 - 1  # argmax and the kernels' vectors count positions in 32 bits
+
+
+def refuse(source: Source, convolution: Convolution) -> str | None:
+    """Return why the fused conv stack cannot serve a call of whatever size, or ``None``."""
+    values = source.values
+    if MISSING is not None:
+        return MISSING
+    if values.device.type != "cpu":
+        return f"it serves tensors on the CPU, got one on {values.device}"
+    if values.dtype not in DTYPES:
+        return f"it serves float32 and float64, got {values.dtype}"
+    if convolution.groups != 1:
+        return f"it serves one group, got {convolution.groups}"
+    return None
+
+
+def refuse_length(source: Source, convolution: Convolution) -> str | None:
+    """Return why the fused conv stack cannot serve so many positions, or ``None``."""
+    if source.length + sum(convolution.padding) > MOST_POSITIONS:
+        return f"it serves fewer than 2**31 positions, got {source.length}"
+    return None

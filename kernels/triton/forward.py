@@ -1,0 +1,297 @@
+"""Convolution, bias, ReLU and maximum pooling in one pass over memory, on a GPU: the forward pass.
+
+The activation never exists in memory; see :mod:`.conv_pool_kernels` for how. Inputs are read in place through their
+strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
+those of the reference, whose results these are but for rounding.
+
+``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
+the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
+``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
+
+A call is one launch, after another one that repacks the weights if there are many. Nothing waits for the device, and
+nothing is allocated but the results and the packed weights.
+
+Where these kernels are slow: fewer than 16 output channels cost as much as 16; windows that overlap are convolved anew
+for each; the global maximum of few samples keeps few multiprocessors busy; in an ``(N, C, L)`` input the positions of
+neighbouring windows lie apart, so that loads are narrow.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from . import split
+from .configurations import Forward, Layer, forward_configuration
+from .launch import Layout, architecture, on_device, precision, processors, winner_dtype
+from .replay import compute, empty, launch, replayed
+from .rows import Rows
+
+__all__ = [
+    "argmax_format",
+    "describe",
+    "is_padded",
+    "launch_global",
+    "launch_over_weights",
+    "launch_windows",
+    "neighbours",
+    "new_argmax",
+]
+
+PITCH = 16  # rows of packed weights begin at multiples of so many numbers
+FEW = {True: 8192, False: 1024}  # more weights than these are packed, where programs keep them and where they do not
+NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
+GROUP = 16  # rows of a global maximum's tile that are of one sample
+NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
+WARPS = {True: 16, False: 12}
+WEIGHTS = 64  # so many weights a program repacks and sums,
+SPLITS = 64  # so many partial sums of each at a time: 264 splits of jena1 took 40 us by 16
+
+
+def launch_windows(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool,
+    *,
+    want_argmax: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the pooled activation of rows and, if wanted, ``argmax``; channels-last if ``last``."""
+    outputs, channels, size = weight.shape
+    positions = convolution.output_length(rows.length, size)
+    windows = pool.output_length(positions)
+    source, layout = rows.source, cached_layout(rows)
+    if last:
+        out = empty(source, (rows.samples, windows, outputs)).transpose(1, 2)
+    else:
+        out = empty(source, (rows.samples, outputs, windows))
+    argmax = new_argmax(rows, outputs, windows, pool.size - 1) if want_argmax else None
+    if not out.numel():
+        return out, argmax
+    phase_step = pool.dilation * convolution.stride
+    # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.
+    sharing = pool.size if phase_step == convolution.dilation else 1
+    padded = is_padded(convolution, pool)
+    layer = describe(rows, weight, sharing, padded)
+    tile = forward_configuration(layer)
+    count = rows.samples * windows
+    kernels = _kernels()
+    tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, pool.size)
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
+    with on_device(source):
+        resident = keeps_weights(tile, channels) and not splits
+        filters, pitch = packed(weight, resident, layer.columns)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
+        launch(
+            kernels.forward_windows_kernel, (programs * tiles_o,),
+            source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            C=channels, O=outputs, K=size, P=pool.size,
+            WINDOW_STEP=pool.stride * convolution.stride,
+            WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
+            PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
+            POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
+            PITCH=pitch, COLUMNS=pitch * layer.columns,
+            ALIGN=layout.align, DENSE=is_dense(layout, channels),
+            CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
+            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            PHASES=tile.phases, RESIDENT=resident,
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
+            INTERPRETED=kernels.INTERPRETED,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, argmax
+
+
+def launch_global(
+    rows: Rows, weight: Tensor, bias: Tensor | None, convolution: Convolution, *, want_argmax: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the global maximum of rows and, if wanted, ``argmax``."""
+    outputs, channels, size = weight.shape
+    positions = convolution.output_length(rows.length, size)
+    source, layout = rows.source, cached_layout(rows)
+    out = empty(source, (rows.samples, outputs))
+    argmax = new_argmax(rows, outputs, 1, positions - 1) if want_argmax else None
+    if not out.numel():
+        return out, argmax
+    sharing = 0 if convolution.stride == convolution.dilation else -1
+    layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
+    tile = forward_configuration(layer)
+    kernels = _kernels()
+    group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
+    tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
+    steps = split.steps_of(tile, layer, -(-positions // group))
+    splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
+    with on_device(source):
+        resident = keeps_weights(tile, channels) and not splits
+        filters, pitch = packed(weight, resident, layer.columns)
+        if splits:
+            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
+            return out, argmax
+        programs = programs_of(tile, resident, tiles, source.device)
+        launch(
+            kernels.forward_global_kernel, (programs * tiles_o,),
+            source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
+            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
+            C=channels, O=outputs, K=size,
+            WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
+            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align,
+            DENSE=is_dense(layout, channels), ROWS=rows.mode,
+            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
+            PHASES=tile.phases, RESIDENT=resident, GROUP=group,
+            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
+            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
+            INTERPRETED=kernels.INTERPRETED,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, argmax
+
+
+def argmax_format(
+    samples: int,
+    outputs: int,
+    windows: int,
+    greatest: int,
+    dtype: torch.dtype,  # noqa: ARG001
+) -> tuple[tuple[int, int, int], torch.dtype]:
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
+    return (samples, windows, outputs), winner_dtype(greatest, windows)
+
+
+def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:
+    """Return weights for the kernels to read and, if they are packed, their pitch, else 0.
+
+    Few weights are read as they are: to gather them costs less than a launch, if it is done once or they are very few.
+    """
+    if not columns and weight.numel() <= FEW[resident] and weight.is_contiguous():
+        return weight, 0
+    filters = launch_over_weights(weight, True, columns=columns)
+    assert filters is not None
+    return filters, filters.size(1)
+
+
+def neighbours(bias: Tensor | None) -> Tensor | None:
+    """Return a bias whose numbers are next to each other, as the kernels read them: itself, or a copy if they are not.
+
+    A stride would be one more argument of four kernels; a copy is of ``O`` numbers, and only for a bias that is a view.
+    """
+    return bias if bias is None or bias.is_contiguous() else compute(Tensor.contiguous, bias)
+
+
+def keeps_weights(tile: Forward, channels: int) -> bool:
+    """Tell whether a program has all weights it needs at once, and may keep them from tile to tile."""
+    return tile.phases > 1 and channels <= tile.block_r
+
+
+def programs_of(tile: Forward, resident: bool, tiles: int, device: torch.device) -> int:
+    """Return how many programs share so many tiles: all that the device runs at once, where they keep their weights."""
+    if not resident:
+        return tiles
+    narrow = tile.phases * tile.block_m * tile.block_o <= NARROW * tile.num_warps * 32
+    return min(tiles, max(1, WARPS[narrow] // tile.num_warps) * processors(device))
+
+
+def cached_layout(rows: Rows) -> Layout:
+    """Return the layout of the rows as they are to be loaded: those of tokens through the L1 cache.
+
+    Asynchronous copies of 16 bytes pass it by. Half of all tokens of padded texts are one word, and all multiprocessors
+    would read its row from the same lines of the L2 cache: 7.7 ms where rows of their own take 0.37 (imdb1, H100).
+    """
+    layout = rows.layout
+    align = min(layout.align, NEAR_BYTES // rows.source.element_size())
+    if rows.mode != "tokens" or layout.align == align:
+        return layout
+    times = layout.align // align
+    return layout._replace(stride_n=layout.stride_n * times, stride_l=layout.stride_l * times, align=align)
+
+
+def is_dense(layout: Layout, channels: int) -> bool:
+    """Tell whether a position's channels begin where those of the position before end."""
+    return layout.stride_l * layout.align == channels
+
+
+@replayed
+def launch_over_weights(
+    weight: Tensor,
+    wants_packed: bool,
+    partials: Tensor | None = None,
+    splits: int = 0,
+    dw: Tensor | None = None,
+    db: Tensor | None = None,
+    *,
+    columns: bool = False,
+) -> Tensor | None:
+    """Return weights as ``(O, K * C)`` or, if ``columns``, ``(K * C, O)``, and sum ``partials`` into gradients.
+
+    Rows are padded to an aligned pitch, and rounded to TF32 where tensor cores would cut them, so that no tile has to.
+    Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
+    """
+    outputs, channels, size = weight.shape
+    pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
+    packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
+    if packed is None and dw is None and db is None:
+        return None
+    launch(
+        _weights().weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
+        weight, packed, partials, dw, db, *weight.stride(), splits,
+        C=channels, O=outputs, K=size, PITCH=pitch,
+        PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
+        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
+    )  # fmt: skip
+    return packed
+
+
+def is_padded(convolution: Convolution, pool: Pool) -> bool:
+    """Tell whether windows or the kernel's positions may lie outside the input."""
+    return convolution.padding != (0, 0) or pool.padding > 0 or pool.ceil_mode
+
+
+def cuts(weight: Tensor) -> bool:
+    """Tell whether the products of weights are of TF32 and of hardware that cuts, where it should round."""
+    return (
+        weight.dtype == torch.float32
+        and precision(weight.dtype) == "tf32"
+        and architecture(weight.device).startswith("sm_")
+    )
+
+
+def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
+    """Return what the kernels' configurations depend on."""
+    dtype = rows.source.dtype
+    kind = precision(dtype) if dtype == torch.float32 else "16"
+    outputs, channels, size = weight.shape
+    is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
+    return Layer(kind, channels, outputs, size, phases, padded, is_tokens, target)
+
+
+def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:
+    """Return memory for ``argmax``."""
+    shape, dtype = argmax_format(rows.samples, outputs, windows, greatest, rows.source.dtype)
+    return empty(rows.source, shape, dtype)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import conv_pool_kernels
+
+    return conv_pool_kernels
+
+
+@functools.cache
+def _weights() -> ModuleType:
+    from . import weights_kernels
+
+    return weights_kernels

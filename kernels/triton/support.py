@@ -1,0 +1,55 @@
+"""Which calls the GPU kernels can serve. Told without Triton: a call which they cannot serve does not load it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from ..source import Dense, Source
+from .launch import architecture, precision, refuse_device
+
+__all__ = ["refuse", "refuse_device"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
+LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run past the last
+
+
+def refuse(source: Source, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:
+    """Return why the kernels cannot serve a call, or ``None``."""
+    return _refuse_numbers(source) or _refuse_geometry(source.length, weight, convolution, pool)
+
+
+def _refuse_numbers(source: Source) -> str | None:
+    values = source.values
+    if (reason := refuse_device(values.device)) is not None:
+        return reason
+    if values.dtype not in DTYPES:
+        return f"it serves float32, float16 and bfloat16, got {values.dtype}"
+    if values.dtype == torch.float32 and architecture(values.device) in INEXACT and precision(values.dtype) == "ieee":
+        return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {values.device}"
+    if isinstance(source, Dense):
+        return None
+    index, name = source.index, source.counted
+    if index.device != values.device:
+        return f"it serves {name} on the rows' device, {values.device}, got them on {index.device}"
+    if index.dtype not in (torch.int32, torch.int64):
+        return f"it serves {name} of int32 and int64, got {index.dtype}"
+    return None
+
+
+def _refuse_geometry(length: int, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:
+    """Return why samples of ``length`` positions cannot be convolved, or ``None``; strides have 32 bits."""
+    steps = [convolution.stride, convolution.dilation]
+    if pool is not None:
+        steps += [pool.size, pool.stride * convolution.stride, pool.dilation * convolution.stride]
+    if max(steps) > LONGEST:
+        return f"it serves sizes, strides and dilations of at most {LONGEST} positions, got {max(steps)}"
+    if convolution.groups != 1:
+        return f"it serves one group, got {convolution.groups}"
+    if not weight.numel():
+        return f"it serves at least one channel, got a weight of shape {tuple(weight.shape)}"
+    if length + sum(convolution.padding) > LONGEST:
+        return f"it serves at most {LONGEST} positions, got {length}"
+    return None

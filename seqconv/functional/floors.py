@@ -1,0 +1,15 @@
+"""The floors of kernels: modules with the same functions, imported at the first call that one of them serves."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+__all__ = ["floor"]
+
+
+@cache
+def floor(backend: str) -> Any:
+    """Return the module that holds a backend's ``forward``, ``backward`` and what belongs to them."""
+    return importlib.import_module(f"seqconv.kernels.{backend}.conv_pool")
