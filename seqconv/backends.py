@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
     backend: str
     load: Callable[[], Kernel]
     refuse: Callable[..., str | None]
-    avoid: Callable[..., str | None]
+    avoid: Callable[..., str | None] | None
     plan: Callable[..., str] | None
     loaded: Loaded
 
@@ -94,7 +94,7 @@ class Explanation:
 
 
 def nothing(*_arguments: Any) -> None:
-    """Return ``None``: the reason of a kernel that refuses, or avoids, nothing."""
+    """Return ``None``: the reason of a kernel that refuses nothing."""
 
 
 def register(
@@ -102,7 +102,7 @@ def register(
     backend: str,
     load: Callable[[], Kernel],
     refuse: Callable[..., str | None] = nothing,
-    avoid: Callable[..., str | None] = nothing,
+    avoid: Callable[..., str | None] | None = None,
     plan: Callable[..., str] | None = None,
 ) -> None:
     """Add ``backend``'s candidate for ``operation``, kept in order of preference; see :class:`Candidate`."""
@@ -157,12 +157,17 @@ def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
     for candidate in _candidates.get(operation) or _of(operation):
         if requested not in ("auto", candidate.backend):
             continue
-        reason = _reason(candidate, requested, arguments)
+        reason = candidate.refuse(*arguments)
+        if reason is None and requested == "auto" and candidate.avoid is not None:
+            reason = candidate.avoid(*arguments)
         if reason is None:
-            return _kernel(operation, candidate)
+            if torch.compiler.is_compiling() or candidate.loaded.kernel is None:
+                _load(operation, candidate.backend)
+            return candidate.loaded.kernel  # type: ignore[return-value]
         if requested != "auto":
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reason}")
-        _log_once(operation, candidate.backend, reason)
+        if (operation, candidate.backend, reason) not in _logged:
+            _log_once(operation, candidate.backend, reason)
     raise _unserved(operation, requested)
 
 
@@ -221,21 +226,16 @@ def _of(operation: str) -> tuple[Candidate, ...]:
 
 def _reason(candidate: Candidate, requested: str, arguments: tuple[Any, ...]) -> str | None:
     reason = candidate.refuse(*arguments)
-    if reason is None and requested == "auto":
+    if reason is None and requested == "auto" and candidate.avoid is not None:
         reason = candidate.avoid(*arguments)
     return reason
 
 
 def _requested(backend: str) -> str:
-    if backend == "auto":
-        return check_name(os.environ.get(VARIABLE, "") or "auto", VARIABLE)
-    return check_name(backend)
-
-
-def _kernel(operation: str, candidate: Candidate) -> Kernel:
-    if torch.compiler.is_compiling() or candidate.loaded.kernel is None:
-        _load(operation, candidate.backend)
-    return candidate.loaded.kernel  # type: ignore[return-value]
+    if backend != "auto":
+        return backend if backend in BACKENDS else check_name(backend)
+    variable = os.environ.get(VARIABLE)
+    return check_name(variable, VARIABLE) if variable else "auto"
 
 
 def _load(operation: str, backend: str) -> None:

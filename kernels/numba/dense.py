@@ -38,28 +38,36 @@ from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_fl
 from .conv_pool_plan import make_plan
 from .simd import REGISTERS
 
-__all__ = ["CODES", "DTYPES", "argmax_format", "forward", "lane_count", "padded_outputs"]
+__all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "padded_outputs"]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
 
-CODES: list[tuple[torch.dtype, Any]] = [
-    (torch.int8, np.int8(0)),
-    (torch.int16, np.int16(0)),
-    (torch.int32, np.int32(0)),
+# What argmax may be made of: the greatest number, the dtype, and a zero.
+CODES: list[tuple[int, torch.dtype, Any]] = [
+    (2**7 - 1, torch.int8, np.int8(0)),
+    (2**15 - 1, torch.int16, np.int16(0)),
+    (2**31 - 1, torch.int32, np.int32(0)),
 ]
 
 
 CPU = torch.device("cpu")  # memory is made there, whatever device is the default
-LIMITS = [(np.iinfo(code).max, kind) for kind, code in CODES]
 
 
 def argmax_format(
     samples: int, outputs: int, windows: int, greatest: int, dtype: torch.dtype
 ) -> tuple[tuple[int, int, int], torch.dtype]:
-    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
-    kind = next(kind for limit, kind in LIMITS if greatest <= limit)
-    return (samples, windows, padded_outputs(outputs, DTYPES[dtype])), kind
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
+    lanes = REGISTERS.width // dtype.itemsize
+    return (samples, windows, -(-outputs // lanes) * lanes), code_of(greatest)[0]
+
+
+def code_of(greatest: int) -> tuple[torch.dtype, Any]:
+    """Return the narrowest integers that hold ``greatest``: their dtype, and a zero of them."""
+    for limit, kind, zero in CODES:  # noqa: B007
+        if greatest <= limit:
+            break
+    return kind, zero
 
 
 def forward(
@@ -77,7 +85,7 @@ def forward(
     then shows through the strides of one; their result is channels-last.
     """
     greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
-    kind = next(kind for limit, kind in LIMITS if greatest <= limit)
+    kind, _ = code_of(greatest)
     shape, dtype = weight.shape, input.dtype
     strides = weight.stride()
     if ((strides[2] != 1 and shape[2] > 1) or strides[1] != shape[2]) and (
@@ -121,6 +129,7 @@ def lane_count(like: Any) -> int:
     return REGISTERS.width // int(like.itemsize)
 
 
+@functools.cache
 def padded_outputs(outputs: int, like: Any) -> int:
     """Return the output channels rounded up to whole vectors."""
     return -(-outputs // lane_count(like)) * lane_count(like)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..source import Tokens, Windows
-from .dense import CODES, DTYPES, argmax_format, padded_outputs
+from .dense import DTYPES, argmax_format, code_of, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
@@ -57,16 +57,15 @@ def forward(
     plan: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax``."""
-    index, samples, table = index_of(source), source.samples, source.values
+    index, samples, table = index_of(source), source.index.size(0), source.values
     outputs, _, size = weight.shape
-    positions = convolution.output_length(index.length, size)
-    windows = 1 if pool is None else pool.output_length(positions)
+    windows = 1 if pool is None else pool.output_length(convolution.output_length(index.length, size))
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
     layer = describe(index, samples, weight, convolution, pool, out)
-    code, argmax = CODES[0][1], None
+    (kind, code), argmax = code_of(layer.pool_size - 1), None
     if want_argmax:
-        shape, kind = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
-        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
+        shape, _ = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
+        argmax = torch.empty(shape, dtype=kind, device=table.device)
     if out.numel():
         used = cache(partial(_used, index, samples, table))
         _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
@@ -94,12 +93,12 @@ def forward_several(
     outputs = [weight.size(0) for weight in weights]
     kernels = [weight.size(2) for weight in weights]
     out = table.new_empty(samples, sum(outputs))
-    code, argmax = CODES[0][1], None
+    positions = [one.output_length(index.length, size) for one, size in zip(convolutions, kernels, strict=True)]
+    (kind, code), argmax = code_of(max(positions) - 1), None
     argmaxes: Sequence[Tensor | None] = [None] * len(outputs)
     if want_argmax:
-        positions = [one.output_length(index.length, size) for one, size in zip(convolutions, kernels, strict=True)]
-        shape, kind = argmaxes_format(samples, outputs, max(positions), table.dtype)
-        code, argmax = dict(CODES)[kind], torch.empty(shape, dtype=kind, device=table.device)
+        shape, _ = argmaxes_format(samples, outputs, max(positions), table.dtype)
+        argmax = torch.empty(shape, dtype=kind, device=table.device)
         argmaxes = split_argmaxes(argmax, samples, outputs, table.dtype)
     used = cache(partial(_used, index, samples, table))
     begin = 0

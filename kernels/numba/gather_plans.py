@@ -7,6 +7,7 @@ then multiplies those with table and weights; *direct* multiplies for every winn
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["PLANS", "Plan", "backward_plan", "fold_operations", "forward_plan"]
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
     operations: dict[str, int]
 
 
+@lru_cache(maxsize=1024)
 def forward_plan(
     samples: int, positions: int, rows: int, channels: int, outputs: int, size: int, *, ready: bool = False
 ) -> Plan:
@@ -52,6 +54,7 @@ def fold_operations(rows: int, channels: int, outputs: int, size: int) -> int:
     return rows * (channels + WRITE) * size * outputs
 
 
+@lru_cache(maxsize=1024)
 def backward_plan(
     samples: int,
     length: int,

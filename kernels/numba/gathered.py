@@ -7,6 +7,7 @@ The row that sample ``n`` has at position ``l`` is ``index[n, l] + l * step``: f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,11 +73,10 @@ class Layer(NamedTuple):
 def index_of(source: Tokens | Windows) -> Index:
     """Return where a source's rows are, read in place: the caller keeps the tensors."""
     index, itemsize = source.index, source.index.element_size()
+    sample = index.stride(0) * itemsize
     if isinstance(source, Tokens):
-        strides, step = [stride * itemsize for stride in index.stride()], 0
-    else:
-        strides, step = [index.stride(0) * itemsize, 0], source.step
-    return Index(index.data_ptr(), itemsize, *strides, step, source.length)
+        return Index(index.data_ptr(), itemsize, sample, index.stride(1) * itemsize, 0, index.size(1))
+    return Index(index.data_ptr(), itemsize, sample, 0, source.step, source.length)
 
 
 def placed(source: Windows) -> tuple[Tensor, Tensor]:
@@ -92,16 +92,31 @@ def describe(
     index: Index, samples: int, weight: Tensor, convolution: Convolution, pool: Pool | None, out: Tensor
 ) -> Layer:
     """Return the layer's numbers; ``pool`` is ``None`` for the global maximum, ``out`` ``(N, O, Q)`` any result."""
-    outputs, _, size = weight.shape
-    positions = convolution.output_length(index.length, size)
+    return _layer(
+        samples, index.length, weight.shape[::2], convolution, pool, out.size(2), out.stride(), out.element_size()
+    )
+
+
+@lru_cache(maxsize=1024)
+def _layer(
+    samples: int,
+    length: int,
+    weight: tuple[int, int],
+    convolution: Convolution,
+    pool: Pool | None,
+    windows: int,
+    strides: tuple[int, int, int],
+    itemsize: int,
+) -> Layer:
+    outputs, size = weight
+    positions = convolution.output_length(length, size)
     pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = dilation * (pool_size - 1) + 1
-    windows = out.size(2)
     chunk = max(1, min(max(CHUNK, 4 * span) // stride, windows))
     return Layer(
-        samples, index.length, convolution.padding[0], positions, outputs, size, convolution.stride,
+        samples, length, convolution.padding[0], positions, outputs, size, convolution.stride,
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
-        *(stride * out.element_size() for stride in out.stride()),
+        *(stride * itemsize for stride in strides),
     )  # fmt: skip
 
 

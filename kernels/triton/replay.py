@@ -127,9 +127,9 @@ def forget() -> None:
         tapes.clear()
 
 
-def serves(tensor: Tensor) -> bool:
-    """Tell whether calls on a tensor's device are replayed."""
-    return tensor.is_cuda and NVIDIA
+def serves(tensor: Any) -> bool:
+    """Tell whether calls on a tensor's device are replayed; not if it is no tensor."""
+    return NVIDIA and isinstance(tensor, Tensor) and tensor.is_cuda
 
 
 class Tape:

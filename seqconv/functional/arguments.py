@@ -112,12 +112,19 @@ def single(name: str, value: Any, least: int) -> int:
 
 def operands(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Check that a convolution's operands are tensors of one floating dtype on one device."""
-    tensor("weight", weight)
-    floating(source_name, source)
-    _matches("weight", weight, source_name, source)
-    if bias is not None:
-        tensor("bias", bias)
-        _matches("bias", bias, source_name, source)
+    dtype, device = source.dtype, source.device
+    if dtype not in FLOATING:
+        floating(source_name, source)
+    for name, one in (("weight", weight), ("bias", bias)):
+        if one is None and name == "bias":
+            continue
+        if isinstance(one, Tensor) and one.dtype == dtype and one.device == device and one.layout not in UNSTRIDED:
+            continue
+        tensor(name, one)
+        if one.device != source.device:
+            raise ValueError(f"{name} must be on the device of {source_name}, {source.device}, got {one.device}")
+        if one.dtype != source.dtype and not _autocast_unites(one, source):
+            raise TypeError(f"{name} must have the dtype of {source_name}, {source.dtype}, got {one.dtype}")
 
 
 def convolution(
@@ -229,7 +236,8 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{table_name} must have at least {reach + 1} rows for {name} to count from, got {table.size(0)}"
             + (f" (a window reaches over (length - 1) * step + 1 = {reach + 1})" if reach else "")
         )
-    least, greatest = (int(value) for value in torch.aminmax(index))
+    extremes = torch.aminmax(index)
+    least, greatest = int(extremes[0]), int(extremes[1])
     if least < 0 or greatest + reach >= table.size(0):
         raise IndexError(
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
@@ -256,13 +264,6 @@ def _padding(padding: IntOrTuple | str, stride: int, dilation: int, kernel_size:
         return total // 2, total - total // 2
     padding = single("padding", padding, 0)
     return padding, padding
-
-
-def _matches(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
-    if tensor.dtype != other.dtype and not _autocast_unites(tensor, other):
-        raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
 
 
 def _autocast_unites(one: Tensor, other: Tensor) -> bool:

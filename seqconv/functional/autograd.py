@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+from seqconv.functional import folded, library
 from seqconv.functional.floors import floor
-from seqconv.functional.folded import forward
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Source, name_of
@@ -32,14 +32,20 @@ def fused(
     bias: Tensor | None,
     convolution: Convolution,
     pool: Pool | None,
+    *,
     folded_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Run a backend's kernel; ``folded_dtype`` is that of the table that a call without gradients may keep."""
+    if torch.compiler.is_compiling():
+        return library.fused(backend, source, weight, bias, convolution, pool, folded_dtype)
     if torch.is_grad_enabled() and (
         source.values.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return differentiable(backend, source, weight, bias, convolution, pool)
-    return recorded(name_of(source, pool), forward, backend, source, weight, bias, convolution, pool, folded_dtype)
+    if _is_profiled():
+        given = backend, source, weight, bias, convolution, pool, folded_dtype
+        return recorded(source.names[pool is None], folded.forward, *given)
+    return folded.forward(backend, source, weight, bias, convolution, pool, folded_dtype)
 
 
 def differentiable(
@@ -47,7 +53,7 @@ def differentiable(
 ) -> Tensor:
     """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
     tensors, options = source[: source.tensors], source[source.tensors :]
-    function = called(_Fused, name_of(source, pool))
+    function = called(_Fused, source.names[pool is None])
     output: Tensor = function.apply(backend, type(source), options, convolution, pool, *tensors, weight, bias)
     return output
 
@@ -101,7 +107,7 @@ class _Fused(torch.autograd.Function):
             )
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
-        to_source = (gradients[0] if name == "values" else None for name in kind._fields[: kind.tensors])
+        to_source = [gradients[0] if name == "values" else None for name in kind._fields[: kind.tensors]]
         return None, None, None, None, None, *to_source, *gradients[1:]
 
 

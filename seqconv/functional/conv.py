@@ -23,7 +23,8 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of
+from seqconv.kernels.source import Dense, Tokens, Windows
+from seqconv.kernels.triton import replay
 
 __all__ = [
     "conv1d_relu_global_max_pool1d",
@@ -224,22 +225,26 @@ class Call(NamedTuple):
     def run(self, backend: str) -> Tensor:
         """Run the kernel that serves the call."""
         kernel = backends.choose(self.operation, backend, self.arguments)
-        output: Tensor = kernel(*self.arguments, **self._keywords())
+        output: Tensor
+        if self.folded_dtype is None:
+            output = kernel(*self.arguments)
+        else:
+            output = kernel(*self.arguments, folded_dtype=self.folded_dtype)
         return output if self.batched else output.squeeze(0)
 
     def explain(self, backend: str) -> backends.Explanation:
         """Tell which kernel would serve the call, and why."""
-        return backends.explain_call(self.operation, backend, self.arguments, **self._keywords())
-
-    def _keywords(self) -> dict[str, Any]:
-        return {} if self.folded_dtype is None else {"folded_dtype": self.folded_dtype}
+        keywords = {} if self.folded_dtype is None else {"folded_dtype": self.folded_dtype}
+        return backends.explain_call(self.operation, backend, self.arguments, **keywords)
 
 
 def run(
     prepare: Callable[..., Call], operands: tuple[Tensor | None, ...], options: tuple[Any, ...], backend: str
 ) -> Tensor:
     """Run the call that ``prepare(*operands, *options)`` returns, as it was remembered if it was run before."""
-    key = None if torch.compiler.is_compiling() else remembered.key_of(prepare, operands, options, backend)
+    key = None
+    if not torch.compiler.is_compiling() and replay.serves(operands[0]):
+        key = remembered.key_of(prepare, operands, options, backend)
     if key is not None and (known := remembered.find(key)) is not None:
         return known(operands)
     call = prepare(*operands, *options)
@@ -267,9 +272,10 @@ def conv_call(
     if not batched:
         input = input.unsqueeze(0)
     samples, channels, length = input.shape
-    arguments.positions("input", samples, length)
+    if length < 1:
+        arguments.positions("input", samples, length)
     geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    return _call(Dense(input), weight, bias, geometry, batched)
+    return Call(Dense.names[pool is None], (Dense(input), weight, bias, *geometry), batched)
 
 
 def embedding_call(
@@ -304,10 +310,12 @@ def embedding_call(
     batched = tokens.dim() == 2
     if not batched:
         tokens = tokens.unsqueeze(0)
-    arguments.positions("tokens", *tokens.shape)
+    if tokens.size(1) < 1:
+        arguments.positions("tokens", *tokens.shape)
     geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
-    kept = arguments.folded_dtype(folded_dtype, table.dtype)
-    return _call(Tokens(tokens, table, padding_idx), weight, bias, geometry, batched, kept)
+    kept = None if folded_dtype is None else arguments.folded_dtype(folded_dtype, table.dtype)
+    given = Tokens(tokens, table, padding_idx), weight, bias, *geometry
+    return Call(Tokens.names[pool is None], given, batched, kept)
 
 
 def window_call(
@@ -332,18 +340,8 @@ def window_call(
     length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
-    return _call(Windows(series, starts, length, step), weight, bias, geometry)
-
-
-def _call(
-    source: Source,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    batched: bool = True,
-    folded_dtype: torch.dtype | None = None,
-) -> Call:
-    return Call(name_of(source, geometry[1]), (source, weight, bias, *geometry), batched, folded_dtype)
+    given = Windows(series, starts, length, step), weight, bias, *geometry
+    return Call(Windows.names[pool is None], given)
 
 
 def _traced(
@@ -378,20 +376,16 @@ def _geometry(
     if not torch.compiler.is_compiling():
         # Types count: 1.0 is no 1, which a look-up does not see inside a tuple.
         groups = options[3]  # the one option that torch takes as a plain integer alone
-        if tuple in map(type, options):
-            options = tuple(
-                one[0] if type(one) is tuple and one is not groups and _is_single(one) else one for one in options
-            )
+        plain = [
+            one[0] if type(one) is tuple and len(one) == 1 and type(one[0]) is int and one is not groups else one
+            for one in options
+        ]
         try:
-            if tuple not in map(type, options):
-                return _remembered(*shapes, *options)
+            if tuple not in map(type, plain):
+                return _remembered(*shapes, *plain)
         except TypeError:  # a list, which cannot be looked up; or something wrong, which is found again
             pass
     return _check(*shapes, *options)
-
-
-def _is_single(option: tuple[Any, ...]) -> bool:
-    return len(option) == 1 and type(option[0]) is int
 
 
 def _check(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import autograd, folded, library
+from seqconv.functional import autograd, folded
 from seqconv.functional.following import unfollowed
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import support
@@ -22,20 +22,7 @@ __all__ = ["explain_embedding", "fused", "fused_on_gpus", "refuse", "refuse_on_g
 
 def fused(backend: str) -> Callable[..., Tensor]:
     """Return a floor's kernel, differentiable, for eager calls and under ``torch.compile``."""
-
-    def kernel(
-        source: Source,
-        weight: Tensor,
-        bias: Tensor | None,
-        convolution: Convolution,
-        pool: Pool | None,
-        *,
-        folded_dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        run = library.fused if torch.compiler.is_compiling() else autograd.fused
-        return run(backend, source, weight, bias, convolution, pool, folded_dtype)
-
-    return kernel
+    return partial(autograd.fused, backend)
 
 
 def fused_on_gpus() -> Callable[..., Tensor]:
@@ -87,7 +74,7 @@ def refuse(
     """Return why Numba's floor cannot serve a call, or ``None``."""
     return (
         support.refuse(source, convolution)
-        or unfollowed(source.values, *tensors_of(source), weight, bias)
+        or unfollowed(source.values, *source[: source.tensors], weight, bias)
         # last: looking at it would bound it in an exported program
         or support.refuse_length(source, convolution)
     )
@@ -101,7 +88,7 @@ def refuse_on_gpus(
     return (
         # that of a GPU is looked at with the shapes
         (None if values.is_cuda else gpu_support.refuse_device(values.device))
-        or unfollowed(values, *tensors_of(source), weight, bias, autocast=True)
+        or unfollowed(values, *source[: source.tensors], weight, bias, autocast=True)
         or gpu_support.refuse(source, weight, convolution, pool)
     )
 

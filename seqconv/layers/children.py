@@ -58,7 +58,7 @@ def call_reason(*children: tuple[str, nn.Module | None, type[nn.Module]]) -> str
 def pooled(embedded: Tensor, convolution: nn.Module, pool: tuple[Any, ...] | None) -> Tensor:
     """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``.
 
-    ``pool`` is a layer's, as :func:`~seqconv.layers.options.pool_of` returns it; ``None`` is the global maximum.
+    ``pool`` is a layer's, as its method ``pool`` returns it; ``None`` is the global maximum.
     """
     activation = F.relu(convolution(embedded.transpose(-1, -2)))
     if pool is None:

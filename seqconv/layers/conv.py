@@ -27,8 +27,6 @@ from seqconv.layers.options import (
     backend_repr,
     check_convolution,
     check_padding,
-    convolution_of,
-    pool_of,
     pool_repr,
     set_pool,
 )
@@ -101,19 +99,21 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         padding: Any = self.padding
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
-                options = (input.length, input.step, convolution_of(self, padding), self._pool())
+                options = (input.length, input.step, (self.stride, padding, self.dilation, self.groups), self.pool())
                 return conv.window_call, (input.series, input.starts, self.weight, self.bias), options
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0
-        return conv.conv_call, (input, self.weight, self.bias), (convolution_of(self, padding), self._pool())
+        options = (self.stride, padding, self.dilation, self.groups), self.pool()
+        return conv.conv_call, (input, self.weight, self.bias), options
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
         options: str = nn.Conv1d.extra_repr(self)
         return options + backend_repr(self.backend)
 
-    def _pool(self) -> tuple[Any, ...] | None:
+    def pool(self) -> tuple[Any, ...] | None:
+        """Return ``None``: the maximum is over all positions."""
         return None
 
 
@@ -180,9 +180,6 @@ class ConvReLUMaxPool1d(Pooling, ConvReLUGlobalMaxPool1d):
         """Return the options that differ from their defaults."""
         options: str = nn.Conv1d.extra_repr(self)
         return options + pool_repr(self) + backend_repr(self.backend)
-
-    def _pool(self) -> tuple[Any, ...] | None:
-        return pool_of(self)
 
 
 def _pad(input: Tensor, layer: nn.Conv1d) -> Tensor:

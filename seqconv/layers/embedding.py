@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.kernels.source import Tokens
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
@@ -26,9 +27,7 @@ from seqconv.layers.options import (
     backend_repr,
     check_convolution,
     check_padding,
-    convolution_of,
     folded_repr,
-    pool_of,
     pool_repr,
     set_pool,
 )
@@ -151,7 +150,8 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         padding: Any = layer.padding
         if layer.padding_mode != "zeros":
             tokens, padding = _pad_tokens(tokens, layer), 0
-        options = (embedding.padding_idx, convolution_of(layer, padding), self._pool(), self.folded_dtype)
+        convolution = layer.stride, padding, layer.dilation, layer.groups
+        options = embedding.padding_idx, convolution, self.pool(), self.folded_dtype
         return (tokens, table_of(embedding), layer.weight, layer.bias), options
 
     def _call_reason(self) -> str | None:
@@ -159,15 +159,15 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         return call_reason(("embedding", children["embedding"], nn.Embedding), ("conv", children["conv"], nn.Conv1d))
 
     def _children_call(self, tokens: Tensor, reason: str) -> ChildrenCall:
-        pool = self._pool()
-        operation = "embedding_conv1d_relu_" + ("global_max_pool1d" if pool is None else "max_pool1d")
-        return ChildrenCall(operation, reason, lambda: pooled(self.embedding(tokens), self.conv, pool))
+        pool = self.pool()
+        return ChildrenCall(Tokens.names[pool is None], reason, lambda: pooled(self.embedding(tokens), self.conv, pool))
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
         return (folded_repr(self.folded_dtype) + backend_repr(self.backend)).removeprefix(", ")
 
-    def _pool(self) -> tuple[Any, ...] | None:
+    def pool(self) -> tuple[Any, ...] | None:
+        """Return ``None``: the maximum is over all positions."""
         return None
 
 
@@ -226,9 +226,6 @@ class EmbeddingConvReLUMaxPool1d(Pooling, EmbeddingConvReLUGlobalMaxPool1d):
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""
         return pool_repr(self).removeprefix(", ") + folded_repr(self.folded_dtype) + backend_repr(self.backend)
-
-    def _pool(self) -> tuple[Any, ...] | None:
-        return pool_of(self)
 
 
 def table_of(embedding: nn.Embedding) -> Tensor:

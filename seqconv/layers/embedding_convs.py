@@ -14,7 +14,7 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.several import OPERATION, embedding_conv1ds_call
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.embedding import Embedded, table_of
-from seqconv.layers.options import backend_repr, check_convolution, convolution_of, folded_repr
+from seqconv.layers.options import backend_repr, check_convolution, folded_repr
 
 __all__ = ["EmbeddingConvsReLUGlobalMaxPool1d"]
 
@@ -89,7 +89,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             self.embedding.padding_idx,
-            convolution_of(layers[0], layers[0].padding),
+            (layers[0].stride, layers[0].padding, layers[0].dilation, layers[0].groups),
             self.folded_dtype,
         )
 

@@ -16,9 +16,7 @@ __all__ = [
     "backend_repr",
     "check_convolution",
     "check_padding",
-    "convolution_of",
     "folded_repr",
-    "pool_of",
     "pool_repr",
     "set_pool",
 ]
@@ -45,10 +43,10 @@ class Pooling:
     def memory_format(self, value: torch.memory_format) -> None:
         self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
-
-def convolution_of(layer: nn.Conv1d, padding: Any) -> tuple[Any, ...]:
-    """Return a layer's convolution as the functions take it, with a padding of its own."""
-    return layer.stride, padding, layer.dilation, layer.groups
+    def pool(self) -> tuple[Any, ...] | None:
+        """Return the pool as the functions take it."""
+        sizes = self.pool_size, self.pool_stride, self.pool_padding, self.pool_dilation
+        return *sizes, self.ceil_mode, torch.contiguous_format if self.contiguous else torch.preserve_format
 
 
 def check_convolution(
@@ -87,12 +85,6 @@ def set_pool(
     pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode, memory_format)
     layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool[:5]
     layer.contiguous = pool.contiguous
-
-
-def pool_of(layer: Pooling) -> tuple[Any, ...]:
-    """Return a layer's pool as the functions take it."""
-    sizes = layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation
-    return *sizes, layer.ceil_mode, layer.memory_format
 
 
 def pool_repr(layer: Pooling) -> str:
