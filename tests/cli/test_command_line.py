@@ -210,7 +210,7 @@ def test_train_prints_history_and_figures(capsys, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number, code, tmp_path):
-    command = f"train imdb --model bag --epochs 500 --out {tmp_path}/run".split()
+    command = f"train imdb --model bag --epochs 500 --steps-per-epoch 1 --out {tmp_path}/run".split()
     run = [sys.executable, "-c", "import sys; from seqconv.cli import main; sys.exit(main())", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)

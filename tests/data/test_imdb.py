@@ -2,8 +2,6 @@ import io
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -44,11 +42,6 @@ def write_flat(folder, **changes):
 def as_keras_reads(review, num_words):
     marked = [1] + [rank + 3 for rank in review]
     return [2 if num_words is not None and number >= num_words else number for number in marked]
-
-
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import seqconv.data, sys; print([name for name in ('pandas', 'numba', 'pooch') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_reviews_become_rows_of_numbers(tmp_path):

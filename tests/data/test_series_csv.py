@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -249,11 +247,6 @@ def test_files_without_rows_or_without_a_step(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_csv(small(tmp_path, text), target="x")
-
-
-def test_pandas_is_imported_only_to_read():
-    code = "import sys; from seqconv.data import load_csv, load_jena; sys.exit('pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 @pytest.mark.skipif(not (SHARED / "jena_climate_2020.csv.zip").exists(), reason=f"needs the real rows in {SHARED}")

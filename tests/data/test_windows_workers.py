@@ -72,6 +72,8 @@ def windows(**changes):
 
 def passes(name, loader, count=3, each=None, **options):
     options = {"num_workers": 2, "multiprocessing_context": sys.argv[1], **options}
+    if sys.argv[1] == "spawn":  # each of whose processes imports torch
+        count, options["num_workers"] = 2, 1
     print(name, file=sys.stderr)
     workers = DataLoader(loader, batch_size=None, **options)
     for epoch in range(count):

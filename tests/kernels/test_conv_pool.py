@@ -7,7 +7,6 @@ The Triton floor runs on CPU tensors in Triton's interpreter, where ``TRITON_INT
 import importlib
 import inspect
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import torch
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense, Tokens, Windows, name_of, tensors_of, with_tensors
-from tests.kernels.triton import test_interpreter
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOORS = ["triton"] if INTERPRETED else ["reference", "numba"]
@@ -108,8 +106,3 @@ def test_a_source_holds_its_tensors_first(source):
     assert with_tensors(blank, tensors) == source
     assert name_of(source, None).endswith("conv1d_relu_global_max_pool1d")
     assert (source.samples, source.length) == tuple(reference.gathered(source).shape)[::2]
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is such a process")
-def test_passes_in_the_interpreter():
-    test_interpreter.test_passes_in_the_interpreter(Path(__file__))

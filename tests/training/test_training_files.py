@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -166,9 +164,3 @@ def test_plot_shows_training_as_points_and_validation_as_a_line(tmp_path, monkey
 def test_single_epoch_without_validation_is_plotted(tmp_path):
     plot_history(History("loss", False, [{"epoch": 1, "loss": 1.0}]), tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 1000
-
-
-def test_importing_training_loads_neither_pandas_nor_matplotlib():
-    code = "import sys, seqconv.training; print([m for m in ('pandas', 'matplotlib', 'numba') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"

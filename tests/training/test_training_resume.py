@@ -430,7 +430,6 @@ except Interrupted as stop:
     ("number", "code", "words"),
     [
         (signal.SIGINT, 130, []),
-        (signal.SIGTERM, 143, []),
         (signal.SIGTERM, 143, ["uncaught"]),
         (signal.SIGTERM, 143, ["workers"]),
     ],

@@ -373,6 +373,7 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), first]))
     assert child(SHORT_STEP + code) == [0, expected_short_step()]
 
 
+@pytest.mark.large
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not a CPU with AVX2")
 @pytest.mark.parametrize(
     ("name", "features", "width"), [("haswell", "+avx,+avx2,+fma,+sse2,+sse4.1", 32), ("x86-64", "+sse2", 16)]

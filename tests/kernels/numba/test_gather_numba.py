@@ -598,6 +598,7 @@ print(json.dumps([simd.REGISTERS.width, step("folded"), step("direct")]))
 """
 
 
+@pytest.mark.large
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not a CPU with AVX2")
 @pytest.mark.parametrize(
     ("name", "features", "width"), [("haswell", "+avx,+avx2,+fma,+sse2,+sse4.1", 32), ("x86-64", "+sse2", 16)]

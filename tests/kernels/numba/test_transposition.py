@@ -67,6 +67,7 @@ def test_reads_nothing_outside_its_rows(dtype):
         library.mprotect(ctypes.c_void_p(begin + 2 * page), ctypes.c_size_t(page), 3)
 
 
+@pytest.mark.large
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not a CPU with AVX2")
 @pytest.mark.parametrize(
     ("name", "features", "width"), [("haswell", "+avx,+avx2,+fma,+sse2,+sse4.1", 32), ("x86-64", "+sse2", 16)]

@@ -8,29 +8,24 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+PROCESSES = [  # that take about as long as each other
+    ["gather_triton"],
+    ["conv_pool_triton"],
+    ["phase_backward", "remembered", "rmsprop_triton"],
+    ["public_triton", "strides_triton"],
+    ["non_finite_triton", "../test_conv_pool"],
+]
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is such a process")
-@pytest.mark.timeout(900)  # a module takes one to four minutes of a core that it has to itself
-@pytest.mark.parametrize(
-    "module",
-    [
-        f"test_{name}.py"
-        for name in (
-            "conv_pool_triton",
-            "gather_triton",
-            "phase_backward",
-            "public_triton",
-            "remembered",
-            "rmsprop_triton",
-        )
-    ],
-)
-def test_passes_in_the_interpreter(module):
-    command = [sys.executable, "-m", "pytest", str(HERE / module), "-q", "-p", "no:cacheprovider"]
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("selected", ["not large", pytest.param("large", marks=pytest.mark.large)])
+@pytest.mark.parametrize("modules", PROCESSES, ids=" ".join)
+def test_passes_in_the_interpreter(modules, selected):
+    files = [str(HERE / (module if "/" in module else f"test_{module}")) + ".py" for module in modules]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
     finished = subprocess.run(
-        [*command, "-m", "not gpu and not large"],
+        [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-m", f"not gpu and {selected}"],
         env={**environment, "TRITON_INTERPRET": "1"},
         cwd=HERE.parents[2],
         capture_output=True,

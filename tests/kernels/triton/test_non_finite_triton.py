@@ -5,14 +5,12 @@ the interpreter, as in all files here; the Numba floor serves the same calls in 
 """
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conv_cases import whole
-from tests.kernels.triton import test_interpreter
 from tests.kernels.triton.test_strides_triton import composed, served
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -87,8 +85,3 @@ def test_they_stand_where_torch_has_them(device, layer, convolution, pool, dtype
 def test_they_do_on_the_cpu(layer, convolution, pool, dtype, outputs):
     for position, value in ((0, float("nan")), (LENGTH // 2, float("inf")), (LENGTH - 1, float("-inf"))):
         check(layer, convolution, pool, "float32", outputs, value, position, position % SIZE, "numba", "cpu")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is such a process")
-def test_passes_in_the_interpreter():
-    test_interpreter.test_passes_in_the_interpreter(Path(__file__).name)

@@ -11,6 +11,7 @@ from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import conv_pool, phase_backward
 from seqconv.kernels.triton.configurations import Layer
+from tests.grids import grid, large
 from tests.kernels.triton.gather_cases import Case, integers
 
 CASES = {
@@ -38,10 +39,18 @@ LAYOUTS = [
 
 
 def in_turns(names, layouts):
-    """Return every name in every layout, in kinds that take turns: any two of the three meet in some case."""
+    """Return every name in every layout, in kinds that take turns: any two of the three meet in some case.
+
+    Beyond one case of each name they are large.
+    """
     kinds = list(KINDS)
     return [
-        (name, layout, kinds[(number + turn) % len(kinds)])
+        pytest.param(
+            name,
+            layout,
+            kinds[(number // len(layouts) + turn) % len(kinds)],
+            marks=large(turn != number % len(layouts)),
+        )
         for number, name in enumerate(names)
         for turn, layout in enumerate(layouts)
     ]
@@ -120,10 +129,7 @@ def test_the_global_layer_equals_the_reference(device, kind, name, layout):
         assert torch.equal(gradient.cpu(), exact.to(dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", ["tokens", "windows"])
-@pytest.mark.parametrize("pool", [Pool(3, 3), None])
-@pytest.mark.parametrize("padding", [0, 2])
+@grid(kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
 def test_equals_the_reference_on_gathered_rows(device, served, kind, rows, pool, padding):
     dtype, generator = KINDS[kind], torch.Generator().manual_seed(1)
     table = integers(generator, 30, 19, dtype=dtype, device=device)

@@ -5,7 +5,6 @@ serve the same calls in a plain process.
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 
 from seqconv import functional
 from tests.conv_cases import composition, whole
-from tests.kernels.triton import test_interpreter
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SAMPLES, LENGTH, STEP, ROWS, CHANNELS, OUTPUTS, SIZE = 3, 9, 2, 33, 5, 7, 2
@@ -147,8 +145,3 @@ def test_reads_operands_of_any_strides(device, layer, operand, layout, monkeypat
 @pytest.mark.parametrize(("layer", "operand", "layout"), CASES)
 def test_so_do_the_other_floors(layer, operand, layout, backend):
     check(layer, operand, layout, backend, "cpu")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is such a process")
-def test_passes_in_the_interpreter():
-    test_interpreter.test_passes_in_the_interpreter(Path(__file__).name)
