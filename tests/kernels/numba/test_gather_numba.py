@@ -245,13 +245,19 @@ def test_gradients_are_as_precise_as_torch(plan, rows):
 @pytest.mark.parametrize(
     ("samples", "channels", "length", "outputs", "size", "pool_size"),
     [
-        (4, 64, 120, 256, 7, 5),
-        (4, 64, 120, 1024, 7, 5),
-        (2, 320, 100, 480, 8, 4),
-        (2, 64, 120, 1024, 31, 5),
-        (2, 32, 80, 1024, 31, 1),
-        (2, 1024, 80, 32, 7, 5),
-        (4, 64, 60, 1024, 31, None),
+        (4, 16, 60, 256, 7, 5),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.large)
+            for sizes in (
+                (4, 64, 120, 256, 7, 5),
+                (4, 64, 120, 1024, 7, 5),
+                (2, 320, 100, 480, 8, 4),
+                (2, 64, 120, 1024, 31, 5),
+                (2, 32, 80, 1024, 31, 1),
+                (2, 1024, 80, 32, 7, 5),
+                (4, 64, 60, 1024, 31, None),
+            )
+        ),
     ],
 )
 @pytest.mark.parametrize("is_window", [False, True])
