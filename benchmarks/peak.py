@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.simd import REGISTERS, broadcast, bytes_of, lanes, multiply_add, store
-from seqconv.kernels.numba.threads import run, share
+from seqconv.kernels.numba.micro.simd import REGISTERS, broadcast, bytes_of, lanes, multiply_add, store
+from seqconv.kernels.numba.runtime.compilation import compiled
+from seqconv.kernels.numba.runtime.threads import run, share
 
 __all__ = ["PeakStep"]
 

@@ -48,7 +48,7 @@ def warmup(
             raise TypeError(f"dtypes must be torch.float32 or torch.float64, got {dtype!r}")
     if "numba" in (missing := backends.unavailable()):
         raise backends.BackendError(f"backend 'numba' cannot be warmed up: {missing['numba']}")
-    from seqconv.kernels.numba import compilation
+    from seqconv.kernels.numba.runtime import compilation
 
     names = [name for name, dtype in DTYPES.items() if dtype in (dtypes or (torch.float32,))]
     parts = _parts(names, gradients)

@@ -7,8 +7,8 @@ from math import gcd
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
-from .simd import REGISTERS
-from .sparse_products import MOST_SUMS, MOST_VECTORS
+from .micro.simd import REGISTERS
+from .micro.sparse_products import MOST_SUMS, MOST_VECTORS
 
 __all__ = ["Plan", "make_plan", "outputs_at_once"]
 

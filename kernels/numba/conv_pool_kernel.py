@@ -9,14 +9,14 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from .compilation import compiled, inner, intrinsic
 from .conv_pool_plan import Task
-from .maxima import finish_whole, pool_whole, pool_windows
-from .packing import copy_rows, pack_bias, pack_panel
-from .simd import REGISTERS, broadcast, bytes_of, call, lanes, load_number, store, store_codes, store_number
-from .threads import share
-from .tiles import TILE, VECTORS, convolve_narrow, convolve_rows
-from .transposition import transpose
+from .micro.maxima import finish_whole, pool_whole, pool_windows
+from .micro.packing import copy_rows, pack_bias, pack_panel
+from .micro.simd import REGISTERS, broadcast, bytes_of, call, lanes, load_number, store, store_codes, store_number
+from .micro.tiles import TILE, VECTORS, convolve_narrow, convolve_rows
+from .micro.transposition import transpose
+from .runtime.compilation import compiled, inner, intrinsic
+from .runtime.threads import share
 
 __all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
-from .simd import REGISTERS
-from .threads import thread_count
-from .tiles import TILE, VECTORS
+from .micro.simd import REGISTERS
+from .micro.tiles import TILE, VECTORS
+from .runtime.threads import thread_count
 
 __all__ = ["Plan", "Task", "make_plan"]
 
@@ -134,7 +134,7 @@ def make_plan(
     """Return the plan; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a winner's number.
 
     ``strides`` count numbers of ``itemsize`` bytes. A weight's rows must be dense. ``limits`` is what
-    :func:`~.threads.thread_count` depends on.
+    :func:`.runtime.threads.thread_count` depends on.
     """
     del limits
     samples, channels, length = shape

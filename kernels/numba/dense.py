@@ -33,10 +33,10 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
-from . import threads
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
 from .conv_pool_plan import make_plan
-from .simd import REGISTERS
+from .micro.simd import REGISTERS
+from .runtime import threads
 
 __all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "padded_outputs"]
 

@@ -6,8 +6,8 @@ With ``t`` the first input position that a window's winner ``(n, o, q)`` saw and
 
 which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows are listed for every output
 channel, those that have a gradient (:mod:`.winners`); a block of its channels is copied to dense rows, where both
-products are sums over runs of numbers (:mod:`.sparse_products`), and the input's gradient goes back to where it belongs
-(:mod:`.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
+products are sums over runs of numbers (:mod:`.micro.sparse_products`), and the input's gradient goes back to where it
+belongs (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
 
 On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 winners) take 22 ms, 3.4 cycles a vector
 where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
@@ -31,14 +31,14 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
-from .compilation import compiled, inner
 from .conv_pool_backward_plan import Plan, make_plan
 from .conv_pool_kernel import prefetch
-from .simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, load_number, store, store_number
-from .sparse_products import add_products
-from .threads import run, share, thread_count
-from .transposition import transpose
+from .micro.channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
+from .micro.simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, load_number, store, store_number
+from .micro.sparse_products import add_products
+from .micro.transposition import transpose
+from .runtime.compilation import compiled, inner
+from .runtime.threads import run, share, thread_count
 from .winners import list_winners
 
 __all__ = ["backward"]

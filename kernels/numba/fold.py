@@ -13,11 +13,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .compilation import compiled
 from .dense import DTYPES, lane_count, padded_outputs
-from .products import TILE, multiply, odd_lines
-from .simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
-from .threads import run, share, thread_count
+from .micro.products import TILE, multiply, odd_lines
+from .micro.simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
+from .runtime.compilation import compiled
+from .runtime.threads import run, share, thread_count
 
 __all__ = ["KEPT", "copy_row", "fold", "folded_shape"]
 

@@ -29,7 +29,7 @@ from .gather_folded import forward_folded
 from .gather_plans import forward_plan
 from .gathered import Index, Layer, argmaxes_format, describe, index_of, split_argmaxes
 from .occurrences import list_rows
-from .threads import run, thread_count
+from .runtime.threads import run, thread_count
 
 __all__ = ["argmaxes_format", "fold", "folded_shape", "forward", "forward_several"]
 

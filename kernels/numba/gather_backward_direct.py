@@ -24,13 +24,11 @@ from numba import njit, types
 from numba.core import cgutils
 from torch import Tensor
 
-from .channel_blocks import carry_sums
-from .compilation import compiled, intrinsic
 from .conv_pool_backward_plan import outputs_at_once
 from .dense import DTYPES, padded_outputs
 from .gathered import Index, Layer, row_of
-from .occurrences import reads_finite
-from .simd import (
+from .micro.channel_blocks import carry_sums
+from .micro.simd import (
     add,
     byte_pointer,
     bytes_of,
@@ -51,7 +49,9 @@ from .simd import (
     vector_of,
     write,
 )
-from .threads import run, share, thread_count
+from .occurrences import reads_finite
+from .runtime.compilation import compiled, intrinsic
+from .runtime.threads import run, share, thread_count
 
 __all__ = ["backward_direct"]
 

@@ -22,15 +22,13 @@ from numba import njit, types
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .channel_blocks import carry_sums
-from .compilation import compiled, intrinsic
 from .dense import DTYPES, padded_outputs
 from .fold import copy_row
 from .gather_backward_spread import clear, spread_parts
 from .gathered import Index, Layer, aligned
-from .occurrences import row_is_finite
-from .products import TAPS, TILE, multiply, odd_lines
-from .simd import (
+from .micro.channel_blocks import carry_sums
+from .micro.products import TAPS, TILE, multiply, odd_lines
+from .micro.simd import (
     REGISTERS,
     byte_pointer,
     bytes_of,
@@ -42,7 +40,9 @@ from .simd import (
     vector_of,
     write,
 )
-from .threads import run, share, thread_count
+from .occurrences import row_is_finite
+from .runtime.compilation import compiled, intrinsic
+from .runtime.threads import run, share, thread_count
 
 __all__ = ["backward_folded"]
 

@@ -13,11 +13,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .compilation import compiled, intrinsic
 from .fold import copy_row
 from .gathered import Index, Layer, aligned, window_range
-from .occurrences import sort_positions
-from .simd import (
+from .micro.simd import (
     broadcast,
     byte_pointer,
     bytes_of,
@@ -35,8 +33,10 @@ from .simd import (
     vector_of,
     write,
 )
-from .threads import share
-from .transposition import transpose
+from .micro.transposition import transpose
+from .occurrences import sort_positions
+from .runtime.compilation import compiled, intrinsic
+from .runtime.threads import share
 
 __all__ = ["clear", "spread_parts"]
 

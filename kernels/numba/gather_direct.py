@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .compilation import compiled
 from .fold import copy_row
 from .gathered import CHUNK, Index, Layer, aligned, row_of
-from .maxima import finish_whole, pool_whole
+from .micro.maxima import finish_whole, pool_whole
+from .micro.products import multiply
+from .micro.simd import bytes_of, lanes, load, store, store_number
 from .pooling import pool_rows
-from .products import multiply
-from .simd import bytes_of, lanes, load, store, store_number
-from .threads import share
+from .runtime.compilation import compiled
+from .runtime.threads import share
 from .windows import move_row
 
 __all__ = ["forward_direct"]

@@ -20,11 +20,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .compilation import compiled, intrinsic
 from .gathered import Index, Layer, aligned, row_of, window_range
-from .narrow import stored_as
-from .pooling import pool_rows
-from .simd import (
+from .micro.narrow import stored_as
+from .micro.simd import (
     byte_pointer,
     bytes_of,
     call,
@@ -42,7 +40,9 @@ from .simd import (
     vector_of,
     write,
 )
-from .threads import share
+from .pooling import pool_rows
+from .runtime.compilation import compiled, intrinsic
+from .runtime.threads import share
 
 __all__ = ["forward_folded"]
 

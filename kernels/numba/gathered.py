@@ -18,7 +18,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..source import Tokens, Windows
 from .dense import DTYPES, argmax_format, padded_outputs
-from .simd import load_number
+from .micro.simd import load_number
 
 __all__ = [
     "Index",

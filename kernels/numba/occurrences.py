@@ -8,10 +8,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .channel_blocks import all_finite
-from .compilation import compiled
 from .gathered import Index, row_of
-from .simd import bytes_of, load_number
+from .micro.channel_blocks import all_finite
+from .micro.simd import bytes_of, load_number
+from .runtime.compilation import compiled
 
 __all__ = ["list_rows", "reads_finite", "row_is_finite", "sort_positions"]
 

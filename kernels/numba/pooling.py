@@ -7,8 +7,8 @@ from typing import Any
 from numba import njit
 
 from .gathered import Layer
-from .maxima import pool_windows
-from .simd import bytes_of, lanes
+from .micro.maxima import pool_windows
+from .micro.simd import bytes_of, lanes
 
 __all__ = ["pool_rows"]
 

@@ -16,8 +16,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .compilation import compiled, intrinsic
-from .simd import (
+from .micro.simd import (
     add,
     broadcast,
     bytes_of,
@@ -31,7 +30,8 @@ from .simd import (
     store_first,
     suffix,
 )
-from .threads import run, share, thread_count
+from .runtime.compilation import compiled, intrinsic
+from .runtime.threads import run, share, thread_count
 
 __all__ = ["rmsprop_step"]
 

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from ..reference.windows import check_rows, check_windows
-from .compilation import compiled, intrinsic
+from .runtime.compilation import compiled, intrinsic
 
 __all__ = ["gather_rows", "gather_windows"]
 

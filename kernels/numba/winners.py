@@ -15,8 +15,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 
-from .compilation import intrinsic
-from .simd import (
+from .micro.simd import (
     REGISTERS,
     Vector,
     broadcast,
@@ -37,7 +36,8 @@ from .simd import (
     vector_of,
     write,
 )
-from .transposition import transpose
+from .micro.transposition import transpose
+from .runtime.compilation import intrinsic
 
 __all__ = ["list_winners", "load_wide_codes"]
 

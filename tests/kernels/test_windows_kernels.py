@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core import caching
 
-import seqconv.kernels.numba.compilation as compilation
+import seqconv.kernels.numba.runtime.compilation as compilation
 import seqconv.kernels.numba.windows as numba_windows
 import seqconv.kernels.reference.windows as reference_windows
 

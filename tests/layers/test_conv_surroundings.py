@@ -16,7 +16,7 @@ from torch import nn
 
 import seqconv
 from seqconv import BackendError
-from seqconv.kernels.numba import threads
+from seqconv.kernels.numba.runtime import threads
 from tests.conv_cases import same, whole
 
 ROOT = Path(seqconv.__file__).parent.parent
@@ -187,7 +187,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 import seqconv
-from seqconv.kernels.numba import threads
+from seqconv.kernels.numba.runtime import threads
 
 class Rows(Dataset):
     def __init__(self, layers):

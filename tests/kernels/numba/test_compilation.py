@@ -9,7 +9,7 @@ import sys
 import pytest
 
 KERNEL = """
-from seqconv.kernels.numba.compilation import compiled
+from seqconv.kernels.numba.runtime.compilation import compiled
 from helper import twice
 
 @compiled
@@ -32,7 +32,7 @@ def note(*given, **options):
     return compile(*given, **options)
 numba.core.compiler.compile_extra = note
 from kernel import kernel
-from seqconv.kernels.numba.compilation import watched
+from seqconv.kernels.numba.runtime.compilation import watched
 began = []
 with watched(lambda: began.append(1)):
     result = kernel(3.0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense, threads
+from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 

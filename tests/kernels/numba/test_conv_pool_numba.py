@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, support, threads
+from seqconv.kernels.numba import conv_pool, support
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 
@@ -335,7 +336,9 @@ def child(code, **environment):
 SHORT_STEP = """
 import json, os, torch
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, simd, threads
+from seqconv.kernels.numba import conv_pool
+from seqconv.kernels.numba.micro import simd
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Dense
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)

@@ -13,15 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import (
-    conv_pool,
-    fold,
-    gather,
-    gather_backward,
-    gather_backward_direct,
-    gather_plans,
-    threads,
-)
+from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct, gather_plans
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
@@ -579,7 +572,9 @@ def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows,
 SHORT_STEP = """
 import json, torch
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, simd, threads
+from seqconv.kernels.numba import conv_pool
+from seqconv.kernels.numba.micro import simd
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Tokens
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, fold, gather, threads
+from seqconv.kernels.numba import conv_pool, fold, gather
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Tokens, Windows
 
 NARROW = [torch.float16, torch.bfloat16]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from seqconv.kernels.numba import simd
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.simd import (
+from seqconv.kernels.numba.micro import simd
+from seqconv.kernels.numba.micro.simd import (
     accumulate_taps,
     add,
     broadcast,
@@ -27,6 +26,7 @@ from seqconv.kernels.numba.simd import (
     store_first,
     store_number,
 )
+from seqconv.kernels.numba.runtime.compilation import compiled
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = [np.float32, np.float64]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.simd import lanes
-from seqconv.kernels.numba.sparse_products import add_products
+from seqconv.kernels.numba.micro.simd import lanes
+from seqconv.kernels.numba.micro.sparse_products import add_products
+from seqconv.kernels.numba.runtime.compilation import compiled
 
 
 @compiled

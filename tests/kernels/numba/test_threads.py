@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from seqconv.kernels.numba import threads
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.threads import share
+from seqconv.kernels.numba.runtime import threads
+from seqconv.kernels.numba.runtime.compilation import compiled
+from seqconv.kernels.numba.runtime.threads import share
 
 PARTS = 1000
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba import int64, njit
 
-from seqconv.kernels.numba import simd, tiles
-from seqconv.kernels.numba.compilation import compiled
+from seqconv.kernels.numba.micro import simd, tiles
+from seqconv.kernels.numba.runtime.compilation import compiled
 
 
 @compiled

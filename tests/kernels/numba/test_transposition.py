@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from seqconv.kernels.numba import simd
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.transposition import transpose
+from seqconv.kernels.numba.micro import simd
+from seqconv.kernels.numba.micro.transposition import transpose
+from seqconv.kernels.numba.runtime.compilation import compiled
 
 DTYPES = [np.float32, np.float64]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from seqconv.kernels.numba.compilation import compiled
-from seqconv.kernels.numba.simd import lanes
+from seqconv.kernels.numba.micro.simd import lanes
+from seqconv.kernels.numba.runtime.compilation import compiled
 from seqconv.kernels.numba.winners import list_winners
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compilation import inner
+from ..runtime.compilation import inner
 from .simd import (
     add,
     broadcast,

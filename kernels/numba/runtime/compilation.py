@@ -32,6 +32,8 @@ config: Any = numba.config
 
 logger = logging.getLogger("seqconv")
 
+FLOOR = Path(__file__).parents[1]  # the folder of all CPU kernels
+
 _setting = threading.Lock()
 
 
@@ -126,19 +128,20 @@ def _told(kernel: Any) -> Any:
 
 
 def _stamp(kept: Any, function: Callable[..., Any]) -> None:
-    """Have what is on disk count as old once any file beside the function's has changed, not its own alone.
+    """Have what is on disk count as old once any file of this floor, or beside the function's, has changed.
 
     Kernels are made of functions from other files, whose changes Numba does not see.
     """
     file = getattr(getattr(kept, "_cache", None), "_cache_file", None)
     if file is not None and hasattr(file, "_source_stamp"):  # else another Numba: then as it has it
-        file._source_stamp = _digest(Path(function.__code__.co_filename).parent)
+        file._source_stamp = _digest(FLOOR, "**/*.py") + _digest(Path(function.__code__.co_filename).parent, "*.py")
 
 
 @cache
-def _digest(sources: Path) -> str:
-    """Return a hash of the sources in a folder, their names and contents: times change when files are copied."""
+def _digest(folder: Path, pattern: str) -> str:
+    """Return a hash of a folder's sources, their names and contents: times change when files are copied."""
     found = hashlib.sha256()
-    for file in sorted(sources.glob("*.py")):
-        found.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in sorted(folder.glob(pattern)):
+        name = file.relative_to(folder).as_posix()
+        found.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..forks import is_child
+from ...forks import is_child
 from .compilation import intrinsic
 
 __all__ = ["run", "share", "thread_count"]

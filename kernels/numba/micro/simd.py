@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
 
-from .compilation import intrinsic
+from ..runtime.compilation import intrinsic
 
 __all__ = [
     "REGISTERS",

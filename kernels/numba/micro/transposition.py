@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 
-from .compilation import intrinsic
+from ..runtime.compilation import intrinsic
 from .simd import (
     byte_pointer,
     bytes_of,
