@@ -6,17 +6,22 @@ import pytest
 
 
 def grid(together=2, indirect=(), **axes):
-    """Return the mark that runs a test on every case of ``axes``.
-
-    Cases in which any values of ``together`` axes meet are for every run, the rest of them are large.
-    """
-    cases = list(itertools.product(*(range(len(values)) for values in axes.values())))
-    kept = covering(cases, together)
+    """Return the mark that runs a test on every case of ``axes``; see :func:`marked`."""
+    numbers = list(itertools.product(*(range(len(values)) for values in axes.values())))
     given = [
-        pytest.param(*(values[i] for values, i in zip(axes.values(), case, strict=True)), marks=large(case not in kept))
-        for case in cases
+        pytest.param(*(values[i] for values, i in zip(axes.values(), number.values, strict=True)), marks=number.marks)
+        for number in marked(numbers, together)
     ]
     return pytest.mark.parametrize(list(axes), given, indirect=list(indirect))
+
+
+def marked(cases, together=2):
+    """Return tuples of hashable values as parameters: those are large without which all meet.
+
+    What meets is any ``together`` values of a case, two as a rule: each such pair is in a case that is not large.
+    """
+    kept = covering(cases, together)
+    return [pytest.param(*case, marks=large(case not in kept)) for case in cases]
 
 
 def rounds(number):
@@ -29,7 +34,7 @@ def large(is_large):
 
 
 def covering(cases, together):
-    """Return cases in which meets whatever meets in ``cases``, chosen one by one: the one that adds the most."""
+    """Return the cases chosen one by one, each time the one with the most values that have not met before."""
     new = {case: set(itertools.combinations(enumerate(case), together)) for case in cases}
     kept = set()
     while new:

@@ -208,7 +208,9 @@ def test_train_prints_history_and_figures(capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.large)]
+)
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number, code, tmp_path):
     command = f"train imdb --model bag --epochs 500 --steps-per-epoch 1 --out {tmp_path}/run".split()
     run = [sys.executable, "-c", "import sys; from seqconv.cli import main; sys.exit(main())", *command]

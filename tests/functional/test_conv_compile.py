@@ -11,6 +11,7 @@ from torch._inductor import config as inductor
 import seqconv
 from seqconv.functional import library
 from tests.conv_cases import LAYOUTS, channels_last, ours, same, whole
+from tests.grids import grid, marked
 
 POOL = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
 OPERATOR = "seqconv.conv_relu_max_pool.default"
@@ -52,32 +53,27 @@ def assert_same_step(compiled, function, *tensors):
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype", "pool"),
-    [
-        *itertools.product(["contiguous", "channels_last"], [torch.float32], [POOL, None]),
-        ("channels_last", torch.float64, POOL),
-        ("unbatched", torch.float32, POOL),
-        ("batch_last", torch.float32, POOL),
-        ("every_second_position", torch.float32, None),
-    ],
-    ids=str,
-)
-def test_one_operator_and_the_same_bits(layout, dtype, pool, compiler):
+    ("layout", "dtype", "pools", "is_padded"),
+    marked([
+        *itertools.product(["contiguous", "channels_last"], [torch.float32], [True, False], [True, False]),
+        *itertools.product(["channels_last"], [torch.float64], [True], [True, False]),
+        *itertools.product(["unbatched", "batch_last"], [torch.float32], [True], [True, False]),
+        *itertools.product(["every_second_position"], [torch.float32], [False], [True, False]),
+    ], together=1),
+)  # fmt: skip
+def test_one_operator_and_the_same_bits(layout, dtype, pools, is_padded, compiler):
     compile_, graphs = compiler
     x = LAYOUTS[layout](torch.randn(2, 4, 13, dtype=dtype))
-    w, b = torch.randn(6, 4, 3, dtype=dtype), torch.randn(6, dtype=dtype)
-    for bias, padding in ((None, 0), (b, 2)):
+    w, bias = torch.randn(6, 4, 3, dtype=dtype), torch.randn(6, dtype=dtype) if is_padded else None
 
-        def function(x, w, bias=bias, padding=padding):
-            return ours(x, w, bias, pool, padding=padding, dilation=2)
+    def function(x, w):
+        return ours(x, w, bias, POOL if pools else None, padding=2 if is_padded else 0, dilation=2)
 
-        graphs.clear()
-        assert_same_step(compile_(function), function, x, w)
-        assert_same_step(compile_(function), function, x.requires_grad_(), w.requires_grad_())
-        x, w = x.detach(), w.detach()
-        assert len(graphs) == 2
-        assert all(sum(target == OPERATOR for target in graph) == 1 for graph in graphs)
-        assert not any("conv1d" in target for graph in graphs for target in graph)
+    assert_same_step(compile_(function), function, x, w)
+    assert_same_step(compile_(function), function, x.requires_grad_(), w.requires_grad_())
+    assert len(graphs) == 2
+    assert all(sum(target == OPERATOR for target in graph) == 1 for graph in graphs)
+    assert not any("conv1d" in target for graph in graphs for target in graph)
 
 
 @pytest.mark.parametrize("wanted", [(0, 0, 0), (0, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 0)])
@@ -174,15 +170,10 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "convolution", "pool"),
-    [
-        *((layout, *geometry) for layout in ("contiguous", "channels_last") for geometry in GEOMETRIES),
-        ("batch_last", *GEOMETRIES[1]),
-    ],
-)
-def test_the_operators_are_what_they_say(layout, convolution, pool):
+@grid(together=1, layout=["contiguous", "channels_last", "batch_last"], geometry=GEOMETRIES)
+def test_the_operators_are_what_they_say(layout, geometry):
     """Their descriptions, for graphs, tell shapes, strides and dtypes as they come; nothing is aliased or mutated."""
+    convolution, pool = geometry
     x, w, b = (tensor.requires_grad_() for tensor in (LAYOUTS[layout](whole(2, 4, 13)), whole(6, 4, 3), whole(6)))
     torch.library.opcheck(library._conv_relu_pool, (x, w, b, None, "numba", [], convolution, pool, True))
     with torch.no_grad():
@@ -206,9 +197,9 @@ def test_the_operators_are_what_they_say(layout, convolution, pool):
             torch.library.opcheck(library._conv_relu_pool_backward, arguments)
 
 
-@pytest.mark.parametrize(("convolution", "pool"), GEOMETRIES)
-@pytest.mark.parametrize("rows", [[-1], [2], [11, 2]])
-def test_the_operators_on_gathered_rows_are_what_they_say(rows, convolution, pool):
+@grid(together=1, rows=[[-1], [2], [11, 2]], geometry=GEOMETRIES)
+def test_the_operators_on_gathered_rows_are_what_they_say(rows, geometry):
+    convolution, pool = geometry
     index = torch.tensor([0, 7, 3]) if len(rows) == 2 else torch.randint(9, (3, 13), dtype=torch.int32)
     source = whole(40 if len(rows) == 2 else 9, 4).requires_grad_()
     w, b = (whole(*shape).requires_grad_() for shape in ((6, 4, 3), (6,)))

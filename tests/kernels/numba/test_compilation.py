@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import seqconv
+
 KERNEL = """
 from seqconv.kernels.numba.runtime.compilation import compiled
 from helper import twice
@@ -24,6 +26,9 @@ def twice(number):
     return {factor} * number
 """
 PROGRAM = """
+import sys, types
+sys.modules["seqconv"] = types.ModuleType("seqconv")  # whose own file imports torch, of which nothing is needed here
+sys.modules["seqconv"].__path__ = sys.argv[1:]
 import numba.core.dispatcher
 compiled = []
 compile = numba.core.compiler.compile_extra
@@ -46,7 +51,12 @@ def run(sources, level="WARNING", **environment):
     program = f"import logging; logging.basicConfig(level='{level}', format='%(message)s')\n{PROGRAM}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(sources), *sys.path]), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, *seqconv.__path__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split(), done.stderr

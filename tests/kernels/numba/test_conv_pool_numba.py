@@ -17,12 +17,16 @@ from seqconv.kernels.numba import conv_pool, support
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
+from tests.grids import grid
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
 
 
-@pytest.fixture(params=[(1, True), (2, True), (3, True), (3, False)], ids=["1", "2", "3", "3 of Python"])
+THREADS = [(1, True), (2, True), (3, True), (3, False)]
+
+
+@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
 def shared(request, monkeypatch):
     """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
     count, has_openmp = request.param
@@ -270,8 +274,13 @@ def test_argmax_is_as_narrow_as_the_window_allows(pool, dtype):
     )
 
 
-@pytest.mark.parametrize("pool", [None, Pool(3, 2, 1, 2, True)])
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@grid(
+    together=1,
+    indirect=["shared"],
+    pool=[None, Pool(3, 2, 1, 2, True)],
+    layout=["contiguous", "channels-last"],
+    shared=THREADS,
+)
 def test_gradcheck(pool, layout, shared):
     """Against differences of the forward pass itself, in float64."""
     convolution = Convolution(2, (1, 2), 2)

@@ -18,13 +18,17 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
+from tests.grids import grid, rounds
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
 PLANS = ["folded", "direct", "ready"]
 
 
-@pytest.fixture(params=[(1, True), (2, True), (3, True), (3, False)], ids=["1", "2", "3", "3 of Python"])
+THREADS = [(1, True), (2, True), (3, True), (3, False)]
+
+
+@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
 def shared(request, monkeypatch):
     """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
     count, has_openmp = request.param
@@ -146,7 +150,8 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     return case, w, b
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(2)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     call=calls(),
     index=st.sampled_from(sorted(INDICES)),
@@ -164,7 +169,7 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     "contiguous", 0,
 )  # fmt: skip
 def test_equals_the_reference_on_exact_sums(
-    shared, call, index, table_layout, dtype, has_bias, is_window, step, plan, upstream_layout, seed
+    shared, turn, call, index, table_layout, dtype, has_bias, is_window, step, plan, upstream_layout, seed
 ):
     case, w, b = build(call, index, table_layout, dtype, is_window, step, seed)
     out, argmax = case.forward(w, b if has_bias else None, plan)
@@ -413,9 +418,13 @@ def test_argmax_is_as_narrow_as_the_window_allows(pool, dtype, plan):
     )
 
 
-@pytest.mark.parametrize("plan", ["folded", "direct"])
-@pytest.mark.parametrize("pool", [None, Pool(3, 2, 1, 2, True)])
-@pytest.mark.parametrize("is_window", [False, True])
+@grid(
+    indirect=["shared"],
+    plan=["folded", "direct"],
+    pool=[None, Pool(3, 2, 1, 2, True)],
+    is_window=[False, True],
+    shared=THREADS,
+)
 def test_gradcheck(pool, plan, is_window, shared):
     """Against differences of the forward pass itself, in float64."""
     generator = torch.Generator().manual_seed(1)

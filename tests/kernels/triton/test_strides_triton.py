@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from seqconv import functional
 from tests.conv_cases import composition, whole
+from tests.grids import marked
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SAMPLES, LENGTH, STEP, ROWS, CHANNELS, OUTPUTS, SIZE = 3, 9, 2, 33, 5, 7, 2
@@ -64,7 +65,7 @@ LAYOUTS = {
 # Of the layouts those that are no other's where an operand has one axis.
 OF_VECTORS = ("every second", "cut", "transposed", "one number")
 CASES = [
-    pytest.param(layer, operand, layout, id=f"{layer}-{operand}-{layout}")
+    (layer, operand, layout)
     for layer in LAYERS
     for operand in OPERANDS[layer.partition("_")[0]]
     for layout in (OF_VECTORS if operand == "bias" or (operand, layer[:7]) == ("index", "windows") else LAYOUTS)
@@ -125,7 +126,7 @@ def check(layer, operand, layout, backend, device):
         assert torch.equal(one.cpu().double(), other), name
 
 
-@pytest.mark.parametrize(("layer", "operand", "layout"), CASES)
+@pytest.mark.parametrize(("layer", "operand", "layout"), marked(CASES))
 def test_reads_operands_of_any_strides(device, layer, operand, layout, monkeypatch):
     from seqconv.kernels.triton import gather, gather_plans
 
