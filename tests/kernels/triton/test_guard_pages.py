@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Dense, Tokens, Windows
 
 PLAIN = Convolution()
 DRAWN = 6
@@ -127,7 +128,7 @@ class Fence:
 
 def run(call: Call, fence: Fence, seed: int) -> None:
     """Make both passes of a call, every operand at the fence."""
-    from seqconv.kernels.triton import conv_pool, conv_pool_backward, gather, gather_backward
+    from seqconv.kernels.triton import conv_pool
 
     torch.manual_seed(seed)
 
@@ -135,31 +136,24 @@ def run(call: Call, fence: Fence, seed: int) -> None:
         return fence.put(torch.randn(shape).to(call.dtype))
 
     weight, bias = normal(call.outputs, call.channels, call.size), normal(call.outputs)
-    name = "conv1d_relu_global_max_pool1d" if call.pool is None else "conv1d_relu_max_pool1d"
-    options, plan = [], {}
+    plan = {}
     if call.plan is None:
-        modules, sources = (conv_pool, conv_pool_backward), [normal(call.samples, call.channels, call.length)]
+        source = Dense(normal(call.samples, call.channels, call.length))
         if seed % 2:
-            sources = [normal(call.samples, call.length, call.channels).transpose(1, 2)]
+            source = Dense(normal(call.samples, call.length, call.channels).transpose(1, 2))
     else:
-        modules, plan = (gather, gather_backward), {"plan": call.plan}
+        plan = {"plan": call.plan}
         rows = call.rows + (call.length - 1) * call.step
         shape = (call.samples,) if call.step else (call.samples, call.length)
         index = torch.randint(call.rows, shape)
         index.view(-1)[0], index.view(-1)[-1] = 0, call.rows - 1  # both ends of the table are read
-        sources = [fence.put(index.to(call.numbers)), normal(rows, call.channels)]
-        name = f"embedding_{name}"
-        options = [None]
-        if call.step:
-            sources, options = sources[::-1], [call.length, call.step]
-            name = name.replace("embedding", "window")
-    geometry = [call.convolution] if call.pool is None else [call.convolution, call.pool]
-    forward, backward = getattr(modules[0], f"{name}_forward"), getattr(modules[1], f"{name}_backward")
+        index, table = fence.put(index.to(call.numbers)), normal(rows, call.channels)
+        source = Windows(table, index, call.length, call.step) if call.step else Tokens(index, table)
+    geometry = call.convolution, call.pool
     with fence.around_all():
-        out, argmax = forward(*sources, weight, bias, *geometry, *options, want_argmax=True, **plan)
-        gradients = backward(
-            normal(*out.shape), argmax, *sources, weight, *geometry, *options, wanted=(True, True, True)
-        )
+        out, argmax = conv_pool.forward(source, weight, bias, *geometry, want_argmax=True, **plan)
+        upstream = normal(*out.shape)
+        gradients = conv_pool.backward(upstream, argmax, source, weight, *geometry, wanted=(True, True, True))
     for made in (out, *gradients):
         if not made[made != float("-inf")].isfinite().all():  # minus infinity is a window without a position
             raise AssertionError("something was left unwritten, or was computed from what is not there")
