@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import roofline
+from benchmarks.checking import precision
 from benchmarks.operations.steps import place
-from benchmarks.precision import precision
 from benchmarks.registry import Case, drawn
+from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
 from seqconv.functional.passes import Passes, gathers, passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.triton import replay
-
-__all__ = ["Part", "measure", "parts", "quantities", "refused", "seconds_of"]
 
 SUITE = "kernels alone"
 BEYOND_CACHES = 256 << 20  # bytes of all copies together, beside 50 MiB of an H100's L2
@@ -233,10 +232,11 @@ def refused(case: Case, backend: str) -> str | None:
 
 def measure(
     case: Case, backend: str, seconds: float, is_broken: Callable[[], bool] = lambda: False
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
     """Return a case's parts, each timed for about ``seconds``, and those that failed or do not exist, with the reason.
 
-    A part is a dictionary for :func:`quantities`. Where ``is_broken`` after a failure, nothing else is tried.
+    A part is a dictionary for :func:`quantities`. Where ``is_broken`` after a failure, which is told last, nothing else
+    is tried.
     """
     found: list[dict[str, Any]] = []
     others: list[dict[str, str]] = []
@@ -252,11 +252,11 @@ def measure(
                 message = " ".join(f"{type(error).__name__}: {error}".split())[:600]
                 others.append({"part": name, "failed": message})
                 if is_broken():
-                    break
+                    return found, others, True
             else:
                 floor = {"bytes": part.bytes, "operations": part.operations}
                 found.append({**place, "part": name, "samples": samples, **floor})
-    return found, others
+    return found, others, False
 
 
 def label(case: Case) -> str:
@@ -269,13 +269,12 @@ def quantities(found: Sequence[Mapping[str, Any]], limits: Mapping[str, Any] | N
     """Return what a results file has of parts: microseconds and, of a card whose limits are known, times the floor."""
     noted = []
     for one in found:
-        where = {"suite": SUITE, "case": one["case"], "provider": one["part"]}
-        samples = one["samples"]
-        noted.append({**where, "quantity": "a call", "unit": "µs", "samples": [1e6 * each for each in samples]})
+        place, samples = (SUITE, one["case"], one["part"]), one["samples"]
+        noted.append(quantity(*place, "a call", "µs", (1e6 * each for each in samples)))
         if limits is not None:
             floor = roofline.longer(one["bytes"], one["operations"], one["dtype"], limits)
-            noted.append({**where, "quantity": "its floor", "unit": "µs", "samples": [1e6 * floor]})
-            noted.append({**where, "quantity": "over", "unit": "floors", "samples": [each / floor for each in samples]})
+            noted.append(quantity(*place, "its floor", "µs", [1e6 * floor]))
+            noted.append(quantity(*place, "over", "floors", (each / floor for each in samples)))
     return noted
 
 

@@ -10,60 +10,24 @@ rehearsal: every job, on tiny batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from benchmarks import dispatch
-from benchmarks.operations.conv_pool import BETTER, LAYERS, layer_case
+from benchmarks.jobs import Job, ours
 from benchmarks.operations.gather import embedding_case, window_case
-from benchmarks.operations.layers import rival_case
+from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
-from benchmarks.operations.sweep import sweep_cases
+from benchmarks.operations.torch_peers import TUNED as SLOW
 from benchmarks.registry import Case
 
-__all__ = ["Job", "Stage", "ours", "stages"]
-
 AUTO, EAGER, COMPILED = "seqconv auto", "torch eager", "torch.compile"
-SLOW = "torch.compile max-autotune"
 FIGURES = ("imdb1", "jena1")  # the layers that figures were promised of,
 FAST = ("bfloat16", "tf32")  # in these precisions,
 LARGE, SMALL = 4096, 128  # at the larger of these batch sizes
 PASSES = ("forward", "forward_backward")
 SWEPT, SWEPT_FIRST = 200, 25
 REHEARSED = 2  # samples of a batch on a CPU, and shapes of the sweep
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work for :mod:`.gpu_worker`.
-
-    ``kind``: ``"comparison"`` of two providers on a case, ``"parts"`` of a case's layer by one provider, ``"limits"``
-    of the card, ``"overhead"`` of a call in a mode of :mod:`.dispatch`, which is the ``provider`` then. ``seconds`` go
-    to a comparison's rounds, or to each part; ``patience`` is how long the parent waits for an answer.
-    """
-
-    kind: str
-    suite: str
-    case: Case | None = None
-    provider: str = ""
-    against: str = ""
-    seconds: float = 0.4
-    patience: float = 60.0
-
-    def __str__(self) -> str:
-        if self.case is None:
-            return f"{self.suite} {self.provider}".strip()
-        return f"{self.case}: {self.provider}" + (f", against {self.against}" if self.against else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what :meth:`from_dict` needs."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """Return the job that :meth:`as_dict` described."""
-        return cls(**{**values, "case": values["case"] and Case.from_dict(values["case"])})
 
 
 @dataclass(frozen=True)
@@ -74,11 +38,6 @@ class Stage:
     jobs: list[Job] = field(repr=False)
     most: float = 1.0
     reserved: float = 0.0
-
-
-def ours(device: str) -> str:
-    """Return the name of seqconv's backend that is timed by its own name."""
-    return "seqconv numba" if device == "cpu" else "seqconv triton"
 
 
 def stages(device: str, *, quick: bool = False) -> list[Stage]:
