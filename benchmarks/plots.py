@@ -19,7 +19,7 @@ from seqconv.files import atomic_write
 MOST_ROWS = 12
 DOTS = 100  # an inch
 WRAP = 100  # characters of a line of the caption
-OURS, OTHERS = ("tab:green", "tab:blue", "tab:purple", "tab:orange", "tab:cyan", "tab:olive"), "tab:gray"
+OURS = ("green", "blue", "purple", "orange", "cyan", "olive", "red", "brown", "pink")  # matplotlib's tab colours
 MARKS = "osD^vPX<>*"
 
 Measurements = Sequence[Mapping[str, Any]]
@@ -87,7 +87,7 @@ def rows(measurements: Measurements, question: str, caption: str) -> Any:
         spread = [[one["median"] - one["q1"] for one in ratios], [one["q3"] - one["median"] for one in ratios]]
         axes.errorbar(
             medians, [cases.index(case_name(one)) + shift for one in found], xerr=spread, fmt=MARKS[place % len(MARKS)],
-            color=OURS[place % len(OURS)] if ours else OTHERS, mfc=None if ours else "white", markersize=5, capsize=2,
+            color=f"tab:{OURS[place % len(OURS)] if ours else 'gray'}", mfc=None if ours else "white", markersize=5, capsize=2,
             label=f"{provider} / {baseline}",
         )  # fmt: skip
     axes.set_yticks(range(len(cases)), cases, fontsize=9)

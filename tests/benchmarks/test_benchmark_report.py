@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 
 import pytest
@@ -100,6 +101,18 @@ def test_the_command_writes_table_and_pictures_beside_the_file(tmp_path, run, ca
     assert report.write_report(path, {**run, "measurements": []}) == [tmp_path / "run.md"]
     assert report.main([str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("[cg]pu-*.json")), ids=lambda path: path.stem)
+def test_committed_files_are_reported(path):
+    run = results.read(path)
+    text = report.markdown(run)
+    assert text.count("\n|") >= len(run["measurements"]) or "Random shapes" in text
+    found = plots.questions(results.apart(run)[1])
+    assert all(len({plots.case_name(one) for one in group}) <= 12 for group in found.values())
+    shown = path.with_suffix(".md").read_text(encoding="utf-8")
+    for picture in re.findall(r"\]\((.*?\.png)\)", shown):
+        assert path.with_name(picture).exists()
 
 
 @pytest.mark.parametrize(("style", "expected"), [
