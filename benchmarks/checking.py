@@ -16,10 +16,7 @@ from functools import lru_cache
 
 import torch
 
-from benchmarks.precision import precision
 from benchmarks.registry import Candidate, Case, Step, drawn, operation
-
-__all__ = ["Wrong", "check", "tf32"]
 
 
 class Wrong(AssertionError):
@@ -90,6 +87,19 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
         largest = tensor.abs().max().item() if tensor.numel() else 0.0
         tolerance[name] = 2 * max(largest_error(one[name], tensor) for one in own) + rounding * largest
     return Expected(oracle, tolerance)
+
+
+@contextmanager
+def precision(case: Case) -> Iterator[None]:
+    """Allow TF32 products for a ``tf32`` case only, and let cuDNN choose its algorithms by trying them."""
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    products.allow_tf32 = cudnn.allow_tf32 = case.dtype == "tf32"
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from benchmarks.operations.conv_pool import max_pool
+from benchmarks.operations.layers import max_pool
+from benchmarks.registry import Candidate, Case
+from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
 from seqconv.functional.conv import conv1d_relu_max_pool1d
@@ -16,14 +18,22 @@ from seqconv.functional.passes import passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
 
-__all__ = ["MODES", "SHAPE", "calls", "microseconds"]
-
 OPERATION = "conv1d_relu_max_pool1d"
-SHAPE = {"N": 1, "C": 4, "L": 16, "O": 8, "K": 3, "P": 2}
+CASE = Case(OPERATION, "tiny", {"N": 1, "C": 4, "L": 16, "O": 8, "K": 3, "P": 2}, "forward_backward")
 MODES = ("no grad", "with grad", "with grad, and backward")
 CALLS = 200  # in a block
+ROUNDS, QUICK_ROUNDS = 25, 5
 
 Call = Callable[[], Any]
+
+
+def measure(candidate: Candidate, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the quantities of what users call, and of the compiled kernels by their name."""
+    for mode in MODES:
+        for backend in ("auto", "numba"):
+            place = ("dispatch", f"{candidate.case.name}, {mode}", f"seqconv {backend}")
+            samples = microseconds(calls(backend, mode), mode, QUICK_ROUNDS if quick else ROUNDS)
+            yield from (quantity(*place, name, "µs", one) for name, one in samples.items())
 
 
 def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
@@ -34,9 +44,8 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     """
     training = mode != "no grad"
     torch.manual_seed(0)
-    n, c, length, o, k, p = (SHAPE[letter] for letter in "NCLOKP")
-    tensors = [torch.randn(n, c, length), torch.randn(o, c, k), torch.randn(o)]
-    tensors = [tensor.to(device) for tensor in tensors]
+    n, c, length, o, k, p = (CASE.shape[letter] for letter in "NCLOKP")
+    tensors = [one.to(device) for one in (torch.randn(n, c, length), torch.randn(o, c, k), torch.randn(o))]
     leaves = [tensor.clone().requires_grad_(training) for tensor in tensors]
     geometry = Convolution(), Pool(p, p)
     served = backends.explain_call(OPERATION, backend, (*leaves, *geometry)).backend

@@ -2,8 +2,10 @@
 
 The convnet on 20,000 reviews of 500 words, batches of 128, RMSprop, validated on 5,000 after each of ten epochs:
 seqconv, the same model on torch's own operations, and Keras as far as it is installed (``seqconv[peers]``). Each side
-runs in a process of its own, one after the other, with as many threads. Keras 3 adds RMSprop's epsilon inside the root
-and so learns more slowly, see :func:`seqconv.training.rmsprop`; a step costs the same either way.
+runs in a process of its own, one after the other, with as many threads. The clock starts when all is imported and stops
+after the last epoch: reading the reviews, padding them, building and compiling the model, training, and validating
+after each epoch; the test comes after it. Keras 3 adds RMSprop's epsilon inside the root and so learns more slowly, see
+:func:`seqconv.training.rmsprop`; a step costs the same either way.
 """
 
 from __future__ import annotations
@@ -13,26 +15,27 @@ import datetime
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from benchmarks import results
-from benchmarks.epochs_side import SIDES, unavailable
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, missing, worker_of
+from benchmarks.tables import tabulate
+from benchmarks.worker import Failed
 from seqconv.environment import describe, one_line
 from seqconv.files import write_text
 
-__all__ = ["main", "markdown", "table"]
-
-ROOT = Path(__file__).resolve().parent.parent
 HEADERS = ("side", "seconds", "times as long as seqconv", "of it loading", "s per epoch", "validation", "best", "test")
+# Two are torch with seqconv's layers on a backend, the others are peers.
+BACKENDS = {"seqconv": "auto", "torch": "reference"}
+SIDES = (*BACKENDS, "Keras, TensorFlow", "Keras, JAX")
+WORDS = 10_000  # the most frequent ones, as the notebook and its task here keep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,26 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "reviews": options.synthetic,
         "threads": torch.get_num_threads(),
     }
-    load, records, skipped = round(os.getloadavg()[0], 2), [], {}
-    for _ in range(options.repeat):
-        for side in options.side or SIDES:
-            if reason := unavailable(side):
-                skipped[side] = reason
-                continue
-            print(f"benchmarks: {side}: training", flush=True)
-            try:
-                records.append(run({"side": side, **asked}))
-            except RuntimeError as error:
-                print(f"benchmarks: {error}", file=sys.stderr)
-                return 1
-    found = {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load": load,
-        "environment": describe(),
-        **asked,
-        "records": records,
-        "skipped": skipped,
-    }
+    load, records = round(os.getloadavg()[0], 2), []
+    sides = options.side or SIDES
+    skipped = {side: reason for side in sides if (reason := unavailable(side))}
+    for side in [side for side in sides if side not in skipped] * options.repeat:
+        print(f"benchmarks: {side}: training", flush=True)
+        try:
+            records.append(run({"side": side, **asked}))
+        except Failed as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 1
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    about = {"created": created, "load": load, "environment": describe()}
+    found = {**about, **asked, "records": records, "skipped": skipped}
     path = options.out or results.default_path("epochs")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -89,58 +85,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def unavailable(side: str) -> str | None:
+    """Return why a side cannot take part, or ``None``."""
+    return None if side in BACKENDS else missing(PEERS[side].packages)
+
+
 def run(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return a side's record from a process of its own, with the ``process_seconds`` from its start to its end."""
-    side = asked["side"]
-    environment = os.environ | dict(PEERS[side].environment if side in PEERS else ())
     began = time.perf_counter()
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.epochs_side"],
-        input=json.dumps(asked) + "\n",
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        check=False,
-    )
-    if process.returncode:
-        raise RuntimeError(f"{side} failed in its process:\n{process.stderr[-4000:]}")
-    record: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    with worker_of(asked["side"], asked["threads"]) as worker:
+        record: dict[str, Any] = worker.ask("benchmarks.epochs:train", patience=float("inf"), asked=asked)
     return {**record, "process_seconds": time.perf_counter() - began}
 
 
 def table(found: Mapping[str, Any], style: str) -> str:
     """Return a line for each side: medians of its runs."""
-    sides = list(dict.fromkeys(one["side"] for one in found["records"]))
-    ours = median(found, "seqconv", "seconds") if "seqconv" in sides else None
-    lines = []
-    for side in sides:
-        seconds = median(found, side, "seconds")
-        epochs = [one for each in runs(found, side) for one in each["epoch_seconds"]]
-        lines.append(
-            (
-                side,
-                f"{seconds:.1f}",
-                f"{seconds / ours:.2f}" if ours else "",
-                f"{median(found, side, 'load_seconds'):.1f}",
-                f"{statistics.median(epochs):.2f}",
-                *(
-                    f"{median(found, side, name):.4f}"
-                    for name in ("validation_accuracy", "best_validation_accuracy", "test_accuracy")
-                ),
-            )
+    sides: dict[str, list[Mapping[str, Any]]] = {}
+    for one in found["records"]:
+        sides.setdefault(one["side"], []).append(one)
+
+    def median(side: str, quantity: str) -> float:
+        return statistics.median(one[quantity] for one in sides[side])
+
+    accuracies = ("validation_accuracy", "best_validation_accuracy", "test_accuracy")
+    lines = [
+        (
+            side,
+            f"{median(side, 'seconds'):.1f}",
+            f"{median(side, 'seconds') / median('seqconv', 'seconds'):.2f}" if "seqconv" in sides else "",
+            f"{median(side, 'load_seconds'):.1f}",
+            f"{statistics.median(second for one in runs for second in one['epoch_seconds']):.2f}",
+            *(f"{median(side, name):.4f}" for name in accuracies),
         )
-    return tabulate(lines, HEADERS, tablefmt=style, disable_numparse=True)
-
-
-def runs(found: Mapping[str, Any], side: str) -> list[Mapping[str, Any]]:
-    """Return the records of a side."""
-    return [one for one in found["records"] if one["side"] == side]
-
-
-def median(found: Mapping[str, Any], side: str, quantity: str) -> float:
-    """Return the median of a side's runs."""
-    return statistics.median(one[quantity] for one in runs(found, side))
+        for side, runs in sides.items()
+    ]
+    return tabulate(lines, HEADERS, style)
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -156,6 +135,127 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"Left out: {skipped}" if skipped else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def train(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return a side's seconds and accuracies, in the process that does nothing else.
+
+    ``asked``: ``side``, ``epochs``, ``steps`` of an epoch (``None`` for all), ``data_dir``, ``source``, the ``reviews``
+    to make up, ``threads``.
+    """
+    torch.set_num_threads(asked["threads"])
+    return (on_torch if asked["side"] in BACKENDS else on_keras)(asked)
+
+
+def task_of(asked: dict[str, Any]) -> Any:
+    """Return the notebook's task with its data loaded."""
+    from seqconv.experiments import PRESETS, load_task
+
+    settings = replace(PRESETS["notebook"]["imdb"], epochs=asked["epochs"], steps_per_epoch=asked["steps"])
+    if asked["source"] == "synthetic":
+        settings = replace(settings, sizes=(asked["reviews"], asked["reviews"] // 5))
+    return load_task("imdb", settings=settings, data_dir=asked["data_dir"], source=asked["source"])
+
+
+def on_torch(asked: dict[str, Any]) -> dict[str, Any]:
+    """Train seqconv's model on a backend, as ``seqconv train`` does."""
+    from seqconv import models
+    from seqconv.training import evaluate, fit, rmsprop, seed_everything
+
+    began = time.perf_counter()
+    task = task_of(asked)
+    loaded = time.perf_counter()
+    seed_everything(0)
+    entry, settings = task.entries["convnet"], task.settings
+    model = models.initialise(entry.build(BACKENDS[asked["side"]]))
+    history = fit(
+        model,
+        task.train(),
+        loss=task.loss,
+        optimizer=rmsprop(model.parameters(), entry.learning_rate),
+        epochs=settings.epochs,
+        validation=task.validation,
+        steps_per_epoch=settings.steps_per_epoch,
+        metrics=[task.metric],
+        progress=False,
+    )
+    accuracies = [one[f"val_{task.metric.name}"] for one in history.records]
+    seconds = [one["seconds"] for one in history.records]
+
+    def test() -> float:
+        return float(evaluate(model, task.test, loss=task.loss, metrics=[task.metric])[task.metric.name])
+
+    return record(asked, task, (began, loaded), accuracies, seconds, test)
+
+
+def on_keras(asked: dict[str, Any]) -> dict[str, Any]:
+    """Train Keras' model by its own ``fit``, on arrays from the same loader."""
+    import keras
+
+    from benchmarks.frameworks import keras_model, limit_tensorflow, optimizer
+
+    if keras.backend.backend() == "tensorflow":
+        limit_tensorflow(asked["threads"])
+    ends: list[float] = []
+
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc, name-defined, unused-ignore]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            ends.append(time.perf_counter())
+
+    began = time.perf_counter()
+    task = task_of(asked)
+    loaded = time.perf_counter()
+    keras.utils.set_random_seed(0)
+    size, steps = task.settings.batch_size, task.settings.steps_per_epoch
+    train, validation, test = ((one.inputs, one.targets) for one in (task.train(), task.validation, task.test))
+    (inputs, targets), held_out, last = ((part[0].numpy(), part[1].numpy()) for part in (train, validation, test))
+    kept = None if steps is None else steps * size
+    model = keras_model("imdb_convnet", WORDS, inputs.shape[1])
+    model.compile(
+        optimizer=optimizer(task.entries["convnet"].learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)],
+    )
+    history = model.fit(
+        inputs[:kept],
+        targets[:kept],
+        batch_size=size,
+        epochs=task.settings.epochs,
+        validation_data=held_out,
+        verbose=0,
+        callbacks=[Clock()],
+    ).history
+    seconds = [after - before for before, after in zip([loaded, *ends], ends, strict=False)]
+
+    def tested() -> float:
+        return float(model.evaluate(*last, batch_size=size, verbose=0, return_dict=True)["accuracy"])
+
+    return record(asked, task, (began, loaded), history["val_accuracy"], seconds, tested)
+
+
+def record(
+    asked: dict[str, Any],
+    task: Any,
+    times: tuple[float, float],
+    accuracies: list[float],
+    epochs: list[float],
+    test: Callable[[], float],
+) -> dict[str, Any]:
+    """Return what a side reached; called when it has trained, so that the clock stops here, before the test."""
+    ended = time.perf_counter()
+    began, loaded = times
+    best = max(range(len(accuracies)), key=accuracies.__getitem__)
+    return {
+        "side": asked["side"],
+        "data": task.origin,
+        "seconds": ended - began,
+        "load_seconds": loaded - began,
+        "epoch_seconds": epochs,
+        "validation_accuracy": float(accuracies[-1]),
+        "best_validation_accuracy": float(accuracies[best]),
+        "best_epoch": best + 1,
+        "test_accuracy": test(),
+    }
 
 
 if __name__ == "__main__":

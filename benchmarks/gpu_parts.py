@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import roofline
+from benchmarks.checking import precision
 from benchmarks.operations.steps import place
-from benchmarks.precision import precision
 from benchmarks.registry import Case, drawn
+from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
 from seqconv.functional.passes import Passes, gathers, passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.triton import replay
-
-__all__ = ["Part", "measure", "parts", "quantities", "refused", "seconds_of"]
 
 SUITE = "kernels alone"
 BEYOND_CACHES = 256 << 20  # bytes of all copies together, beside 50 MiB of an H100's L2
@@ -51,7 +50,6 @@ Call = Callable[[], Any]
 class Part:
     """A kernel's calls, the same work on each copy of the inputs; bytes and operations that one needs at least."""
 
-    name: str
     calls: Sequence[Call]
     bytes: int
     operations: int = 0
@@ -101,6 +99,12 @@ class Layer:
         return self.fold()
 
     @cached_property
+    def read(self) -> int:
+        """How many bytes a pass reads of its input: of a table, the rows that the tokens name."""
+        first, *table = self.inputs[0]
+        return first.nbytes + (self.rows_used * table[0][0].nbytes if table else 0)
+
+    @cached_property
     def rows_used(self) -> int:
         """How many rows of the table the tokens name."""
         return int(torch.unique(self.inputs[0][0]).numel())
@@ -128,7 +132,7 @@ class Layer:
         name = f"seqconv.kernels.{self.backend}.conv_pool_backward"
         module: Any = importlib.import_module(name)
         original = getattr(module, WEIGHTS_LAUNCH, None)
-        noted: list[Call] = []
+        noted: list[Any] = []
 
         def note(*given: Any, **named: Any) -> Any:
             noted.append(partial(original, *given, **named))  # type: ignore[arg-type]
@@ -143,7 +147,7 @@ class Layer:
                 setattr(module, WEIGHTS_LAUNCH, original)
         if not noted:
             raise Absent(f"the {self.backend} backward pass has no such launch of its own")
-        given = [one for one in (*noted[-1].args, *noted[-1].keywords.values()) if isinstance(one, Tensor)]  # type: ignore[attr-defined]
+        given = [one for one in (*noted[-1].args, *noted[-1].keywords.values()) if isinstance(one, Tensor)]
         return noted[-1], sum(one.nbytes for one in given if one.data_ptr() != self.weight.data_ptr())
 
 
@@ -155,70 +159,51 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
     layer = Layer(case, backend)
     sizes, width = roofline.numbers(case), case.torch_dtype.itemsize
     product = roofline.operations_done(replace(case, mode="forward"))
-    weights = width * (sizes["weight"] + sizes["bias"])
-    output = width * sizes["output"]
+    weights, output = width * (sizes["weight"] + sizes["bias"]), width * sizes["output"]
+    inputs, parameters = (True, False, False), (False, True, True)  # whose gradients are wanted
 
-    def read() -> int:
-        if not layer.gathered:
-            return width * sizes["input"]
-        return layer.inputs[0][0].nbytes + layer.rows_used * case.shape["C"] * width
-
-    def kept() -> int:
-        return output + layer.gradients[0][1].nbytes
-
-    def forward(name: str, **options: Any) -> Part:
-        calls = layer.on_copies(layer.forward, **options)
+    def forward(**options: Any) -> Part:
         winners = layer.gradients[0][1].nbytes if options["want_argmax"] else 0
-        return Part(name, calls, read() + weights + output + winners, product)
+        return Part(layer.on_copies(layer.forward, **options), layer.read + weights + output + winners, product)
 
-    def folded(name: str) -> Part:
+    def folded() -> Part:
         calls = layer.on_copies(layer.forward, want_argmax=False, folded=layer.folded)
-        rows = layer.rows_used * layer.folded[0].nbytes
-        return Part(name, calls, layer.inputs[0][0].nbytes + rows + output)
+        return Part(calls, layer.inputs[0][0].nbytes + layer.rows_used * layer.folded[0].nbytes + output)
 
-    def fold(name: str) -> Part:
+    def fold() -> Part:
         table, (outputs, _, size) = layer.inputs[0][1], layer.weight.shape
         work = 2 * table.numel() * outputs * size
-        return Part(name, [layer.fold], table.nbytes + weights + layer.folded.nbytes, work)
+        return Part([layer.fold], table.nbytes + weights + layer.folded.nbytes, work)
 
-    def weight_gradient(name: str) -> Part:
-        calls = layer.on_copies(layer.backward, wanted=(False, True, True))
-        return Part(name, calls, kept() + read() + weights, product)
+    def backward(wanted: tuple[bool, bool, bool]) -> Part:
+        moved = output + layer.gradients[0][1].nbytes + weights
+        moved += layer.read if wanted == parameters else sum(one.nbytes for one in layer.inputs[0])
+        return Part(layer.on_copies(layer.backward, wanted=wanted), moved, product)
 
-    def input_gradient(name: str) -> Part:
-        calls = layer.on_copies(layer.backward, wanted=(True, False, False))
-        written = layer.inputs[0][1].nbytes if layer.gathered else layer.inputs[0][0].nbytes
-        index = layer.inputs[0][0].nbytes if layer.gathered else 0
-        return Part(name, calls, kept() + weights + index + written, product)
+    def over_weights(wanted: tuple[bool, bool, bool]) -> Part:
+        call, size = layer.launch_over_weights(wanted)
+        return Part([call], size if wanted == parameters else 2 * width * sizes["weight"])
 
-    def pack(name: str) -> Part:
-        call, _ = layer.launch_over_weights((True, False, False))
-        return Part(name, [call], 2 * width * sizes["weight"])
-
-    def sums(name: str) -> Part:
-        call, size = layer.launch_over_weights((False, True, True))
-        return Part(name, [call], size)
-
-    made: dict[str, Callable[[str], Part]]
+    made: dict[str, Callable[[], Part]]
     if layer.gathered:
         made = {
             "forward, direct": partial(forward, want_argmax=False, plan="direct"),
             "fold": fold,
             "forward, folded table ready": folded,
-            "weight gradient, its sums too": weight_gradient,
-            "table gradient": input_gradient,
+            "weight gradient, its sums too": partial(backward, parameters),
+            "table gradient": partial(backward, inputs),
         }
     else:
         made = {
             "forward": partial(forward, want_argmax=False),
             "forward, winners kept": partial(forward, want_argmax=True),
-            "weight gradient, its sums too": weight_gradient,
-            "partial sums": sums,
+            "weight gradient, its sums too": partial(backward, parameters),
+            "partial sums": partial(over_weights, parameters),
         }
         if case.input_gradient:
-            made |= {"input gradient, its pack too": input_gradient, "weight pack": pack}
-    for name, make in made.items():
-        yield name, partial(make, name)
+            made["input gradient, its pack too"] = partial(backward, inputs)
+            made["weight pack"] = partial(over_weights, inputs)
+    yield from made.items()
 
 
 def refused(case: Case, backend: str) -> str | None:
@@ -233,10 +218,11 @@ def refused(case: Case, backend: str) -> str | None:
 
 def measure(
     case: Case, backend: str, seconds: float, is_broken: Callable[[], bool] = lambda: False
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
     """Return a case's parts, each timed for about ``seconds``, and those that failed or do not exist, with the reason.
 
-    A part is a dictionary for :func:`quantities`. Where ``is_broken`` after a failure, nothing else is tried.
+    A part is a dictionary for :func:`quantities`. Where ``is_broken`` after a failure, which is told last, nothing else
+    is tried.
     """
     found: list[dict[str, Any]] = []
     others: list[dict[str, str]] = []
@@ -252,11 +238,11 @@ def measure(
                 message = " ".join(f"{type(error).__name__}: {error}".split())[:600]
                 others.append({"part": name, "failed": message})
                 if is_broken():
-                    break
+                    return found, others, True
             else:
                 floor = {"bytes": part.bytes, "operations": part.operations}
                 found.append({**place, "part": name, "samples": samples, **floor})
-    return found, others
+    return found, others, False
 
 
 def label(case: Case) -> str:
@@ -269,13 +255,12 @@ def quantities(found: Sequence[Mapping[str, Any]], limits: Mapping[str, Any] | N
     """Return what a results file has of parts: microseconds and, of a card whose limits are known, times the floor."""
     noted = []
     for one in found:
-        where = {"suite": SUITE, "case": one["case"], "provider": one["part"]}
-        samples = one["samples"]
-        noted.append({**where, "quantity": "a call", "unit": "µs", "samples": [1e6 * each for each in samples]})
+        place, samples = (SUITE, one["case"], one["part"]), one["samples"]
+        noted.append(quantity(*place, "a call", "µs", (1e6 * each for each in samples)))
         if limits is not None:
             floor = roofline.longer(one["bytes"], one["operations"], one["dtype"], limits)
-            noted.append({**where, "quantity": "its floor", "unit": "µs", "samples": [1e6 * floor]})
-            noted.append({**where, "quantity": "over", "unit": "floors", "samples": [each / floor for each in samples]})
+            noted.append(quantity(*place, "its floor", "µs", [1e6 * floor]))
+            noted.append(quantity(*place, "over", "floors", (each / floor for each in samples)))
     return noted
 
 

@@ -10,60 +10,26 @@ rehearsal: every job, on tiny batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 from benchmarks import dispatch
-from benchmarks.operations.conv_pool import BETTER, LAYERS, layer_case
+from benchmarks.jobs import Job, ours
 from benchmarks.operations.gather import embedding_case, window_case
-from benchmarks.operations.layers import rival_case
+from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
-from benchmarks.operations.sweep import sweep_cases
+from benchmarks.operations.torch_peers import TUNED
 from benchmarks.registry import Case
 
-__all__ = ["Job", "Stage", "ours", "stages"]
-
 AUTO, EAGER, COMPILED = "seqconv auto", "torch eager", "torch.compile"
-SLOW = "torch.compile max-autotune"
 FIGURES = ("imdb1", "jena1")  # the layers that figures were promised of,
 FAST = ("bfloat16", "tf32")  # in these precisions,
 LARGE, SMALL = 4096, 128  # at the larger of these batch sizes
 PASSES = ("forward", "forward_backward")
 SWEPT, SWEPT_FIRST = 200, 25
 REHEARSED = 2  # samples of a batch on a CPU, and shapes of the sweep
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work for :mod:`.gpu_worker`.
-
-    ``kind``: ``"comparison"`` of two providers on a case, ``"parts"`` of a case's layer by one provider, ``"limits"``
-    of the card, ``"overhead"`` of a call in a mode of :mod:`.dispatch`, which is the ``provider`` then. ``seconds`` go
-    to a comparison's rounds, or to each part; ``patience`` is how long the parent waits for an answer.
-    """
-
-    kind: str
-    suite: str
-    case: Case | None = None
-    provider: str = ""
-    against: str = ""
-    seconds: float = 0.4
-    patience: float = 60.0
-
-    def __str__(self) -> str:
-        if self.case is None:
-            return f"{self.suite} {self.provider}".strip()
-        return f"{self.case}: {self.provider}" + (f", against {self.against}" if self.against else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what :meth:`from_dict` needs."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """Return the job that :meth:`as_dict` described."""
-        return cls(**{**values, "case": values["case"] and Case.from_dict(values["case"])})
+COMPILING, TUNING = 100.0, 150.0  # seconds of patience with who compiles, and who tunes
 
 
 @dataclass(frozen=True)
@@ -76,172 +42,115 @@ class Stage:
     reserved: float = 0.0
 
 
-def ours(device: str) -> str:
-    """Return the name of seqconv's backend that is timed by its own name."""
-    return "seqconv numba" if device == "cpu" else "seqconv triton"
-
-
 def stages(device: str, *, quick: bool = False) -> list[Stage]:
     """Return the plan for a device; ``quick`` leaves out all but the promised figures."""
-    batches = (LARGE, SMALL) if device != "cpu" else (REHEARSED,)
-    figures = [
-        Job("comparison", "conv_pool", case, ours(device), against)
-        for case in passes(FIGURES, FAST, batches[:1], device)
-        for against in (BETTER, EAGER)
-    ]
+    large, small = (LARGE, SMALL) if device != "cpu" else (REHEARSED, REHEARSED)
+    batches = list(dict.fromkeys((large, small)))
+    figures = list(compared("conv_pool", passes(FIGURES, FAST, [large], device), ours(device), BETTER, EAGER))
     eager = [job for job in figures if job.against == EAGER]
-    every_step, swept = list(steps(device, batches[::-1])), list(sweep(device))
-    first_steps = [job for job in every_step if is_first_step(job, batches[-1])]
+    rest = [case for case in every_layer(device, batches) if case not in [job.case for job in figures]]
+    swept = [
+        replace(case, dtype="tf32") for case in sweep_cases(PASSES, SWEPT if large == LARGE else REHEARSED, device)
+    ]
+    random_shapes = list(compared("sweep", swept, AUTO, BETTER, seconds=0.1))
     first = len(PASSES) * (SWEPT_FIRST if device != "cpu" else 1)
-    limits = Stage("limits", [Job("limits", "roofline"), *overheads()])
-    promised = Stage("promised figures", figures)
-    alone = Stage("kernels alone", list(parts(device, batches)), most=0.3)
-    trained = Stage("training steps", first_steps, most=0.25)
-    compiled = Stage("torch.compile", [*(peer(job, COMPILED) for job in eager), *compiled_steps(device, batches[-1])],
-                     most=0.3)  # fmt: skip
-    slow = [replace(peer(job, SLOW), patience=150.0) for job in eager]
-    tuned = Stage("max-autotune", [*slow, *slow_steps(device, batches[-1])], reserved=0.15)
-    if quick:
-        return [limits, promised, trained, compiled, tuned]
-    return [
-        limits,
-        promised,
-        alone,
-        trained,
-        Stage("sweep", swept[:first], most=0.35),
-        compiled,
-        Stage("all layers", list(layers(device, batches)), most=0.3),
+    steps = of_models(device, "training_step", [small], [GRAPH], ["tf32", "bfloat16"])
+    more_steps = [
+        *of_models(device, "training_step", [small], [GRAPH], ["float32"]),
+        *of_models(device, "training_step", [one for one in batches if one != small], [GRAPH]),
+        *of_models(device, "training_step", batches[::-1], [""]),
+    ]
+    compiled = [replace(job, provider=COMPILED, patience=COMPILING) for job in eager]
+    compiled += of_models(device, "training_step", [small], [GRAPH, ""], provider=COMPILED, patience=COMPILING)
+    tuned = [replace(job, provider=TUNED, patience=TUNING) for job in eager]
+    tuned += of_models(device, "training_step", [small], [GRAPH], provider=TUNED, patience=TUNING)
+    predicted = [job for batch in batches[::-1] for job in of_models(device, "inference", [batch], [GRAPH, ""])]
+    overheads = [Job("overhead", "dispatch", provider=mode) for mode in dispatch.MODES]
+    plan = [
+        Stage("limits", [Job("limits", "roofline"), *overheads]),
+        Stage("promised figures", figures),
+        Stage("kernels alone", list(parts(device, batches)), most=0.3),
+        Stage("training steps", list(steps), most=0.25),
+        Stage("sweep", random_shapes[:first], most=0.35),
+        Stage("torch.compile", compiled, most=0.3),
+        Stage("all layers", list(compared("conv_pool", rest, ours(device), BETTER, seconds=0.2)), most=0.3),
         Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
         Stage("gathered rows", list(gathered(device)), most=0.15),
-        Stage("other training steps", [job for job in every_step if job not in first_steps], most=0.2),
-        Stage("predictions", list(predictions(device, batches[::-1])), most=0.2),
-        Stage("other random shapes", swept[first:], most=0.3),
-        tuned,
+        Stage("other training steps", more_steps, most=0.2),
+        Stage("predictions", predicted, most=0.2),
+        Stage("other random shapes", random_shapes[first:], most=0.3),
+        Stage("max-autotune", tuned, reserved=0.15),
     ]
+    return [plan[place] for place in (0, 1, 3, 5, 12)] if quick else plan
+
+
+def compared(
+    suite: str, cases: Iterable[Case], provider: str, *others: str, seconds: float = 0.4, patience: float = 60.0
+) -> Iterator[Job]:
+    """Yield a provider's comparisons with others, case by case."""
+    for case, against in product(cases, others):
+        yield Job("comparison", suite, case, provider, against, seconds, patience)
 
 
 def passes(
-    names: tuple[str, ...],
-    dtypes: tuple[str, ...],
-    batches: tuple[int, ...],
-    device: str,
-    layout: str = "channels_last",
+    names: Iterable[str], dtypes: Sequence[str], batches: Sequence[int], device: str, layout: str = "channels_last"
 ) -> Iterator[Case]:
     """Yield layers' cases, those of a layer and batch behind each other: they share their inputs."""
-    for batch in batches:
-        for name in names:
-            for dtype in dtypes:
-                for mode in PASSES:
-                    yield layer_case(name, mode, batch=batch, dtype=dtype, layout=layout, device=device)
+    for batch, name, dtype, mode in product(batches, names, dtypes, PASSES):
+        yield layer_case(name, mode, batch=batch, dtype=dtype, layout=layout, device=device)
 
 
-def peer(job: Job, name: str) -> Job:
-    """Return a job with another provider."""
-    return replace(job, provider=name, patience=100.0)
-
-
-def overheads() -> Iterator[Job]:
-    """Yield what a call costs the host, at a tiny shape."""
-    for mode in dispatch.MODES:
-        yield Job("overhead", "dispatch", provider=mode)
-
-
-def steps(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
-    """Yield training steps: as one graph on both sides, then as eager calls."""
-    for suffix in (GRAPH, ""):
-        for batch in batches:
-            for dtype in ("tf32", "bfloat16", "float32")[: 3 if batch == batches[0] and suffix else 1]:
-                for name, rnn in RNNS.items():
-                    case = step_case(name, "training_step", batch=batch, dtype=dtype, device=device)
-                    for against in (rnn, EAGER):
-                        yield Job("comparison", "rivals", case, AUTO + suffix, against + suffix)
-
-
-def is_first_step(job: Job, batch: int) -> bool:
-    """Tell whether a training step is one of those that come first: graphs of small batches in the usual precisions."""
-    assert job.case is not None
-    return job.provider.endswith(GRAPH) and job.case.shape["N"] == batch and job.case.dtype in FAST
-
-
-def compiled_steps(device: str, batch: int) -> Iterator[Job]:
-    """Yield training steps of compiled models."""
-    for suffix in (GRAPH, ""):
-        for name in RNNS:
-            case = step_case(name, "training_step", batch=batch, dtype="tf32", device=device)
-            yield Job("comparison", "rivals", case, COMPILED + suffix, EAGER + suffix, patience=100.0)
-
-
-def slow_steps(device: str, batch: int) -> Iterator[Job]:
-    """Yield training steps under max-autotune."""
-    for name in RNNS:
-        case = step_case(name, "training_step", batch=batch, dtype="tf32", device=device)
-        yield Job("comparison", "rivals", case, SLOW + GRAPH, EAGER + GRAPH, patience=150.0)
-
-
-def parts(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
-    """Yield the kernels alone: those of promised figures first, exact float32 last."""
-    first = [(name, dtype) for name in FIGURES for dtype in FAST]
-    others = [(name, dtype) for name in LAYERS if name not in FIGURES for dtype in FAST]
-    exact = [(name, "float32") for name in FIGURES]
-    mode, layout = "forward_backward", "channels_last"
-    for group, tokens in ((first, FAST), (others, ()), (exact, ())):
-        cases = [
-            layer_case(name, mode, batch=batch, dtype=dtype, layout=layout, device=device)
-            for batch in batches
-            for name, dtype in group
-        ]
-        case = embedding_case("imdb1", mode, device=device)
-        cases += [
-            replace(case, dtype=dtype, shape={**case.shape, "N": batch}) for batch in batches[::-1] for dtype in tokens
-        ]
-        for one in cases:
-            yield Job("parts", "kernels alone", one, ours(device), seconds=0.15)
-
-
-def predictions(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
-    """Yield predictions of whole models, parameters as they are."""
-    for batch in batches:
-        for suffix in (GRAPH, ""):
-            for name, rnn in RNNS.items():
-                case = step_case(name, "inference", batch=batch, dtype="tf32", device=device)
-                for against in (rnn, EAGER):
-                    yield Job("comparison", "rivals", case, AUTO + suffix, against + suffix)
-
-
-def layers(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
-    """Yield what the promised figures leave of layers, precisions, batches and layouts."""
-    done = list(passes(FIGURES, FAST, batches[:1], device))
+def every_layer(device: str, batches: Sequence[int]) -> Iterator[Case]:
+    """Yield all layers, precisions, batches and layouts."""
     for layout in ("channels_last", "contiguous"):
-        for case in passes(tuple(LAYERS), (*FAST, "float32"), batches, device, layout):
-            if case not in done:
-                yield Job("comparison", "conv_pool", case, ours(device), BETTER, seconds=0.2)
+        yield from passes(LAYERS, (*FAST, "float32"), batches, device, layout)
 
 
-def rivals(device: str, batches: tuple[int, ...]) -> Iterator[Job]:
+def of_models(
+    device: str,
+    mode: str,
+    batches: Sequence[int],
+    suffixes: Sequence[str],
+    dtypes: Sequence[str] = ("tf32",),
+    provider: str = AUTO,
+    patience: float = 60.0,
+) -> Iterator[Job]:
+    """Yield whole models: seqconv's beside recurrent ones and torch's, a compiled one beside torch's.
+
+    ``suffixes``: as one graph on both sides, or as eager calls.
+    """
+    for suffix, batch, dtype, (name, rnn) in product(suffixes, batches, dtypes, RNNS.items()):
+        case = step_case(name, mode, batch=batch, dtype=dtype, device=device)
+        others = [one + suffix for one in ((rnn, EAGER) if provider == AUTO else (EAGER,))]
+        yield from compared("rivals", [case], provider + suffix, *others, patience=patience)
+
+
+def parts(device: str, batches: Sequence[int]) -> Iterator[Job]:
+    """Yield the kernels alone: those of promised figures first, exact float32 last."""
+    mode, tokens = "forward_backward", embedding_case("imdb1", "forward_backward", device=device)
+    others = [name for name in LAYERS if name not in FIGURES]
+    for names, dtypes in ((FIGURES, FAST), (others, FAST), (FIGURES, ["float32"])):
+        for batch, name, dtype in product(batches, names, dtypes):
+            case = layer_case(name, mode, batch=batch, dtype=dtype, layout="channels_last", device=device)
+            yield Job("parts", "kernels alone", case, ours(device), seconds=0.15)
+        for batch, dtype in product(batches[::-1], FAST if (names, dtypes) == (FIGURES, FAST) else ()):
+            case = replace(tokens, dtype=dtype, shape={**tokens.shape, "N": batch})
+            yield Job("parts", "kernels alone", case, ours(device), seconds=0.15)
+
+
+def rivals(device: str, batches: Sequence[int]) -> Iterator[Job]:
     """Yield one layer beside the recurrent one that it would replace."""
     for name, rnn in zip(FIGURES, ("LSTM", "GRU"), strict=True):
-        for batch in batches:
-            for dtype in (*FAST, "float32"):
-                for mode in ("inference", "training_step"):
-                    case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
-                    yield Job("comparison", "layers", case, f"convolution, {ours(device)}", rnn, seconds=0.2)
+        for batch, dtype, mode in product(batches, (*FAST, "float32"), ("inference", "training_step")):
+            case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
+            yield from compared("layers", [case], f"convolution, {ours(device)}", rnn, seconds=0.2)
 
 
 def gathered(device: str) -> Iterator[Job]:
     """Yield first layers on embedded tokens and on windows of a series, alone."""
     cases = [embedding_case("imdb1", mode, device=device) for mode in ("inference", *PASSES)]
-    cases += [window_case("jena1", mode, device=device) for mode in PASSES]
-    for case in cases:
+    for case in [*cases, *(window_case("jena1", mode, device=device) for mode in PASSES)]:
         samples = REHEARSED if device == "cpu" else case.shape["N"]
-        case = replace(case, dtype="tf32", shape={**case.shape, "N": samples})
-        yield Job("comparison", "gather", case, AUTO, EAGER)
-        yield Job("comparison", "gather", case, COMPILED, EAGER, patience=100.0)
-
-
-def sweep(device: str) -> Iterator[Job]:
-    """Yield the random shapes, in TF32, which torch's convolutions use by default.
-
-    Both passes of a shape come behind each other: a sweep that is cut off has as many of one as of the other.
-    """
-    for case in sweep_cases(PASSES, SWEPT if device != "cpu" else REHEARSED, device):
-        yield Job("comparison", "sweep", replace(case, dtype="tf32"), AUTO, BETTER, seconds=0.1)
+        one = replace(case, dtype="tf32", shape={**case.shape, "N": samples})
+        yield from compared("gather", [one], AUTO, EAGER)
+        yield from compared("gather", [one], COMPILED, EAGER, patience=COMPILING)

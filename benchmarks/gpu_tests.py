@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["outcomes_of", "run_tests", "running", "sanitize", "sanitizer"]
-
 ROOT = Path(__file__).resolve().parent.parent
 NO_TESTS = 5  # pytest's exit code where nothing was collected
 LARGE = "2_to_the_31"  # tests whose names say so take most of a card's memory: one after the other

@@ -1,4 +1,4 @@
-"""Compile while the tests run: ``python -m benchmarks.gpu_warm DEVICE NUMBER OF`` does every OF-th case from NUMBER on.
+"""Compile while the tests run, in background processes that each do a part of the plan.
 
 Kernels of seqconv do not depend on the batch, so two samples will do, except for tokens, where the batch decides
 whether the table is folded; what torch.compile makes does, so that it gets whole batches, in process 0 alone for the
@@ -10,49 +10,35 @@ again, and is recorded.
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from benchmarks import gpu_parts, gpu_plan
-from benchmarks.gpu_plan import COMPILED, Job, Stage
+from benchmarks.checking import precision
+from benchmarks.gpu_plan import COMPILED, Stage
+from benchmarks.jobs import Job
+from benchmarks.operations import operation
 from benchmarks.operations.models import model_of
-from benchmarks.precision import precision
-from benchmarks.registry import Case, operation
+from benchmarks.registry import Case
+from benchmarks.worker import COMMAND, Worker
 
-__all__ = ["beside", "main", "reads_tokens", "wanted"]
-
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 2
 
 
 @contextlib.contextmanager
 def beside(device: str, processes: int) -> Iterator[None]:
     """Compile in so many background processes until the block ends."""
-    started = [
-        subprocess.Popen(
-            ["nice", sys.executable, "-m", "benchmarks.gpu_warm", device, str(number), str(processes)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for number in range(processes)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in range(processes):
+            worker = stack.enter_context(Worker(f"compiler {number}", command=("nice", *COMMAND)))
+            worker.tell("benchmarks.gpu_warm:compile_part", device=device, number=number, count=processes)
         yield
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
-def main() -> None:
-    """Compile one process' part of the plan."""
-    device, number, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def compile_part(device: str, number: int, count: int) -> None:
+    """Compile one process' part of the plan: every ``count``-th case from ``number`` on."""
     for job in wanted(gpu_plan.stages(device), number, count):
         with contextlib.suppress(Exception):
             compile_for(job)
@@ -95,17 +81,13 @@ def compile_for(job: Job) -> None:
     """Call a job's provider once."""
     assert job.case is not None
     kind, case = operation(job.case.operation), job.case
-    if job.kind == "parts":
-        with torch.no_grad(), precision(case):
-            for _name, make in gpu_parts.parts(case, job.provider.removeprefix("seqconv ")):
-                with contextlib.suppress(Exception):
-                    make().calls[0]()
-        return
     with precision(case):
+        if job.kind == "parts":
+            with torch.no_grad():
+                for _name, make in gpu_parts.parts(case, job.provider.removeprefix("seqconv ")):
+                    with contextlib.suppress(Exception):
+                        make().calls[0]()
+            return
         step = kind.step(case, kind.providers[job.provider].make(case), kind.inputs(case, "random"), case.torch_dtype)
         step.prepare()
         step.call()
-
-
-if __name__ == "__main__":
-    main()

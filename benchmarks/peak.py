@@ -12,8 +12,6 @@ from seqconv.kernels.numba.micro.simd import REGISTERS, broadcast, bytes_of, lan
 from seqconv.kernels.numba.runtime.compilation import compiled
 from seqconv.kernels.numba.runtime.threads import run, share
 
-__all__ = ["PeakStep"]
-
 SUMS = 12  # under way at once: two units of four cycles need 8; with two factors they fit into 16 registers
 ROUNDS = 250_000  # of all sums, in one part: about half a millisecond
 PARTS = 8  # a thread, so that one that the system holds up leaves its rest to others

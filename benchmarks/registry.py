@@ -10,20 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = [
-    "Candidate",
-    "Case",
-    "Comparison",
-    "Operation",
-    "Provider",
-    "Step",
-    "add",
-    "candidates",
-    "comparisons",
-    "drawn",
-    "operation",
-]
-
 MOST_CHECKED = 1024  # samples on a GPU: so many that programs that go from tile to tile have more than one
 
 
@@ -110,6 +96,7 @@ class Operation(ABC):
     name: str
     noise = True  # whether a baseline is timed beside itself
     rivals_meet = True  # whether others than seqconv are timed beside the first baseline
+    stateful = False  # whether what a provider makes is changed by a step: it is then made anew for each use
     exact = False  # whether a right answer has no rounding: then nothing but the oracle's own values will do
     values: tuple[str, ...] = ("random",)  # the kinds of inputs to check with; the first one is also timed
 
@@ -166,9 +153,7 @@ def add(kind: Operation) -> None:
 
 
 def operation(name: str) -> Operation:
-    """Return the operation called ``name``, with its providers."""
-    if not OPERATIONS:
-        import benchmarks.operations  # noqa: F401  fills OPERATIONS
+    """Return the operation called ``name``, with its providers; :mod:`benchmarks.operations` makes them known."""
     if name not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(sorted(OPERATIONS))}, got {name!r}")
     return OPERATIONS[name]

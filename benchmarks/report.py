@@ -1,28 +1,50 @@
-"""A results file as a table in the terminal, as Markdown and as a plot: ``python -m benchmarks.report FILE``.
+"""A results file as a table in the terminal, as Markdown and as plots: ``python -m benchmarks.report FILE``.
 
 Ratios are how many times faster a provider was than its baseline, with the quartiles of the pairs; what seqconv loses
-stands in the table like everything else, and once more below it.
+stands in the table like everything else, and once more below it. The sweep's hundreds of shapes are summed up: shares,
+quantiles, and the losers, the worst first. Of a run on a GPU, what was promised stands beside what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_gpu, report_quantities
-from benchmarks import report_sweep as sweep
-from benchmarks.results import loses, read
+from benchmarks import plots, promises
+from benchmarks.results import apart, label, loses, read
 from benchmarks.tables import tabulate
 from seqconv.environment import one_line
-from seqconv.files import atomic_write, write_text
-
-__all__ = ["main", "markdown", "plot", "terminal", "write_report"]
+from seqconv.files import write_text
 
 HEADERS = ("case", "provider", "ms per call", "quartiles", "times faster", "quartiles", "than", "first call")
+FAR = 0.8  # below this ratio a shape of the sweep is counted by itself
+SWEEP_HEADERS = (
+    "mode",
+    "provider",
+    "shapes",
+    "faster",
+    f"below {FAR}x",
+    "least",
+    "5 %",
+    "25 %",
+    "median",
+    "75 %",
+    "95 %",
+)
+LOSER_HEADERS = ("times faster", "quartiles", "ms per call", "mode", "provider", "shape", "layout", "torch's")
+TITLES = {
+    "kernels alone": "Kernels alone, each out of a CUDA graph of several calls, beside its own bytes or operations:",
+    "peak": "Forward pass beside the CPU's multiply-add peak, a loop in registers, both in the same run:",
+    "dispatch": "A call beside its kernel alone, at a tiny shape:",
+    "memory": "Memory of one forward and backward pass, each side in a process of its own:",
+}
+
+Measurements = Sequence[Mapping[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,16 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> list[Path]:
-    """Write ``.md`` and, where matplotlib is installed, ``.png`` beside a results file; return their paths."""
-    text, images = path.with_suffix(".md"), []
-    swept, others = apart(results) if importlib.util.find_spec("matplotlib") else ([], [])
-    for found, suffix, draw in ((others, ".png", plot), (swept, "-sweep.png", sweep.plot)):
-        if found:
-            images.append(path.with_name(path.stem + suffix))
-            with atomic_write(images[-1]) as temporary:
-                draw(found, one_line(results["environment"]), temporary)
-    write_text(text, markdown(results, [image.name for image in images]))
-    return [text, *images]
+    """Write ``.md`` and, where matplotlib is installed, pictures beside a results file; return their paths."""
+    images = plots.write(path, results)
+    write_text(path.with_suffix(".md"), markdown(results, [image.name for image in images]))
+    return [path.with_suffix(".md"), *images]
 
 
 def terminal(results: Mapping[str, Any]) -> str:
@@ -67,31 +83,32 @@ def markdown(results: Mapping[str, Any], images: Sequence[str] = ()) -> str:
 
 
 def sections(results: Mapping[str, Any], style: str) -> list[str]:
-    """Return the report's parts: caption, tests, table, losses, what was left out."""
+    """Return the report's parts: caption, tests, promises, failures, table, losses, sweep, quantities, left out."""
     swept, others = apart(results)
     lost = [one for one in others if loses(one)]
     ours = sum(bool(one["ours"]) for one in others)
     verdict = f"seqconv loses {len(lost)} of its {ours} comparisons" + (":" if lost else ".") if ours else ""
-    reasons: dict[tuple[str, str], int] = {}
-    for one in results["skipped"]:
-        key = (one["provider"], one["reason"])
-        reasons[key] = reasons.get(key, 0) + 1
+    reasons = Counter((one["provider"], one["reason"]) for one in results["skipped"])
     left_out = [(provider, cases, reason) for (provider, reason), cases in reasons.items()]
     failed = [(one["provider"], one["case"], one["reason"]) for one in results["failed"]]
     headers = HEADERS + ("x roofline",) * any(one.get("roofline") for one in others)
+
+    def table(measurements: Measurements) -> str:
+        return tabulate([row(one)[: len(headers)] for one in measurements], headers, style)
+
     return [
         f"{one_line(results['environment'])}; load {results['load']}; {results['created']}; `{results['command']}`",
         *tests(results["tests"]),
-        *report_gpu.sections(results, style),
+        *promises.sections(results, style),
         "Failed:" if failed else "",
-        tabulate(failed, ("provider", "case", "why"), tablefmt=style) if failed else "",
-        table(others, headers, style),
+        tabulate(failed, ("provider", "case", "why"), style),
+        table(others),
         verdict,
-        table(lost, headers, style),
-        *(sweep.sections(swept, style) if swept else ()),
-        *report_quantities.sections(results["quantities"], style),
+        table(lost),
+        *(sweep(swept, style) if swept else ()),
+        *quantities(results["quantities"], style),
         "Left out:" if left_out else "",
-        tabulate(left_out, ("provider", "tests", "why"), tablefmt=style) if left_out else "",
+        tabulate(left_out, ("provider", "tests", "why"), style),
     ]
 
 
@@ -103,21 +120,11 @@ def tests(found: Mapping[str, Any] | None) -> list[str]:
     return lines + ([f"compute-sanitizer: {found['sanitizer']['summary']}"] if found.get("sanitizer") else [])
 
 
-def table(measurements: Sequence[Mapping[str, Any]], headers: Sequence[str], style: str) -> str:
-    """Return measurements as a table, with so many of a row's columns as there are headers."""
-    rows = [row(one)[: len(headers)] for one in measurements]
-    return tabulate(rows, headers, tablefmt=style, disable_numparse=True) if rows else ""
-
-
-def apart(results: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    """Return the sweep's measurements and all others: hundreds of rows need a table and a plot of their own."""
-    swept = [one for one in results["measurements"] if one.get("suite") == "sweep"]
-    return swept, [one for one in results["measurements"] if one.get("suite") != "sweep"]
-
-
 def row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a measurement's line of the table."""
+    """Return a measurement's line of the table; the baseline with its memory layout where that is not the case's."""
     seconds, ratio, cold = one["seconds"], one["ratio"], one["cold"]
+    layout = one.get("baseline_layout", one["case"]["layout"])
+    than = str(one["baseline"]) + (f": {layout}" if layout != one["case"]["layout"] else "")
     return (
         label(one["case"]),
         one["provider"],
@@ -125,44 +132,66 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{seconds['q1'] * 1e3:.4g}-{seconds['q3'] * 1e3:.4g}",
         f"{ratio['median']:.3g}" + (" (loses)" if loses(one) else ""),
         f"{ratio['q1']:.3g}-{ratio['q3']:.3g}",
-        "itself: noise" if one["provider"] == one["baseline"] else than(one),
+        "itself: noise" if one["provider"] == one["baseline"] else than,
         f"{cold['empty_caches']:.2f} s, cached {cold['warm_caches']:.2f} s" if cold else "",
         f"{one['roofline']:.3g}" if one.get("roofline") else "",
     )
 
 
-def than(one: Mapping[str, Any]) -> str:
-    """Return a measurement's baseline, with its memory layout where that is not the case's."""
-    layout = one.get("baseline_layout", one["case"]["layout"])
-    return str(one["baseline"]) + (f": {layout}" if layout != one["case"]["layout"] else "")
+def sweep(measurements: Measurements, style: str) -> list[str]:
+    """Return what a report says of the sweep: a table of shares and quantiles, and the losers, the worst first."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for one in measurements:
+        groups.setdefault((one["case"]["mode"], one["provider"]), []).append(one["ratio"]["median"])
+    shares = [(*key, *summary(ratios)) for key, ratios in sorted(groups.items())]
+    lost = sorted((one for one in measurements if loses(one)), key=lambda one: one["ratio"]["median"])
+    return [
+        "Random shapes, times faster than torch eager in its better layout:",
+        tabulate(shares, SWEEP_HEADERS, style),
+        tabulate([loser(one) for one in lost], LOSER_HEADERS, style),
+    ]
 
 
-def label(case: Mapping[str, Any]) -> str:
-    """Return a case's name in a table."""
-    parts = [case["name"], case["mode"], case["dtype"], case["layout"], f"N {case['shape']['N']}", case["device"]]
-    return " ".join(parts)
+def summary(ratios: Sequence[float]) -> tuple[str, ...]:
+    """Return how many ratios there are, the shares above 1 and below ``FAR``, and the quantiles."""
+    faster = sum(ratio >= 1 for ratio in ratios) / len(ratios)
+    far = sum(ratio < FAR for ratio in ratios) / len(ratios)
+    cuts = statistics.quantiles(ratios, n=20, method="inclusive") if len(ratios) > 1 else 19 * list(ratios)
+    values = (min(ratios), *(cuts[i] for i in (0, 4, 9, 14, 18)))
+    return (str(len(ratios)), f"{faster:.1%}", f"{far:.1%}", *(f"{value:.2f}" for value in values))
 
 
-def plot(measurements: Sequence[Mapping[str, Any]], machine: str, path: Path) -> None:
-    """Draw each comparison's ratio with its quartiles, one row each, on a logarithmic axis."""
-    from matplotlib.figure import Figure
+def loser(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a losing shape's line."""
+    case, ratio = one["case"], one["ratio"]
+    figures = (
+        f"{ratio['median']:.3f}",
+        f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
+        f"{one['seconds']['median'] * 1e3:.4g}",
+    )
+    shape = f"{case['name']} N {case['shape']['N']}"
+    return (*figures, case["mode"], one["provider"], shape, case["layout"], one["baseline_layout"])
 
-    shown = [one for one in measurements if one["provider"] != one["baseline"]] or list(measurements)
-    figure = Figure(figsize=(11, 1.2 + 0.22 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    for height, one in enumerate(reversed(shown)):
-        ratio = one["ratio"]
-        spread = [[ratio["median"] - ratio["q1"]], [ratio["q3"] - ratio["median"]]]
-        colour = ("tab:red" if loses(one) else "tab:green") if one["ours"] else "tab:gray"
-        axes.errorbar(ratio["median"], height, xerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
-    names = [f"{label(one['case'])}: {one['provider']} / {one['baseline']}" for one in reversed(shown)]
-    axes.set_yticks(range(len(shown)), names, fontsize=6)
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times faster than the baseline (green: seqconv wins, red: seqconv loses, grey: peers)")
-    axes.set_title(machine, fontsize=7)
-    axes.margins(y=1 / (len(shown) + 1))
-    figure.savefig(path, dpi=120)
+
+def quantities(noted: Measurements, style: str) -> list[str]:
+    """Return a title and a table for each suite that noted quantities: medians, with quartiles where they differ."""
+    found = []
+    for suite in dict.fromkeys(one["suite"] for one in noted):
+        columns: dict[str, None] = {}
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for one in (one for one in noted if one["suite"] == suite):
+            column = f"{one['quantity']}, {one['unit']}"
+            columns[column] = None
+            rows.setdefault((one["case"], one["provider"]), {})[column] = spelled(one["value"])
+        lines = [(*key, *(cells.get(column, "") for column in columns)) for key, cells in rows.items()]
+        found += [TITLES.get(suite, f"{suite}:"), tabulate(lines, ("case", "provider", *columns), style)]
+    return found
+
+
+def spelled(value: Mapping[str, float]) -> str:
+    """Return a median, and its quartiles where they say more."""
+    median, spread = f"{value['median']:.4g}", f"{value['q1']:.4g}-{value['q3']:.4g}"
+    return median if spread == f"{median}-{median}" else f"{median} ({spread})"
 
 
 if __name__ == "__main__":

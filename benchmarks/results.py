@@ -29,8 +29,6 @@ from benchmarks.timing import quartiles, ratios
 from seqconv.environment import describe
 from seqconv.files import write_text
 
-__all__ = ["FOLDER", "SCHEMA", "collect", "default_path", "loses", "measurement", "read", "write"]
-
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "results"
 KEYS = ("schema", "created", "command", "load", "environment", "exit_code", "tests", "measurements", "skipped")
@@ -84,6 +82,18 @@ def measurement(figure: Mapping[str, Any]) -> dict[str, Any]:
 def loses(one: Mapping[str, Any]) -> bool:
     """Return whether a measurement shows seqconv slower than a baseline."""
     return bool(one["ours"]) and one["ratio"]["median"] < 1
+
+
+def apart(results: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return the sweep's measurements and all others: hundreds of rows need a table and a plot of their own."""
+    swept = [one for one in results["measurements"] if one.get("suite") == "sweep"]
+    return swept, [one for one in results["measurements"] if one.get("suite") != "sweep"]
+
+
+def label(case: Mapping[str, Any]) -> str:
+    """Return a case's name in a table."""
+    parts = [case["name"], case["mode"], case["dtype"], case["layout"], f"N {case['shape']['N']}", case["device"]]
+    return " ".join(parts)
 
 
 def default_path(kind: str, now: datetime.datetime | None = None) -> Path:

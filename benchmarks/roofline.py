@@ -8,20 +8,18 @@ window, but on tensor cores computing all positions is what there is.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from benchmarks.operations.conv_pool import conv_positions
+from benchmarks.operations.layers import conv_positions
 from benchmarks.registry import Case
-
-__all__ = ["bytes_moved", "floor_seconds", "longer", "measure", "numbers", "operations_done", "share"]
+from benchmarks.timing import seconds_of
 
 SIDES = {"bfloat16": 8192, "tf32": 8192, "float32": 4096}  # of the square matrices
 COPY_BYTES = 2 << 30
-CALLS = 10
+CALLS, BEFORE = 10, 3  # timed, and before them
 LAYERS = ("conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d", "sweep")
 DTYPES = {"float16": "bfloat16"}  # whose rate is measured instead
 
@@ -46,31 +44,14 @@ def copy_rate(size: int, device: str) -> float:
     """Return the bytes a second that a copy of ``size`` bytes reads and writes."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / seconds_of(lambda: target.copy_(source), device)
+    return 2 * size / seconds_of(lambda: target.copy_(source), device, calls=CALLS, before=BEFORE)
 
 
 def matrix_rate(dtype: str, side: int, device: str) -> float:
     """Return the operations a second of a product of square matrices."""
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-    return 2 * side**3 / seconds_of(lambda: a @ b, device)
-
-
-def seconds_of(call: Callable[[], Any], device: str) -> float:
-    """Return the median seconds of a call after three others."""
-    from benchmarks.timing import stopwatch_for
-
-    class Step:
-        def prepare(self) -> None:
-            pass
-
-        def call(self) -> None:
-            call()
-
-        def results(self) -> dict[str, torch.Tensor]:
-            return {}
-
-    return statistics.median(stopwatch_for(device)(Step(), 3 + CALLS)[3:])
+    return 2 * side**3 / seconds_of(lambda: a @ b, device, calls=CALLS, before=BEFORE)
 
 
 def bytes_moved(case: Case) -> int:

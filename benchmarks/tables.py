@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["tabulate"]
 
-
-def tabulate(rows: Iterable[Sequence[Any]], headers: Sequence[str], *, tablefmt: str, **options: Any) -> str:
-    """Return a table in the style ``simple`` (for a terminal) or ``github`` (Markdown)."""
+def tabulate(rows: Iterable[Sequence[Any]], headers: Sequence[str], style: str) -> str:
+    """Return a table in the style ``simple`` (for a terminal) or ``github`` (Markdown); nothing without rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
     try:
         import tabulate as package
     except ImportError:
-        return plain(rows, headers, tablefmt)
-    return str(package.tabulate(rows, headers, tablefmt=tablefmt, **options))
+        return plain(rows, headers, style)
+    return str(package.tabulate(rows, headers, tablefmt=style, disable_numparse=True))
 
 
 def plain(rows: Iterable[Sequence[Any]], headers: Sequence[str], style: str) -> str:

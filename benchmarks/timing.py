@@ -6,7 +6,7 @@ the median and quartiles of those ratios are what a report prints.
 
 A block is as many calls as fill ``BLOCK_SECONDS``, after one untimed call that gives the side its caches back. Every
 call is timed alone, so that preparation between calls (restoring parameters, dropping gradients, flushing the GPU's
-L2) stays outside.
+L2) stays outside; where that takes longer than the calls, as a flush does, blocks are cut to what they take in all.
 """
 
 from __future__ import annotations
@@ -23,21 +23,6 @@ from functools import lru_cache
 import torch
 
 from benchmarks.registry import Step
-
-__all__ = [
-    "Clock",
-    "Quartiles",
-    "Side",
-    "Stopwatch",
-    "choose_rounds",
-    "fastest",
-    "quartiles",
-    "ratios",
-    "settle",
-    "stopwatch_for",
-    "take_turns",
-    "wall_stopwatch",
-]
 
 BLOCK_SECONDS = 0.005
 MOST_CALLS = 1000
@@ -102,15 +87,21 @@ def settle(side: Side, *, block_seconds: float = BLOCK_SECONDS, limit: float = S
     return typical
 
 
-def choose_rounds(block_seconds: Sequence[float], budget: float) -> int:
-    """Return how many rounds of blocks that last so long fit into ``budget`` seconds, within reason."""
-    return min(max(int(budget / sum(block_seconds)), FEWEST_ROUNDS), MOST_ROUNDS)
+def choose_rounds(sides: Sequence[Side], budget: float) -> int:
+    """Cut settled sides' blocks to what they take by the wall clock; return how many rounds fit into ``budget``."""
+    walls = []
+    for side in sides:
+        start = time.perf_counter()
+        side.stopwatch(side.step, side.calls)
+        wall = time.perf_counter() - start
+        calls = min(side.calls, max(1, round(side.calls * BLOCK_SECONDS / wall)))
+        walls.append(wall * (1 + calls) / side.calls)
+        side.calls = calls
+    return min(max(int(budget / sum(walls)), FEWEST_ROUNDS), MOST_ROUNDS)
 
 
-def take_turns(sides: Sequence[Side], budget: float) -> None:
-    """Settle the sides, then let them take turns for about ``budget`` seconds; they note their samples."""
-    calls = [settle(side) for side in sides]
-    rounds = choose_rounds([call * (1 + side.calls) for call, side in zip(calls, sides, strict=True)], budget)
+def take_turns(sides: Sequence[Side], rounds: int) -> None:
+    """Let settled sides take turns; they note their samples."""
     with collector_off():
         for _ in range(rounds):
             for side in sides:
@@ -121,11 +112,27 @@ def fastest(sides: Mapping[str, Side], *, rounds: int = 5, block_seconds: float 
     """Return the name of the side with the smallest median after a few rounds in which all take turns."""
     for side in sides.values():
         settle(side, block_seconds=block_seconds, limit=SETTLE_SECONDS / 10)
-    with collector_off():
-        for _ in range(rounds):
-            for side in sides.values():
-                side.block()
+    take_turns(list(sides.values()), rounds)
     return min(sides, key=lambda name: statistics.median(sides[name].samples))
+
+
+@dataclass
+class Call:
+    """A step that is one function, without results."""
+
+    call: Callable[[], object]
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def results(self) -> dict[str, torch.Tensor]:
+        """Return nothing."""
+        return {}
+
+
+def seconds_of(call: Callable[[], object], device: str, *, calls: int, before: int) -> float:
+    """Return the median seconds of so many calls, after others ``before`` them."""
+    return statistics.median(stopwatch_for(device)(Call(call), before + calls)[before:])
 
 
 def ratios(baseline: Sequence[float], own: Sequence[float]) -> list[float]:

@@ -16,8 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
@@ -27,35 +26,12 @@ from typing import Any
 import torch
 
 from benchmarks.tune_cache import Cache, default_path
-from benchmarks.tune_candidates import Key, neighbours
 from benchmarks.tune_table import PATH, Tuned, refreshed, updated
+from benchmarks.tune_tiles import Entry, Key, Record, entries, neighbours, search, using
 from seqconv.files import write_text
-from seqconv.kernels.triton import configurations, replay
-from seqconv.kernels.triton.table import TABLE
-
-__all__ = ["Entry", "cost", "entries", "main", "search", "using"]
 
 KERNELS = ("forward", "weight_gradient", "input_gradient")
-BETTER = 0.98  # what another tile's cost must come down to: less is noise
 MOST_PROCESSES = 12
-
-Record = dict[str, Any]  # see Cache
-Try = Callable[[list[Any]], list[Record]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry to tune: the layer of the census and the kind that it is of, its key, and the tile in use."""
-
-    layer: str
-    kind: str
-    key: Key
-    tile: Any
-
-    @property
-    def size(self) -> int:
-        """The kernel's positions."""
-        return int(self.key.layer[configurations.Layer._fields.index("size")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,47 +107,6 @@ def run(
     return tuned
 
 
-def entries(layers: Sequence[str], kinds: Sequence[str], kernels: Sequence[str], target: str) -> Iterator[Entry]:
-    """Yield the entries of layers, each key once, with the tiles that are in use for them."""
-    from seqconv.kernels.triton import census
-
-    seen = set()
-    for layer in layers:
-        for kind in kinds:
-            for kernel, (described, tile) in census.choices(census.LAYERS[layer], kind, target).items():
-                key = Key(kernel, tuple(described))
-                # Rows that are found through an index need tokens, not numbers, to be timed.
-                if kernel in kernels and key not in seen and not getattr(described, "tokens", False):
-                    seen.add(key)
-                    yield Entry(layer, kind, key, tile)
-
-
-def search(start: Any, size: int, attempt: Try) -> tuple[Any, dict[Any, Record]]:
-    """Return the best tile that steps from neighbour to neighbour lead to, and what is known of all that were tried.
-
-    ``attempt`` returns a record for each tile; those that could not be tried, for want of time, have neither faults nor
-    times.
-    """
-    records = {start: attempt([start])[0]}
-    best = start
-    while True:
-        fresh = [tile for tile in neighbours(best, size) if tile not in records]
-        records |= dict(zip(fresh, attempt(fresh), strict=True))
-        timed = {tile: cost(record, records[start]) for tile, record in records.items() if "microseconds" in record}
-        if not timed:
-            return start, records
-        winner = min(timed, key=timed.__getitem__)
-        if winner == best or (best in timed and timed[winner] > BETTER * timed[best]):
-            return best, records
-        best = winner
-
-
-def cost(record: Record, first: Record) -> float:
-    """Return the sum over all sizes of a tile's time over the first tile's, or of its times if that has none."""
-    base = first.get("microseconds", {})
-    return sum(value / base.get(size, 1.0) for size, value in record["microseconds"].items())
-
-
 def trying(
     one: Entry, target: str, cache: Cache, compile_all: Callable[..., Any], deadline: float, tiles: list[Any]
 ) -> list[Record]:
@@ -219,37 +154,11 @@ def inspect(one: Entry, target: str, tile: Any) -> Record:
 
 
 @contextmanager
-def using(key: Key, tile: Sequence[int]) -> Iterator[None]:
-    """Let a layer's kernel have a tile."""
-    name = (key.kernel, *key.layer)
-    before = TABLE.get(name)
-    try:
-        TABLE[name] = tuple(tile)
-        forget()
-        yield
-    finally:
-        if before is None:
-            del TABLE[name]
-        else:
-            TABLE[name] = before
-        forget()
-
-
-def forget() -> None:
-    """Have configurations looked up anew."""
-    for name, one in vars(configurations).items():
-        if name.endswith("_configuration"):
-            one.cache_clear()
-    replay.forget()
-
-
-@contextmanager
 def compilers(jobs: int | None) -> Iterator[Callable[[Callable[[Any], Record], list[Any]], list[Record]]]:
     """Give what applies a function to tiles in several processes, in this one if ``jobs`` is 1."""
     count = jobs or min(MOST_PROCESSES, max((os.cpu_count() or 1) - 1, 1))
     with ExitStack() as stack:
         if count == 1:
-            stack.enter_context(nullcontext())
             yield lambda function, tiles: [function(tile) for tile in tiles]
         else:
             pool = stack.enter_context(ProcessPoolExecutor(count, mp_context=get_context("spawn")))

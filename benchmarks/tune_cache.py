@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tune_candidates import Key
+from benchmarks.tune_tiles import Key
 from seqconv.data.sources import cache_folder
 from seqconv.files import write_text
-
-__all__ = ["Cache", "default_path", "source_hash"]
 
 SCHEMA = 1
 KERNELS = Path(__file__).resolve().parent.parent / "kernels" / "triton"

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.tune_candidates import Key
-
-__all__ = ["PATH", "Tuned", "refreshed", "updated"]
+from benchmarks.tune_tiles import Key
 
 PATH = Path(__file__).resolve().parent.parent / "kernels" / "triton" / "table.py"
 WIDTH = 120

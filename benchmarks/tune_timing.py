@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import device_stopwatch
+from benchmarks.timing import seconds_of
+from benchmarks.tune_tiles import Entry, using
 from seqconv.kernels.triton import census, conv_pool, conv_pool_backward
-
-if TYPE_CHECKING:
-    from benchmarks.tune import Entry
-
-__all__ = ["SIZES", "is_lost", "measure", "problem"]
 
 # Samples and positions of the convolution: small, middling and large.
 SIZES = ((128, 480), (1024, 240), (4096, 120))
 NUMBERS = 2**28  # of the input and of the positions x outputs: fewer samples where there would be more
-CALLS = 12
+CALLS, BEFORE = 12, 2  # timed, and before them
 TOLERANCE = {"16": 2e-2, "tf32": 2e-3, "ieee": 1e-5}  # relative difference of two right tiles' results
 
 Pass = Callable[[], tuple[Tensor, ...]]
@@ -32,34 +27,16 @@ def measure(one: Entry, first: Any) -> tuple[str | None, dict[str, float]]:
 
     They are compared with the results of the tile ``first``.
     """
-    from benchmarks import tune
-
     found: dict[str, float] = {}
     for samples, positions in SIZES:
         call = problem(one.layer, one.kind, one.key.kernel, samples, positions)
         results = call()
-        with tune.using(one.key, first):
+        with using(one.key, first):
             expected = call()
         if wrong := difference(results, expected, TOLERANCE[one.kind]):
             return f"at {samples} x {positions}: {wrong}", {}
-        found[f"{samples}x{positions}"] = microseconds(call)
+        found[f"{samples}x{positions}"] = 1e6 * seconds_of(call, "cuda", calls=CALLS, before=BEFORE)
     return None, found
-
-
-def microseconds(call: Pass) -> float:
-    """Return the median of a few calls."""
-
-    class Step:
-        def prepare(self) -> None:
-            pass
-
-        def call(self) -> None:
-            call()
-
-        def results(self) -> dict[str, Tensor]:
-            return {}
-
-    return 1e6 * statistics.median(device_stopwatch(Step(), 2 + CALLS)[2:])
 
 
 @lru_cache(maxsize=2 * len(SIZES))

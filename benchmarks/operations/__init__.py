@@ -1,16 +1,10 @@
 """The operations that can be benchmarked: their inputs, their plain definitions, and who provides them."""
 
-from benchmarks.operations import conv_pool, gather, layers, models, peers, rivals, sweep, windows
-from benchmarks.registry import add
+from benchmarks.operations import gather, layers, models, rivals, windows
+from benchmarks.registry import add, operation
 
-for kind in (
-    *conv_pool.operations(),
-    *gather.operations(),
-    layers.Layers(),
-    models.Models(),
-    peers.Peers(),
-    rivals.Rivals(),
-    sweep.Sweep(),
-    windows.Windows(),
-):
-    add(kind)
+__all__ = ["operation"]
+
+for module in (layers, gather, models, rivals, windows):
+    for kind in module.operations():
+        add(kind)

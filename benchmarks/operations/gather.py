@@ -2,29 +2,33 @@
 
 Torch gathers the rows and convolves the result. ``inference`` keeps its parameters, so a table folded into the weights
 may be kept; in the other modes they change between calls, as in training, and every call folds anew or not at all.
+
+Tokens are the reviews as a model gets them, or words drawn from Zipf's law: how often words repeat, and how much of a
+batch is padding, decide what reading rows of a table costs; uniform random tokens would have neither.
 """
 
 from __future__ import annotations
 
-import zlib
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.operations.conv_pool import conv_positions, global_max_pool, max_pool
-from benchmarks.operations.steps import TensorStep, grid_values
-from benchmarks.operations.tokens import reviews, reviews_origin, zipf
-from benchmarks.operations.torch_peers import no_device, torch_providers
+from benchmarks.operations.layers import fused_name, global_max_pool, max_pool, pooled_shape
+from benchmarks.operations.steps import TensorStep, layer_tensors, seeded
+from benchmarks.operations.torch_peers import no_device, on_cpu, torch_providers
 from benchmarks.registry import Case, Operation, Provider
 from seqconv import functional
-
-__all__ = ["COLUMNS", "EMBEDDINGS", "ROWS", "WINDOWS", "Embedded", "Windowed", "embedding_case", "window_case"]
+from seqconv.data import load_imdb
+from seqconv.data.sources import Source, find
 
 ROWS, COLUMNS = 420_551, 14  # the full Jena series
+MADE_UP = 1000  # reviews, where there are no real ones
 
 # V rows of C values in the table. The first is the notebook's; the others are where folding or gathering pays least.
 EMBEDDINGS: dict[str, dict[str, int]] = {
@@ -54,19 +58,14 @@ Function = Callable[..., Tensor]
 def embedding_case(name: str, mode: str, *, device: str = "cpu", cold: bool = False) -> Case:
     """Return the case of one of ``EMBEDDINGS``; that of the reviews says whether they are real."""
     spelled = f"{name}, {reviews_origin()}" if of_reviews(name) else name
-    operation = "embedding_conv1d_relu_" + kind_of(EMBEDDINGS[name])
-    return Case(operation, spelled, EMBEDDINGS[name], mode, device=device, input_gradient=False, cold=cold)
+    operation, shape = f"embedding_{fused_name(EMBEDDINGS[name])}", EMBEDDINGS[name]
+    return Case(operation, spelled, shape, mode, device=device, input_gradient=False, cold=cold)
 
 
-def window_case(name: str, mode: str, *, device: str = "cpu", cold: bool = False) -> Case:
+def window_case(name: str, mode: str, *, device: str = "cpu") -> Case:
     """Return the case of one of ``WINDOWS``: its series gets no gradient."""
-    operation = "window_conv1d_relu_" + kind_of(WINDOWS[name])
-    return Case(operation, name, WINDOWS[name], mode, device=device, input_gradient=False, cold=cold)
-
-
-def kind_of(shape: Mapping[str, int]) -> str:
-    """Return the pool's part of an operation's name."""
-    return "max_pool1d" if shape["P"] else "global_max_pool1d"
+    shape = WINDOWS[name]
+    return Case(f"window_{fused_name(shape)}", name, shape, mode, device=device, input_gradient=False)
 
 
 def of_reviews(name: str) -> bool:
@@ -74,15 +73,44 @@ def of_reviews(name: str) -> bool:
     return name.startswith("imdb")
 
 
-def compose(rows: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
-    """Compose the layer of torch's operations on gathered rows ``(N, L, C)``."""
+def reviews_origin() -> str:
+    """Return whether :func:`reviews` gives real reviews (``SEQCONV_DATA`` or the cache holds them) or made-up ones."""
+    return "made-up reviews" if find("imdb", source=source()) is None else "real reviews"
+
+
+@lru_cache(maxsize=4)
+def reviews(count: int, length: int, words: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``count`` training reviews ``(N, L)``, int64, padded or cut as the notebook does; and labels.
+
+    Words beyond the ``words - 4`` most frequent are one word, "unknown". Fewer than ``count`` are repeated.
+    """
+    data = load_imdb(words, length, source=source(), synthetic_size=(MADE_UP, 0))
+    rows = torch.arange(count) % len(data.y_train)
+    return torch.from_numpy(data.x_train)[rows].long(), torch.from_numpy(data.y_train)[rows]
+
+
+def source() -> Source:
+    """Return ``"synthetic"`` where no folder is named and the package that knows the cache's is missing, as on GPUs."""
+    named = os.environ.get("SEQCONV_DATA") or os.environ.get("SEQCONV_CACHE")
+    return "auto" if named or importlib.util.find_spec("pooch") else "synthetic"
+
+
+def zipf(generator: torch.Generator, shape: tuple[int, int], words: int) -> Tensor:
+    """Return random tokens, word ``r`` as frequent as ``1 / (r + 1)``."""
+    weights = torch.arange(1, words + 1, dtype=torch.float64).reciprocal().cumsum(0)
+    places = torch.rand(shape, generator=generator, dtype=torch.float64) * weights[-1]
+    return torch.searchsorted(weights, places).clamp_(max=words - 1)
+
+
+def random_starts(generator: torch.Generator, count: int, rows: int, length: int, step: int) -> Tensor:
+    """Return where so many random windows of a series begin."""
+    return torch.randint(0, rows - step * (length - 1), (count,), generator=generator)
+
+
+def compose(rows: Tensor, weight: Tensor, bias: Tensor, pool_size: int, *, contiguous: bool = False) -> Tensor:
+    """Compose the layer of torch's operations on rows ``(N, L, C)``, or on a copy that torch convolves faster."""
     features = rows.transpose(1, 2)
-    return max_pool(features, weight, bias, pool_size) if pool_size else global_max_pool(features, weight, bias)
-
-
-def compose_contiguous(rows: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
-    """Compose it on a copy in the layout that torch convolves faster."""
-    features = rows.transpose(1, 2).contiguous()
+    features = features.contiguous() if contiguous else features
     return max_pool(features, weight, bias, pool_size) if pool_size else global_max_pool(features, weight, bias)
 
 
@@ -91,109 +119,116 @@ class Gathered(Operation):
 
     values = ("random", "exact")
     source: str  # the table's name among the inputs
+    index: str  # what names its rows
+
+    def __init__(self, name: str, eager: Function, others: Mapping[str, Provider]) -> None:
+        super().__init__()
+        self.name, self.eager = name, eager
+        for provider in (*torch_providers(eager), *others.values()):
+            self.register(provider)
+        layer = getattr(functional, name)
+        self.register(Provider("seqconv auto", lambda _case: self.ours(layer), unavailable=no_device, ours=True))
+
+    def ours(self, layer: Function) -> Function:
+        """Return seqconv's function with its arguments in the order that all providers share."""
+        raise NotImplementedError
+
+    def definition(self, case: Case) -> Function:  # noqa: ARG002
+        """Return torch's composition."""
+        return self.eager
 
     def compared(self, values: str) -> tuple[str, ...] | None:
-        """Check gradients on exact inputs alone: see :class:`benchmarks.operations.conv_pool.ConvPool`."""
+        """Check gradients on exact inputs alone: see :class:`benchmarks.operations.layers.ConvPool`."""
         return ("output",) if values == "random" else None
 
     def inputs(self, case: Case, values: str) -> dict[str, Tensor]:
         """Return the index, the table, weight and bias, and the gradient of the output."""
-        n, rows, c, o, k, p = (case.shape[letter] for letter in "NVCOKP")
-        positions = conv_positions(case)
-        pooled = (n, o, positions // p) if p else (n, o)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
-        index = self.index(case, generator)
-        if values == "exact":
-            grid = partial(grid_values, generator)
-            tensors = {"weight": grid((o, c, k), 32, 64), "bias": grid((o,), 64, 64), "gradient": grid(pooled, 16, 8)}
-            return {**index, self.source: grid((rows, c), 16, 8), **tensors}
-        normal = partial(torch.randn, generator=generator)
-        tensors = {"weight": normal(o, c, k) / (c * k) ** 0.5, "bias": normal(o) / 10, "gradient": normal(pooled)}
-        return {**index, self.source: normal(rows, c), **tensors}
+        rows, c, o, k = (case.shape[letter] for letter in "VCOK")
+        generator = seeded(case, values, "cpu")
+        others = {self.source: (rows, c), "gradient": pooled_shape(case)}
+        return {self.index: self.rows(case, generator), **layer_tensors(generator, values, (o, c, k), others)}
 
-    def index(self, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    def rows(self, case: Case, generator: torch.Generator) -> Tensor:
         """Return what names the rows."""
         raise NotImplementedError
+
+    def placed(self, case: Case, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return copies of the index and of table, weight and bias on the case's device."""
+        tensors = {one: inputs[one].to(case.device, dtype, copy=True) for one in (self.source, "weight", "bias")}
+        return inputs[self.index].to(case.device, copy=True), tensors
 
 
 class Embedded(Gathered):
     """The layer on tokens ``(N, L)``; table, weight and bias are its parameters."""
 
-    source = "table"
+    source, index = "table", "tokens"
 
-    def __init__(self, pool: str) -> None:
-        super().__init__()
-        self.name = "embedding_conv1d_relu_" + pool
-        for provider in torch_providers(embed):
-            self.register(provider)
+    def __init__(self, name: str) -> None:
         copied = "torch eager, copied to contiguous"
-        self.register(Provider(copied, lambda _case: embed_contiguous, unavailable=no_device, baseline=True))
-        self.register(seqconv_provider(getattr(functional, self.name)))
+        make = partial(embed, contiguous=True)
+        super().__init__(name, embed, {copied: Provider(copied, lambda _case: make, no_device, baseline=True)})
 
-    def definition(self, case: Case) -> Function:  # noqa: ARG002
-        """Return torch's composition."""
-        return embed
+    def ours(self, layer: Function) -> Function:
+        """Return seqconv's function."""
+        return lambda *tensors_and_pool: layer(*tensors_and_pool[:-1], **pool_option(tensors_and_pool[-1]))
 
-    def index(self, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    def rows(self, case: Case, generator: torch.Generator) -> Tensor:
         """Return reviews, or words of Zipf's law."""
         n, length, words = (case.shape[letter] for letter in "NLV")
-        tokens = reviews(n, length, words)[0] if of_reviews(case.name) else zipf(generator, (n, length), words)
-        return {"tokens": tokens}
+        return reviews(n, length, words)[0] if of_reviews(case.name) else zipf(generator, (n, length), words)
 
     def step(self, case: Case, function: Function, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TensorStep:
         """Return ``function`` at work."""
-        tokens = inputs["tokens"].to(case.device, copy=True)
-        placed = {name: inputs[name].to(case.device, dtype, copy=True) for name in ("table", "weight", "bias")}
-        compute = partial(function, tokens, *placed.values(), case.shape["P"])
-        return TensorStep(case, compute, tokens, placed, inputs["gradient"].to(case.device, dtype))
+        tokens, parameters = self.placed(case, inputs, dtype)
+        compute = partial(function, tokens, *parameters.values(), case.shape["P"])
+        return TensorStep(case, compute, tokens, parameters, inputs["gradient"].to(case.device, dtype))
 
 
 class Windowed(Gathered):
     """The layer on windows of ``L`` rows, ``step`` apart, of a series; weight and bias are its parameters."""
 
-    source = "series"
+    source, index = "series", "starts"
 
-    def __init__(self, pool: str) -> None:
-        super().__init__()
-        self.name = "window_conv1d_relu_" + pool
-        for provider in torch_providers(cut):
-            self.register(provider)
-        for name, function in (("torch eager, index_select", select), ("windows filled, then seqconv's layer", filled)):
-            self.register(Provider(name, lambda _case, function=function: function, on_cpu, baseline=True))
-        self.register(seqconv_provider(in_order(getattr(functional, self.name))))
+    def __init__(self, name: str) -> None:
+        others = {"torch eager, index_select": select, "windows filled, then seqconv's layer": filled}
+        providers = {
+            one: Provider(one, lambda _case, function=function: function, on_cpu, baseline=True)  # type: ignore[misc]
+            for one, function in others.items()
+        }
+        super().__init__(name, cut, providers)
 
-    def definition(self, case: Case) -> Function:  # noqa: ARG002
-        """Return torch's composition."""
-        return cut
+    def ours(self, layer: Function) -> Function:
+        """Return seqconv's function."""
 
-    def index(self, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+        def bound(series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, *numbers: int) -> Tensor:
+            length, step, pool_size = numbers
+            return layer(series, starts, weight, bias, length=length, step=step, **pool_option(pool_size))
+
+        return bound
+
+    def rows(self, case: Case, generator: torch.Generator) -> Tensor:
         """Return random starts."""
-        last = case.shape["V"] - case.shape["step"] * (case.shape["L"] - 1)
-        return {"starts": torch.randint(0, last, (case.shape["N"],), generator=generator)}
+        return random_starts(generator, *(case.shape[one] for one in ("N", "V", "L", "step")))
 
     def step(self, case: Case, function: Function, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TensorStep:
         """Return ``function`` at work."""
-        starts = inputs["starts"].to(case.device, copy=True)
-        series = inputs["series"].to(case.device, dtype, copy=True)
-        parameters = {name: inputs[name].to(case.device, dtype, copy=True) for name in ("weight", "bias")}
-        length, step, pool_size = case.shape["L"], case.shape["step"], case.shape["P"]
-        compute = partial(function, series, starts, *parameters.values(), length, step, pool_size)
+        starts, parameters = self.placed(case, inputs, dtype)
+        series = parameters.pop("series")
+        numbers = (case.shape[one] for one in ("L", "step", "P"))
+        compute = partial(function, series, starts, *parameters.values(), *numbers)
         return TensorStep(case, compute, series, parameters, inputs["gradient"].to(case.device, dtype))
 
 
-def operations() -> list[Gathered]:
-    """Return both first layers, with a pool and with the global maximum."""
-    return [kind(pool) for kind in (Embedded, Windowed) for pool in ("max_pool1d", "global_max_pool1d")]
+def pool_option(pool_size: int) -> dict[str, Any]:
+    """Return seqconv's options of a pool."""
+    return {"pool_size": pool_size} if pool_size else {}
 
 
-def embed(tokens: Tensor, table: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
+def embed(
+    tokens: Tensor, table: Tensor, weight: Tensor, bias: Tensor, pool_size: int, contiguous: bool = False
+) -> Tensor:
     """Embed with torch."""
-    return compose(F.embedding(tokens, table), weight, bias, pool_size)
-
-
-def embed_contiguous(tokens: Tensor, table: Tensor, weight: Tensor, bias: Tensor, pool_size: int) -> Tensor:
-    """Embed with torch, then copy."""
-    return compose_contiguous(F.embedding(tokens, table), weight, bias, pool_size)
+    return compose(F.embedding(tokens, table), weight, bias, pool_size, contiguous=contiguous)
 
 
 def cut(series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, pool_size: int) -> Tensor:
@@ -214,37 +249,25 @@ def filled(
     series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, pool_size: int
 ) -> Tensor:
     """Fill the windows by seqconv's kernel, as its loader does, then run seqconv's layer on them."""
-    from seqconv.kernels.numba.windows import gather_windows
-
-    rows = series.new_empty(len(starts), length, series.size(1))
-    gather_windows(series.detach().numpy(), starts.numpy(), length, step, rows.numpy())
-    features = rows.transpose(1, 2)
+    features = fill(series.detach(), starts, length, step).transpose(1, 2)
     if pool_size:
         return functional.conv1d_relu_max_pool1d(features, weight, bias, pool_size=pool_size)
     return functional.conv1d_relu_global_max_pool1d(features, weight, bias)
 
 
-def in_order(layer: Function) -> Function:
-    """Return seqconv's function of windows with its arguments in the order that all providers share."""
+def fill(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
+    """Fill windows ``(N, L, C)`` by seqconv's kernel."""
+    from seqconv.kernels.numba.windows import gather_windows
 
-    def bound(
-        series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, **options: Any
-    ) -> Tensor:
-        return layer(series, starts, weight, bias, length=length, step=step, **options)
-
-    return bound
+    rows = series.new_empty(len(starts), length, series.size(1))
+    gather_windows(series.numpy(), starts.numpy(), length, step, rows.numpy())
+    return rows
 
 
-def seqconv_provider(layer: Function) -> Provider:
-    """Return seqconv's function, by the backend that it chooses, as a provider; the pool's size comes last."""
-
-    def function(*given: Any) -> Tensor:
-        *arguments, pool_size = given
-        return layer(*arguments, **({"pool_size": pool_size} if pool_size else {}))
-
-    return Provider("seqconv auto", lambda _case: function, unavailable=no_device, ours=True)
-
-
-def on_cpu(case: Case) -> str | None:
-    """Return why a case is not on the CPU, where windows are filled; or ``None``."""
-    return None if case.device == "cpu" else "is for CPUs"
+def operations() -> list[Operation]:
+    """Return both first layers, with a pool and with the global maximum."""
+    return [
+        kind(f"{prefix}_{fused_name({'P': pool})}")
+        for kind, prefix in ((Embedded, "embedding"), (Windowed, "window"))
+        for pool in (1, 0)
+    ]

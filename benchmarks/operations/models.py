@@ -7,7 +7,6 @@ take instead of a convnet answers to its own definition: only the task is common
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,32 +16,134 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.operations.gather import COLUMNS, ROWS
-from benchmarks.operations.steps import TensorStep
-from benchmarks.operations.tokens import reviews, reviews_origin
-from benchmarks.operations.torch_models import (
-    TorchConvGRU,
-    TorchImdbConvnet,
-    TorchImdbLSTM,
-    TorchJenaConvnet,
-    TorchJenaFromStarts,
-    TorchJenaGRU,
-    TorchTextCNN,
-)
-from benchmarks.operations.torch_peers import no_device
+from benchmarks.operations.gather import COLUMNS, ROWS, fill, random_starts, reviews, reviews_origin
+from benchmarks.operations.steps import TensorStep, seeded
+from benchmarks.operations.torch_peers import no_device, on_cpu
 from benchmarks.registry import Case, Operation, Provider
 from seqconv import functional, models
 
-__all__ = ["MODELS", "Model", "ModelStep", "Models", "model_case", "model_of", "seqconv_model", "torch_model"]
-
 STEP = 6  # rows between two of a window
+EMBEDDED = 128
+
+
+class TorchConvnet(nn.Module):
+    """A convnet of torch's modules, on tokens where ``words``, else on windows ``(N, L, C)``; one number a sample.
+
+    ``pools`` has a size for each convolution's pool, 0 for none; the last features go through a GRU, or their maximum.
+    ``contiguous`` copies the first layer's input into the layout that torch convolves faster.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        words: bool,
+        size: int,
+        pools: tuple[int, ...],
+        recurrent: bool = False,
+        contiguous: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(width, EMBEDDED) if words else nn.Identity()
+        channels = [EMBEDDED if words else width] + [32] * len(pools)
+        self.convs = nn.ModuleList(nn.Conv1d(one, 32, size) for one in channels[:-1])
+        self.rnn = nn.GRU(32, 32, batch_first=True) if recurrent else None
+        self.head = nn.Linear(32, 1)
+        self.pools, self.contiguous = pools, contiguous
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return ``(N,)`` for tokens ``(N, L)`` or windows."""
+        features = self.embedding(batch).transpose(1, 2)
+        features = features.contiguous() if self.contiguous else features
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            features = conv(features).relu()
+            features = F.max_pool1d(features, pool) if pool else features
+        last = features.max(2).values if self.rnn is None else self.rnn(features.transpose(1, 2))[1][-1]
+        output: Tensor = self.head(last)
+        return output.squeeze(-1)
+
+
+class TorchTextCNN(nn.Module):
+    """Kim's model (2014): convolutions of three sizes over one embedding, their maxima through dropout and dense."""
+
+    def __init__(self, words: int, *, contiguous: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, EMBEDDED)
+        self.convs = nn.ModuleList(nn.Conv1d(EMBEDDED, 100, size) for size in (3, 4, 5))
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(300, 1)
+        self.contiguous = contiguous
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits ``(N,)`` of ``tokens`` ``(N, L)``."""
+        features = self.embedding(tokens).transpose(1, 2)
+        features = features.contiguous() if self.contiguous else features
+        maxima = torch.cat([conv(features).relu().max(2).values for conv in self.convs], 1)
+        output: Tensor = self.head(self.dropout(maxima))
+        return output.squeeze(-1)
+
+
+class TorchRNN(nn.Module):
+    """The rival: the last state of an LSTM(32) on embedded tokens, or of a GRU(32) on windows, to a dense layer."""
+
+    def __init__(self, width: int, *, words: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(width, EMBEDDED) if words else nn.Identity()
+        self.rnn: Any = nn.LSTM(EMBEDDED, 32, batch_first=True) if words else nn.GRU(width, 32, batch_first=True)
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return ``(N,)`` for tokens ``(N, L)`` or windows ``(N, L, C)``."""
+        state = self.rnn(self.embedding(batch))[1]
+        output: Tensor = self.head((state[0] if isinstance(state, tuple) else state)[-1])
+        return output.squeeze(-1)
+
+
+class FromStarts(nn.Module):
+    """A temperature model on windows of a ``series``, which are given by their starts ``(N,)``."""
+
+    series: Tensor
+    reach: Tensor
+
+    def __init__(self, model: nn.Module, series: Tensor, length: int, step: int) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.register_buffer("series", series)
+        self.register_buffer("reach", step * torch.arange(length))
+        self.length, self.step = length, step
+
+    def forward(self, starts: Tensor) -> Tensor:
+        """Return the predictions ``(N,)`` for windows that are gathered by index."""
+        output: Tensor = self.model(self.series[starts[:, None] + self.reach])
+        return output
+
+
+class FromFilled(FromStarts):
+    """The windows filled by seqconv's loader."""
+
+    def forward(self, starts: Tensor) -> Tensor:
+        """Return the predictions ``(N,)``."""
+        output: Tensor = self.model(fill(self.series, starts, self.length, self.step))
+        return output
+
+
+class FromSeries(FromStarts):
+    """Seqconv's model, its first layer reading the windows in the series."""
+
+    def forward(self, starts: Tensor) -> Tensor:
+        """Return the predictions ``(N,)``."""
+        first = self.model.first
+        options = {"length": self.length, "step": self.step, "pool_size": 3, "backend": first.backend}
+        pooled = functional.window_conv1d_relu_max_pool1d(self.series, starts, first.weight, first.bias, **options)
+        output: Tensor = self.model.head(self.model.third(self.model.second(pooled)))
+        return output.squeeze(-1)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on both sides, from its width (words, columns or a series), its length and its loss; and its rival RNN.
+    """A model on both sides, from its width (words or columns), its length and its loss; and its rival RNN's name.
 
-    ``takes`` is ``"tokens"``, ``"windows"`` or ``"starts"`` of windows in the series that the model holds.
+    ``takes`` is ``"tokens"``, ``"windows"`` or ``"starts"`` of windows in a series that both sides then hold.
     """
 
     ours: Callable[..., nn.Module]
@@ -51,58 +152,23 @@ class Model:
     length: int
     loss: Callable[[Tensor, Tensor], Tensor]
     takes: str
-    rival: tuple[str, Callable[..., nn.Module]] | None = None
-
-
-class JenaFromStarts(nn.Module):
-    """Seqconv's temperature model, its first layer reading the windows in the series."""
-
-    def __init__(self, series: Tensor, length: int, step: int, *, backend: str) -> None:
-        super().__init__()
-        self.model = models.JenaConvnet(series.size(1), backend=backend)
-        self.register_buffer("series", series)
-        self.length, self.step = length, step
-
-    def forward(self, starts: Tensor) -> Tensor:
-        """Return the predictions ``(N,)`` for the windows that begin at ``starts`` ``(N,)``."""
-        first = self.model.first
-        options = {"length": self.length, "step": self.step, "pool_size": 3, "backend": first.backend}
-        pooled = functional.window_conv1d_relu_max_pool1d(self.series, starts, first.weight, first.bias, **options)
-        output: Tensor = self.model.head(self.model.third(self.model.second(pooled)))
-        return output.squeeze(-1)
-
-
-class JenaFilled(nn.Module):
-    """Seqconv's temperature model on windows that seqconv's loader fills."""
-
-    def __init__(self, series: Tensor, length: int, step: int, *, backend: str) -> None:
-        super().__init__()
-        self.model = models.JenaConvnet(series.size(1), backend=backend)
-        self.register_buffer("series", series)
-        self.length, self.step = length, step
-
-    def forward(self, starts: Tensor) -> Tensor:
-        """Return the predictions ``(N,)`` for the windows that begin at ``starts`` ``(N,)``."""
-        from seqconv.kernels.numba.windows import gather_windows
-
-        windows = self.series.new_empty(len(starts), self.length, self.series.size(1))
-        gather_windows(self.series.numpy(), starts.numpy(), self.length, self.step, windows.numpy())
-        output: Tensor = self.model(windows)
-        return output
+    rival: str | None = None
 
 
 BINARY, ABSOLUTE = F.binary_cross_entropy_with_logits, F.l1_loss
-LSTM, GRU = ("torch LSTM(32)", TorchImdbLSTM), ("torch GRU(32)", TorchJenaGRU)
+LSTM, GRU = "LSTM(32)", "GRU(32)"
 HYBRID = partial(models.ConvGRU, input_dropout=0.0, recurrent_dropout=0.0)
+TORCH_IMDB = partial(TorchConvnet, words=True, size=7, pools=(5, 0))
+TORCH_JENA = partial(TorchConvnet, words=False, size=5, pools=(3, 3, 0))
+TORCH_HYBRID = partial(TorchConvnet, words=False, size=5, pools=(3, 0), recurrent=True)
 
 MODELS = {
-    "imdb_convnet": Model(models.ImdbConvnet, TorchImdbConvnet, 10_000, 500, BINARY, "tokens", LSTM),
-    "jena_convnet": Model(models.JenaConvnet, TorchJenaConvnet, COLUMNS, 240, ABSOLUTE, "windows", GRU),
-    "jena_convnet_from_starts": Model(JenaFromStarts, TorchJenaFromStarts, COLUMNS, 240, ABSOLUTE, "starts"),
-    "conv_gru": Model(HYBRID, TorchConvGRU, COLUMNS, 240, ABSOLUTE, "windows"),
+    "imdb_convnet": Model(models.ImdbConvnet, TORCH_IMDB, 10_000, 500, BINARY, "tokens", LSTM),
+    "jena_convnet": Model(models.JenaConvnet, TORCH_JENA, COLUMNS, 240, ABSOLUTE, "windows", GRU),
+    "jena_convnet_from_starts": Model(models.JenaConvnet, TORCH_JENA, COLUMNS, 240, ABSOLUTE, "starts"),
+    "conv_gru": Model(HYBRID, TORCH_HYBRID, COLUMNS, 240, ABSOLUTE, "windows"),
+    "textcnn": Model(models.TextCNN, TorchTextCNN, 10_000, 500, BINARY, "tokens"),
 }
-if hasattr(models, "TextCNN"):
-    MODELS["textcnn"] = Model(models.TextCNN, TorchTextCNN, 10_000, 500, BINARY, "tokens")
 
 
 def model_case(name: str, mode: str, *, batch: int = 128, device: str = "cpu", operation: str = "models") -> Case:
@@ -130,21 +196,23 @@ class Models(Operation):
     """A model's predictions, or a step of its training."""
 
     name = "models"
+    stateful = True
 
     def __init__(self) -> None:
         super().__init__()
         for name, contiguous in (("torch eager", False), ("torch eager, copied to contiguous", True)):
             make = partial(torch_model, contiguous=contiguous)
             self.register(Provider(name, make, unavailable=no_device, baseline=True))
-        for name, rival in (LSTM, GRU):
-            make, unavailable = partial(rival_model, rival), partial(not_the_rival, name)
-            self.register(Provider(name, make, unavailable, baseline=True, definition=make))
-        self.register(Provider("windows filled, then seqconv's model", filled_model, takes_no_starts, baseline=True))
+        for rival in (LSTM, GRU):
+            unavailable = partial(not_the_rival, rival)
+            self.register(Provider(f"torch {rival}", rnn_model, unavailable, baseline=True, definition=rnn_model))
+        filled = partial(seqconv_model, reads=FromFilled)
+        self.register(Provider("windows filled, then seqconv's model", filled, takes_no_starts, baseline=True))
         self.register(Provider("seqconv auto", seqconv_model, unavailable=no_device, ours=True))
 
-    def definition(self, case: Case) -> nn.Module:
+    def definition(self, case: Case) -> Any:
         """Return torch's model."""
-        return torch_model(case, contiguous=False)
+        return torch_model(case)
 
     def compared(self, values: str) -> tuple[str, ...] | None:  # noqa: ARG002
         """Check predictions, or the loss: gradients are checked layer by layer, where no rounding moves a maximum."""
@@ -161,14 +229,13 @@ class Models(Operation):
         if takes == "tokens":
             tokens, labels = reviews(n, length, width)
             return {"batch": tokens, "targets": labels}
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
+        generator = seeded(case, values, "cpu")
         targets = torch.randn(n, generator=generator)
         if takes == "starts":
-            starts = torch.randint(0, ROWS - STEP * (length - 1), (n,), generator=generator)
-            return {"batch": starts, "targets": targets}
+            return {"batch": random_starts(generator, n, ROWS, length, STEP), "targets": targets}
         return {"batch": torch.randn(n, length, width, generator=generator), "targets": targets}
 
-    def step(self, case: Case, function: nn.Module, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> ModelStep:
+    def step(self, case: Case, function: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
         """Return the model at work."""
         model, loss = function.to(case.device, dtype).train(case.mode == "training_step"), model_of(case).loss
         targets = inputs["targets"].to(case.device, dtype, copy=True)
@@ -189,19 +256,14 @@ class ModelStep(TensorStep):
         torch.manual_seed(0)
 
 
-def seqconv_model(case: Case) -> nn.Module:
+def seqconv_model(case: Case, reads: type[FromStarts] = FromSeries) -> nn.Module:
     """Return seqconv's model with the notebook's weights, always the same ones."""
-    return initialised(lambda: model_of(case).ours(*arguments(case), backend="auto"))
+    return around(case, reads, initialised(lambda: model_of(case).ours(case.shape["C"], backend="auto")))
 
 
-def filled_model(case: Case) -> nn.Module:
-    """Return seqconv's model behind windows that are filled, with the same weights."""
-    return initialised(lambda: JenaFilled(*arguments(case), backend="auto"))
-
-
-def rival_model(build: Callable[..., nn.Module], case: Case) -> nn.Module:
-    """Return an RNN with the notebook's weights."""
-    return initialised(lambda: build(*arguments(case)))
+def rnn_model(case: Case) -> nn.Module:
+    """Return the case's RNN with the notebook's weights."""
+    return initialised(lambda: TorchRNN(case.shape["C"], words=model_of(case).takes == "tokens"))
 
 
 def initialised(build: Callable[[], nn.Module]) -> nn.Module:
@@ -213,21 +275,19 @@ def initialised(build: Callable[[], nn.Module]) -> nn.Module:
 
 def torch_model(case: Case, *, contiguous: bool = False) -> nn.Module:
     """Return torch's model with the weights of seqconv's."""
-    model = model_of(case).torch(*arguments(case), contiguous=contiguous)
+    model = model_of(case).torch(case.shape["C"], contiguous=contiguous)
     given = list(seqconv_model(case).parameters())
     with torch.no_grad():
         for own in model.parameters():
             place = next(place for place, one in enumerate(given) if one.shape == own.shape)
             own.copy_(given.pop(place))
     assert not given
-    return model
+    return around(case, FromStarts, model)
 
 
-def arguments(case: Case) -> tuple[Any, ...]:
-    """Return what a model is made of: its width, or the series that it reads."""
-    if model_of(case).takes == "starts":
-        return series(), case.shape["L"], STEP
-    return (case.shape["C"],)
+def around(case: Case, reads: type[FromStarts], model: nn.Module) -> nn.Module:
+    """Return a model, behind what reads its windows in a series where its case takes starts."""
+    return reads(model, series(), case.shape["L"], STEP) if model_of(case).takes == "starts" else model
 
 
 @lru_cache(maxsize=1)
@@ -236,14 +296,16 @@ def series() -> Tensor:
     return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
 
 
-def not_the_rival(name: str, case: Case) -> str | None:
+def not_the_rival(rival: str, case: Case) -> str | None:
     """Return why an RNN is no rival of the case's model, or ``None``."""
-    rival = model_of(case).rival
-    return no_device(case) or (None if rival and rival[0] == name else "is the rival of another model")
+    return no_device(case) or (None if model_of(case).rival == rival else "is the rival of another model")
 
 
 def takes_no_starts(case: Case) -> str | None:
     """Return why windows need not be filled for a model, or cannot be; or ``None``."""
-    if case.device != "cpu":
-        return "is for CPUs"
-    return None if model_of(case).takes == "starts" else "its batch is filled already"
+    return on_cpu(case) or (None if model_of(case).takes == "starts" else "its batch is filled already")
+
+
+def operations() -> list[Operation]:
+    """Return the models."""
+    return [Models()]

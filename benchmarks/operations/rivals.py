@@ -1,8 +1,9 @@
-"""The notebook's convnets beside the recurrent models that they would replace, and beside torch's own convnets.
+"""Whole models beside everything one would take instead: on GPUs as graphs, on CPUs in other frameworks.
 
-Whole predictions and training steps on the same batches, with the same loss and optimizer. Each side is there as eager
-calls and as one CUDA graph, so that a launch-bound rival is not beaten for being launch-bound. On a GPU the LSTM and
-the GRU are cuDNN's. The recurrent models compute something else by design and answer to their own definitions.
+``rivals``: the notebook's convnets beside the recurrent models that they would replace, and beside torch's own.
+Each side is there as eager calls and as one CUDA graph, so that a launch-bound rival is not beaten for being
+launch-bound. On a GPU the LSTM and the GRU are cuDNN's. ``peers``: seqconv is timed in turn with torch, torch.compile,
+an RNN and each of :mod:`benchmarks.peers`; they are not timed beside each other.
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.operations.graphs import GraphStep, no_graphs
-from benchmarks.operations.models import MODELS, Models, model_case, seqconv_model, torch_model
-from benchmarks.operations.torch_peers import COMPILE_MODES, cannot_compile, no_device
+from benchmarks.operations.models import (
+    GRU,
+    LSTM,
+    Models,
+    model_case,
+    name_of,
+    rnn_model,
+    seqconv_model,
+    torch_model,
+)  # fmt: skip
+from benchmarks.operations.steps import GraphStep
+from benchmarks.operations.torch_peers import COMPILE_MODES, TUNED, cannot_compile, no_device, on_cpu
+from benchmarks.peers import PEERS, Peer, RemoteStep, missing
 from benchmarks.registry import Case, Operation, Provider
 
-__all__ = ["GRAPH", "RNNS", "Rivals", "step_case"]
-
-RNNS = {"imdb_convnet": "LSTM(32)", "jena_convnet": "GRU(32)"}
+RNNS = {"imdb_convnet": LSTM, "jena_convnet": GRU}
 GRAPH = ", CUDA graph"
-COMPILED = ("torch.compile", "torch.compile max-autotune")
+CONVERTED = ("imdb_convnet", "jena_convnet", "textcnn")  # the models that other frameworks have
+# Other frameworks add in an order of their own: their errors were up to so many times what seqconv's may be.
+LEEWAY = 8.0
 
 
 def step_case(name: str, mode: str, *, batch: int = 128, dtype: str = "float32", device: str = "cpu") -> Case:
@@ -42,7 +53,7 @@ class Made:
 
 
 class Rivals(Models):
-    """A model's predictions, or a step of its training."""
+    """A model's predictions, or a step of its training, eager and as a graph."""
 
     name = "rivals"
     noise = False
@@ -50,82 +61,101 @@ class Rivals(Models):
     def __init__(self) -> None:
         Operation.__init__(self)
         for graphed in (True, False):
-            suffix = GRAPH if graphed else ""
-            for model, kind in RNNS.items():
-                self.add(kind + suffix, rnn_model, graphed, only=model, baseline=True, definition=definition_of_rnn)
-            self.add("torch eager" + suffix, eager_model, graphed, baseline=True)
-            for name in COMPILED:
-                make = partial(compiled_model, COMPILE_MODES[name])
-                slow = name != "torch.compile"
-                self.add(name + suffix, make, graphed, slow=slow, one_batch=True, cannot=cannot_compile)
-            self.add("seqconv auto" + suffix, seqconv_model, graphed, ours=True)
+            for model, rnn in RNNS.items():
+                definition = partial(made, rnn_model)
+                self.add(rnn, rnn_model, graphed, partial(another, model), baseline=True, definition=definition)
+            self.add("torch eager", torch_model, graphed, baseline=True)
+            for name, mode in COMPILE_MODES.items():
+                make, unable = partial(compiled_model, {"mode": mode}), partial(cannot_compile, name)
+                self.add(name, make, graphed, unable, slow=name == TUNED, one_batch=True)
+            self.add("seqconv auto", seqconv_model, graphed, ours=True)
 
     def add(
         self,
         name: str,
         make: Callable[[Case], nn.Module],
         graphed: bool,
-        *,
-        only: str | None = None,
-        cannot: Callable[[Case], str | None] = lambda _case: None,
+        unable: Callable[[Case], str | None] = lambda _case: None,
         **marks: Any,
     ) -> None:
         """Register a provider."""
 
         def unavailable(case: Case) -> str | None:
-            another = f"is the rival of {only}" if only not in (None, case.name) else None
-            return another or no_device(case) or (no_graphs(case) if graphed else None) or cannot(case)
+            no_graphs = "CUDA graphs are for GPUs" if graphed and not case.device.startswith("cuda") else None
+            return no_device(case) or no_graphs or unable(case)
 
-        self.register(Provider(name, lambda case: Made(make(case), graphed), unavailable=unavailable, **marks))
+        name += GRAPH if graphed else ""
+        self.register(Provider(name, partial(made, make, graphed=graphed), unavailable=unavailable, **marks))
 
-    def definition(self, case: Case) -> Made:  # type: ignore[override]
+    def definition(self, case: Case) -> Made:
         """Return torch's convnet."""
-        return Made(eager_model(case))
+        return Made(torch_model(case))
 
-    def step(self, case: Case, function: Made, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Any:  # type: ignore[override]
+    def step(self, case: Case, function: Made, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
         """Return the model at work."""
         step = super().step(case, function.model, inputs, dtype)
         return GraphStep(step) if function.graphed else step
 
 
-class Recurrent(nn.Module):
-    """An LSTM(32) on embedded tokens, or a GRU(32) on windows; its last state to a dense layer."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        words = case.name == "imdb_convnet"
-        self.embedding = nn.Embedding(case.shape["C"], 128) if words else nn.Identity()
-        self.rnn: Any = nn.LSTM(128, 32, batch_first=True) if words else nn.GRU(case.shape["C"], 32, batch_first=True)
-        self.head = nn.Linear(32, 1)
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """Return one number a sample, ``(N,)``."""
-        state = self.rnn(self.embedding(batch))[1]
-        state = state[0] if isinstance(state, tuple) else state
-        output: Tensor = self.head(state[-1])
-        return output.squeeze(-1)
+def made(make: Callable[[Case], nn.Module], case: Case, graphed: bool = False) -> Made:
+    """Return what a provider makes."""
+    return Made(make(case), graphed)
 
 
-def rnn_model(case: Case) -> nn.Module:
-    """Return the case's rival, always with the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Recurrent(case)
+def another(model: str, case: Case) -> str | None:
+    """Return that a case is of another model than an RNN's, or ``None``."""
+    return None if case.name == model else f"is the rival of {model}"
 
 
-def definition_of_rnn(case: Case) -> Made:
-    """Return the rival as its own definition."""
-    return Made(rnn_model(case))
-
-
-def eager_model(case: Case) -> nn.Module:
-    """Return torch's convnet, its first convolution's input as it comes."""
-    return torch_model(case, contiguous=False)
-
-
-def compiled_model(mode: str, case: Case) -> nn.Module:
+def compiled_model(options: Mapping[str, Any], case: Case) -> nn.Module:
     """Return torch's convnet, compiled."""
-    return torch.compile(eager_model(case), mode=mode, dynamic=False)  # type: ignore[return-value]
+    return torch.compile(torch_model(case), dynamic=False, **options)  # type: ignore[return-value]
 
 
-assert set(RNNS) <= set(MODELS)
+class Peers(Models):
+    """A model's predictions, or a step of its training, here or in another framework."""
+
+    name = "peers"
+    noise = False
+    rivals_meet = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        cannot = partial(cannot_compile, "torch.compile")
+        self.register(Provider("torch.compile", with_eager_numbers, unavailable=cannot, baseline=True))
+        for peer in PEERS.values():
+            make, reason = partial(RemoteStep, peer.name), partial(unserved, peer)
+            self.register(
+                Provider(peer.name, lambda _case, make=make: make, unavailable=reason, baseline=True, leeway=LEEWAY)  # type: ignore[misc]
+            )
+
+    def step(self, case: Case, function: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+        """Return the model at work."""
+        remote = isinstance(function, partial)
+        return function(case) if remote else super().step(case, function, inputs, dtype)
+
+
+def with_eager_numbers(case: Case) -> nn.Module:
+    """Return torch's model, compiled, with the eager model's numbers for the dropout."""
+    torch.compiler.reset()  # what was compiled for other cases counts against a limit, beyond which nothing is
+    return compiled_model({"options": {"fallback_random": True}}, case)
+
+
+def unserved(peer: Peer, case: Case) -> str | None:
+    """Return why a peer cannot serve a case, or ``None``."""
+    if reason := on_cpu(case):
+        return reason
+    if name_of(case) not in CONVERTED:
+        return f"has no {name_of(case)}"
+    if case.mode == "training_step":
+        if not peer.trains:
+            return "does not train"
+        if name_of(case) == "textcnn":
+            return "draws other numbers for the dropout: its loss cannot be checked"
+    reason = missing(peer.packages)
+    return f"{peer.name} is {reason}" if reason else None
+
+
+def operations() -> list[Operation]:
+    """Return both operations."""
+    return [Rivals(), Peers()]

@@ -8,55 +8,44 @@ import os
 import shutil
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.registry import Case, Provider
 
-__all__ = ["COMPILE_MODES", "cannot_compile", "no_device", "torch_providers"]
-
 Function = Callable[..., Any]
-COMPILE_MODES = {
-    "torch.compile": "default",
-    "torch.compile max-autotune": "max-autotune-no-cudagraphs",
-}
-GPU_ONLY = ("torch.compile max-autotune",)
+TUNED = "torch.compile max-autotune"  # for GPUs; takes minutes to get ready
+COMPILE_MODES = {"torch.compile": "default", TUNED: "max-autotune-no-cudagraphs"}
 copies = itertools.count()
 
 
 def torch_providers(function: Function) -> list[Provider]:
     """Return torch eager, the baseline, and torch.compile's modes on a plain torch ``function``."""
-    return [
-        Provider("torch eager", lambda _case: function, unavailable=no_device, baseline=True),
-        *(compiled(name, mode, function) for name, mode in COMPILE_MODES.items()),
-    ]
 
-
-def compiled(name: str, mode: str, function: Function) -> Provider:
-    """Return torch.compile in one of its modes as a provider."""
-
-    def make(_case: Case) -> Function:
+    def compiled(mode: str, _case: Case) -> Function:
         made: Function = torch.compile(own_code(function), mode=mode, dynamic=False)
         return made
 
-    def unavailable(case: Case) -> str | None:
-        if reason := no_device(case):
-            return reason
-        if name in GPU_ONLY and case.device == "cpu":
+    return [
+        Provider("torch eager", lambda _case: function, unavailable=no_device, baseline=True),
+        *(
+            Provider(name, partial(compiled, mode), partial(cannot_compile, name), slow=name == TUNED, one_batch=True)
+            for name, mode in COMPILE_MODES.items()
+        ),
+    ]
+
+
+def cannot_compile(name: str, case: Case) -> str | None:
+    """Return why the case's device cannot be used by a mode of torch.compile, or ``None``."""
+    if reason := no_device(case):
+        return reason
+    if case.device == "cpu":
+        if name == TUNED:
             return "is for GPUs"
-        return cannot_compile(case)
-
-    return Provider(name, make, unavailable=unavailable, slow=name in GPU_ONLY, one_batch=True)
-
-
-def cannot_compile(case: Case) -> str | None:
-    """Return what torch.compile lacks for the case's device, or ``None``."""
-    if case.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        return "torch.compile needs a C++ compiler"
-    if case.device != "cpu" and importlib.util.find_spec("triton") is None:
-        return "torch.compile needs Triton on a GPU"
-    return None
+        return None if shutil.which(os.environ.get("CXX", "g++")) else "torch.compile needs a C++ compiler"
+    return None if importlib.util.find_spec("triton") else "torch.compile needs Triton on a GPU"
 
 
 def own_code(function: Function) -> Function:
@@ -74,6 +63,10 @@ def own_code(function: Function) -> Function:
 
 def no_device(case: Case) -> str | None:
     """Return why the case's device cannot be used, or ``None``."""
-    if case.device.startswith("cuda") and not torch.cuda.is_available():
-        return "there is no CUDA device"
-    return None
+    absent = case.device.startswith("cuda") and not torch.cuda.is_available()
+    return "there is no CUDA device" if absent else None
+
+
+def on_cpu(case: Case) -> str | None:
+    """Return why a case is not on the CPU, where alone some sides are at home; or ``None``."""
+    return None if case.device == "cpu" else "is for CPUs"

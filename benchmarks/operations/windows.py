@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.operations.gather import random_starts
+from benchmarks.operations.steps import seeded
 from benchmarks.registry import Case, Operation, Provider
-from seqconv.kernels.reference import windows as reference_windows
+from seqconv.kernels.reference.windows import gather_windows as reference_gather_windows
 
-__all__ = ["ROWS", "Windows"]
-
-ROWS, COLUMNS = 420_551, 14  # the full Jena series
 BATCHES = 64
 
 Array = NDArray[Any]
@@ -31,7 +30,10 @@ Fill = Callable[[Array], Any]  # starts (N,) to windows (N, length, columns)
 
 
 class Windows(Operation):
-    """``series[starts[:, None] + step * arange(L)]``; ``R`` rows, ``C`` columns, ``N`` starts, ``L`` rows a window."""
+    """``series[starts[:, None] + step * arange(L)]``; ``R`` rows, ``C`` columns, ``N`` starts, ``L`` rows a window.
+
+    A provider's function is given the case and the series, and returns what fills a batch.
+    """
 
     name = "windows"
     exact = True
@@ -39,26 +41,26 @@ class Windows(Operation):
     def __init__(self) -> None:
         super().__init__()
         # The speed limit is a copy of as many bytes from as random a place; it answers to a definition of its own.
-        self.register(Provider("np.copyto, same bytes", copy_bytes, baseline=True, definition=copied_bytes))
-        self.register(Provider("fancy indexing per sample, np.stack", index_each, baseline=True))
-        self.register(Provider("DataLoader over indexed samples", load_indexed, baseline=True))
-        self.register(Provider("DataLoader over sliced samples", load_slices, baseline=True))
-        self.register(Provider("seqconv numba", make_numba, unavailable=no_numba, ours=True))
-        self.register(Provider("seqconv reference", kernel(reference_windows.gather_windows)))
-        self.register(Provider("NumPy slices into a reused buffer", slice_each))
-        self.register(Provider("torch index_select, whole batch", index_select))
+        copied = bound(copied_bytes)
+        self.register(Provider("np.copyto, same bytes", bound(copy_bytes), baseline=True, definition=copied))
+        self.register(Provider("fancy indexing per sample, np.stack", bound(index_each), baseline=True))
+        self.register(Provider("DataLoader over indexed samples", bound(load_indexed), baseline=True))
+        self.register(Provider("DataLoader over sliced samples", bound(load_slices), baseline=True))
+        self.register(Provider("seqconv numba", bound(by_numba), unavailable=no_numba, ours=True))
+        reference = partial(by_kernel, reference_gather_windows)
+        self.register(Provider("seqconv reference", bound(reference)))
+        self.register(Provider("NumPy slices into a reused buffer", bound(slice_each)))
+        self.register(Provider("torch index_select, whole batch", bound(index_select)))
 
     def inputs(self, case: Case, values: str) -> dict[str, Tensor]:
         """Return the series ``(R, C)`` and the starts of all batches ``(BATCHES, N)``."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name} {values}".encode()))
-        last = case.shape["R"] - case.shape["step"] * (case.shape["L"] - 1)
-        starts = torch.randint(0, last, (BATCHES, case.shape["N"]), generator=generator)
-        return {"series": torch.randn(case.shape["R"], case.shape["C"], generator=generator), "starts": starts}
+        generator, (n, rows, length, step) = seeded(case, values, "cpu"), (case.shape[one] for one in SIZES)
+        starts = random_starts(generator, BATCHES * n, rows, length, step).view(BATCHES, n)
+        return {"series": torch.randn(rows, case.shape["C"], generator=generator), "starts": starts}
 
     def definition(self, case: Case) -> Callable[[Array], Fill]:
         """Return NumPy's fancy indexing of the whole batch."""
-        reach = case.shape["step"] * np.arange(case.shape["L"])
-        return lambda series: lambda starts: series[starts[:, None] + reach]
+        return lambda series: lambda starts: series[starts[:, None] + reach(case)]
 
     def step(
         self,
@@ -71,6 +73,14 @@ class Windows(Operation):
         # NumPy's own allocation, as a loaded series has it: large arrays of NumPy's get huge pages, torch's do not.
         series = np.array(inputs["series"].to(dtype).numpy(), copy=True)
         return FillStep(function(series), inputs["starts"].numpy())
+
+
+SIZES = ("N", "R", "L", "step")
+
+
+def bound(function: Callable[[Case, Array], Fill]) -> Callable[[Case], Callable[[Array], Fill]]:
+    """Return what a provider makes of a function of a case and a series."""
+    return lambda case: partial(function, case)
 
 
 class FillStep:
@@ -94,57 +104,53 @@ class FillStep:
         return {"windows": torch.as_tensor(self.windows)}
 
 
+def reach(case: Case) -> Array:
+    """Return a window's rows from its start on."""
+    return case.shape["step"] * np.arange(case.shape["L"])
+
+
 def empty_batch(case: Case, series: Array) -> Array:
     """Return the buffer that those fill who can reuse one."""
     return np.empty((case.shape["N"], case.shape["L"], case.shape["C"]), series.dtype)
 
 
-def copy_bytes(case: Case) -> Callable[[Array], Fill]:
+def copy_bytes(case: Case, series: Array) -> Fill:
     """Copy as many bytes as the batch has, in one piece that begins at the first start (or as near as it fits)."""
+    out = empty_batch(case, series)
+    source, flat, columns = series.reshape(-1), out.reshape(-1), case.shape["C"]
+    latest = source.size - flat.size
 
-    def bind(series: Array) -> Fill:
-        out = empty_batch(case, series)
-        source, flat, columns = series.reshape(-1), out.reshape(-1), case.shape["C"]
-        latest = source.size - flat.size
+    def fill(starts: Array) -> Array:
+        start = min(int(starts[0]) * columns, latest)
+        np.copyto(flat, source[start : start + flat.size])
+        return out
 
-        def fill(starts: Array) -> Array:
-            start = min(int(starts[0]) * columns, latest)
-            np.copyto(flat, source[start : start + flat.size])
-            return out
-
-        return fill
-
-    return bind
+    return fill
 
 
-def copied_bytes(case: Case) -> Callable[[Array], Fill]:
+def copied_bytes(case: Case, series: Array) -> Fill:
     """Define what :func:`copy_bytes` gives."""
-    size = case.shape["N"] * case.shape["L"]
-    shape = (case.shape["N"], case.shape["L"], case.shape["C"])
-    return lambda series: lambda starts: series[min(starts[0], len(series) - size) :][:size].reshape(shape).copy()
+    shape = empty_batch(case, series).shape
+    size = shape[0] * shape[1]
+    return lambda starts: series[min(starts[0], len(series) - size) :][:size].reshape(shape).copy()
 
 
-def index_each(case: Case) -> Callable[[Array], Fill]:
+def index_each(case: Case, series: Array) -> Fill:
     """Index each window, then stack them."""
-    reach = case.shape["step"] * np.arange(case.shape["L"])
-    return lambda series: lambda starts: np.stack([series[start + reach] for start in starts])
+    rows = reach(case)
+    return lambda starts: np.stack([series[start + rows] for start in starts])
 
 
-def slice_each(case: Case) -> Callable[[Array], Fill]:
+def slice_each(case: Case, series: Array) -> Fill:
     """Copy each window's slice into a reused buffer."""
-    step, reach = case.shape["step"], case.shape["step"] * (case.shape["L"] - 1) + 1
+    out, (step, size) = empty_batch(case, series), (case.shape["step"], reach(case)[-1] + 1)
 
-    def bind(series: Array) -> Fill:
-        out = empty_batch(case, series)
+    def fill(starts: Array) -> Array:
+        for window, start in zip(out, starts.tolist(), strict=True):
+            window[...] = series[start : start + size : step]
+        return out
 
-        def fill(starts: Array) -> Array:
-            for window, start in zip(out, starts.tolist(), strict=True):
-                window[...] = series[start : start + reach : step]
-            return out
-
-        return fill
-
-    return bind
+    return fill
 
 
 class SampleDataset(Dataset[Tensor]):
@@ -157,21 +163,16 @@ class SampleDataset(Dataset[Tensor]):
         return self.read(start)
 
 
-def load_slices(case: Case) -> Callable[[Array], Fill]:
+def load_slices(case: Case, series: Array) -> Fill:
     """Load samples that are slices of one tensor: the cheapest per-sample Dataset there is."""
-    step, reach = case.shape["step"], case.shape["step"] * (case.shape["L"] - 1) + 1
-
-    def bind(series: Array) -> Fill:
-        rows = torch.from_numpy(series)
-        return loading(lambda start: rows[start : start + reach : step])
-
-    return bind
+    rows, step, size = torch.from_numpy(series), case.shape["step"], int(reach(case)[-1]) + 1
+    return loading(lambda start: rows[start : start + size : step])
 
 
-def load_indexed(case: Case) -> Callable[[Array], Fill]:
+def load_indexed(case: Case, series: Array) -> Fill:
     """Load samples that are indexed out of a NumPy array, as the notebook's generator indexes its matrix."""
-    reach = case.shape["step"] * np.arange(case.shape["L"])
-    return lambda series: loading(lambda start: torch.from_numpy(series[start + reach]))
+    rows = reach(case)
+    return loading(lambda start: torch.from_numpy(series[start + rows]))
 
 
 def loading(read: Callable[[int], Tensor]) -> Fill:
@@ -185,57 +186,48 @@ def loading(read: Callable[[int], Tensor]) -> Fill:
     # One iterator for good: to start one costs extra.
     batches = iter(DataLoader(SampleDataset(read), batch_sampler=sampler()))
 
-    def fill(starts: Array) -> Tensor:
+    def fill(starts: Array) -> Any:
         asked.append(starts.tolist())
-        batch: Tensor = next(batches)
-        return batch
+        return next(batches)
 
     return fill
 
 
-def index_select(case: Case) -> Callable[[Array], Fill]:
+def index_select(case: Case, series: Array) -> Fill:
     """Let torch gather the rows of all windows at once, into a buffer that is reused."""
+    rows, out = torch.from_numpy(series), torch.from_numpy(empty_batch(case, series))
+    window, flat = torch.from_numpy(reach(case)), out.view(-1, case.shape["C"])
 
-    def bind(series: Array) -> Fill:
-        rows, out = torch.from_numpy(series), torch.from_numpy(empty_batch(case, series))
-        reach = case.shape["step"] * torch.arange(case.shape["L"])
-        flat = out.view(-1, case.shape["C"])
+    def fill(starts: Array) -> Tensor:
+        torch.index_select(rows, 0, (torch.from_numpy(starts)[:, None] + window).view(-1), out=flat)
+        return out
 
-        def fill(starts: Array) -> Tensor:
-            index = (torch.from_numpy(starts)[:, None] + reach).view(-1)
-            torch.index_select(rows, 0, index, out=flat)
-            return out
-
-        return fill
-
-    return bind
+    return fill
 
 
-def kernel(gather_windows: Callable[..., None]) -> Callable[[Case], Callable[[Array], Fill]]:
-    """Return one floor's kernel at work on a buffer that is reused."""
+def by_kernel(gather_windows: Callable[..., None], case: Case, series: Array) -> Fill:
+    """Let one floor's kernel fill a buffer that is reused."""
+    out = empty_batch(case, series)
 
-    def make(case: Case) -> Callable[[Array], Fill]:
-        def bind(series: Array) -> Fill:
-            out = empty_batch(case, series)
+    def fill(starts: Array) -> Array:
+        gather_windows(series, starts, case.shape["L"], case.shape["step"], out)
+        return out
 
-            def fill(starts: Array) -> Array:
-                gather_windows(series, starts, case.shape["L"], case.shape["step"], out)
-                return out
-
-            return fill
-
-        return bind
-
-    return make
+    return fill
 
 
-def make_numba(case: Case) -> Callable[[Array], Fill]:
-    """Return Numba's kernel at work, as :func:`kernel` does; Numba is imported no sooner."""
+def by_numba(case: Case, series: Array) -> Fill:
+    """Let Numba's kernel do it; Numba is imported no sooner."""
     from seqconv.kernels.numba.windows import gather_windows
 
-    return kernel(gather_windows)(case)
+    return by_kernel(gather_windows, case, series)
 
 
 def no_numba(_case: Case) -> str | None:
     """Return that Numba is missing, or ``None``."""
     return "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
+
+
+def operations() -> list[Operation]:
+    """Return the operation."""
+    return [Windows()]

@@ -71,29 +71,34 @@ def markdown(task: Task, outcomes: Sequence[Outcome], measured_on: dict[str, Any
 
 
 def plot(task: Task, outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write the picture of a comparison."""
+    with atomic_write(path) as temporary:
+        figure(task, outcomes).savefig(temporary, dpi=120)
+
+
+def figure(task: Task, outcomes: Sequence[Outcome]) -> Any:
     """Draw test metric over milliseconds per step, one point a model, untrained baselines as lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    picture = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.subplots()
     for number, outcome in enumerate(outcomes):
         if outcome.ms_per_step is None:
             axes.axhline(outcome.test, linestyle="--", color="grey", label=outcome.model)
         else:
             axes.plot(outcome.ms_per_step, outcome.test, "o", color=f"C{number}", label=outcome.model)
-    figure.legend(loc="outside right upper")  # names at the points would cover each other where two are close
+    picture.legend(loc="outside right center")  # names at the points would cover each other where two are close
     axes.margins(x=0.25, y=0.15)
     axes.set_xscale("log")
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_xlabel("milliseconds per training step (log)")
     axes.set_ylabel(f"test {task.metric.name.replace('_', ' ')}")
-    axes.set_title(f"{task.title}\n({task.origin})", fontsize=10)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    picture.suptitle(f"{task.title}\n({task.origin})", fontsize=10)  # above the legend too, however long it is
+    return picture
 
 
 def _row(task: Task, outcome: Outcome) -> dict[str, str]:

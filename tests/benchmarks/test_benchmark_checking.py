@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.checking import Wrong, check, expectation, tf32
-from benchmarks.operations import conv_pool
+from benchmarks.operations import layers, operation
 from benchmarks.operations.steps import MODES
-from benchmarks.registry import Candidate, Case, Operation, Provider, operation
+from benchmarks.registry import Candidate, Case, Operation, Provider
 from tests.kernels.triton import gather_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,19 +48,20 @@ def test_torch_and_the_reference_are_right(mode, layout, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_torch_is_right_in_its_better_layout_whatever_the_case_s(layout):
     case = small("forward_backward", layout)
-    candidate = Candidate(case, operation(case.operation).providers[conv_pool.BETTER])
-    assert candidate.placed.layout == conv_pool.better_layout(small("forward_backward")) != "any"
+    candidate = Candidate(case, operation(case.operation).providers[layers.BETTER])
+    assert candidate.placed.layout == layers.better_layout(small("forward_backward")) != "any"
     assert "input gradient, exact" in check(candidate)
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 3}, {"dilation": 2, "stride": 3, "padding": 1}])
 @pytest.mark.parametrize("pool", [0, 2])
-def test_a_shape_s_options_reach_everyone(options, pool):
+def test_a_shape_s_options_reach_everyone(options, pool, monkeypatch):
+    monkeypatch.setenv("SEQCONV_BACKEND", "reference")  # the kernels have tests of their own
     name = "conv1d_relu_max_pool1d" if pool else "conv1d_relu_global_max_pool1d"
     case = Case(name, "small", {**SMALL, "P": pool, **options}, "forward_backward")
     for one in operation(name).providers.values():
         served = one.unavailable(case) is None  # Triton's kernels serve GPUs
-        if served and (one.name == "torch eager" or one.name.startswith("seqconv")):
+        if served and one.name in ("torch eager", "seqconv reference", "seqconv auto"):
             assert check(Candidate(case, one))
     compose = operation(name).compose
     deaf = Provider("deaf", lambda case: lambda *tensors_and_pool, **options: compose(*tensors_and_pool))
@@ -132,7 +133,7 @@ def test_tf32_has_ten_bits_behind_the_first_and_rounds_to_nearest(rounds):
 
 
 def rounds_its_operands(times: float = 1.0) -> Provider:
-    return provider(lambda x, w, b, p: times * conv_pool.max_pool(tf32(x), tf32(w), b, p))
+    return provider(lambda x, w, b, p: times * layers.max_pool(tf32(x), tf32(w), b, p))
 
 
 @pytest.fixture
@@ -168,8 +169,26 @@ def test_a_wrong_gradient_is_seen_although_the_output_is_right():
         check(Candidate(replace(small("forward_backward"), shape={**SMALL, "L": 400, "C": 1}), late))
 
 
+def test_errors_may_be_so_many_times_the_tolerance_and_no_more():
+    case = small("forward")
+    tolerance = check(Candidate(case, operation(case.operation).providers["torch eager"]))["output, random"][1]
+    off = lambda case: lambda x, w, b, p: layers.max_pool(x, w, b, p) + 3 * tolerance  # noqa: E731
+    assert check(Candidate(case, Provider("near", off, leeway=8.0)))
+    with pytest.raises(Wrong):
+        check(Candidate(case, Provider("near", off)))
+
+
+def test_what_is_compiled_for_one_batch_is_checked_with_it(monkeypatch):
+    kind, sizes = operation("conv1d_relu_max_pool1d"), []
+    monkeypatch.setattr(kind, "checked", lambda case: replace(case, shape={**case.shape, "N": 1}))
+    function = lambda x, w, b, p: sizes.append(len(x)) or layers.max_pool(x, w, b, p)  # noqa: E731
+    for one_batch in (False, True):
+        check(Candidate(small("forward"), Provider("planted", lambda case: function, one_batch=one_batch)))
+    assert sizes == [1, 1, 3, 3]
+
+
 def test_a_missing_gradient_is_seen():
-    frozen = provider(lambda x, w, b, p: conv_pool.max_pool(x.detach(), w, b, p))
+    frozen = provider(lambda x, w, b, p: layers.max_pool(x.detach(), w, b, p))
     with pytest.raises(Wrong, match=r"gave .*expected"):
         check(Candidate(small("forward_backward"), frozen))
 
@@ -177,8 +196,10 @@ def test_a_missing_gradient_is_seen():
 SUITE = """
     from pathlib import Path
 
-    from benchmarks.operations import conv_pool
-    from benchmarks.registry import Case, Provider, operation
+    from benchmarks import suites
+    from benchmarks.operations import layers, operation
+    from benchmarks.registry import Case, Provider
+    from benchmarks.test_suites import test_check, test_time
 
     calls = []
 
@@ -186,15 +207,10 @@ SUITE = """
     def noted(name, wrong):
         def layer(x, w, b, p):
             calls.append(name)
-            return conv_pool.max_pool(x, w, 2 * b if wrong else b, p)
+            Path(__file__).with_suffix(".calls").write_text(" ".join(calls))
+            return layers.max_pool(x, w, 2 * b if wrong else b, p)
 
         return lambda case: layer
-
-
-    kind = operation("conv1d_relu_max_pool1d")
-    kind.providers = {}
-    kind.register(Provider("baseline", noted("baseline", False), baseline=True))
-    kind.register(Provider("own", noted("own", WRONG), ours=True))
 
 
     def cases(device, quick):
@@ -202,14 +218,12 @@ SUITE = """
         return [Case("conv1d_relu_max_pool1d", "small", shape, "forward")]
 
 
-    def test_check(candidate, verify):
-        verify(candidate)
-
-
-    def test_time(comparison, measure):
-        measure(comparison)
-        if comparison.candidate.provider.ours:
-            Path(__file__).with_suffix(".timed").write_text(" ".join(calls))
+    kind = operation("conv1d_relu_max_pool1d")
+    kind.providers = {}
+    kind.register(Provider("baseline", noted("baseline", False), baseline=True))
+    kind.register(Provider("own", noted("own", WRONG), ours=True))
+    suites.SUITES.clear()
+    suites.SUITES["planted"] = suites.Suite("planted", "", cases, seconds=0.1)
 """
 
 
@@ -222,19 +236,17 @@ def test_sides_take_turns_and_a_red_check_stops_the_run_before_that(tmp_path, wr
     command += ["-p", "benchmarks.conftest", "-p", "no:cacheprovider", f"--benchmark-json={figures}"]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of xdist
     process = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=False)
-    timed = suite.with_suffix(".timed").exists()
+    turns = [name for name, _ in itertools.groupby(suite.with_suffix(".calls").read_text().split())]
     if wrong:
         assert process.returncode != 0
         assert "nothing is timed: a check is red" in process.stdout
-        assert not timed
-    else:
-        assert process.returncode == 0, process.stdout
-        assert timed
-        one = json.loads(figures.read_text())["benchmarks"][-1]
-        assert one["extra_info"]["provider"] == "own"
-        samples, baseline = one["extra_info"]["samples"], one["extra_info"]["baseline_samples"]
-        assert len(samples) == len(baseline) >= 5
-        # pytest-benchmark's own statistics are those of the same blocks: its clock is ours
-        assert one["stats"]["data"] == pytest.approx(samples, rel=1e-6)
-        turns = [name for name, _ in itertools.groupby(suite.with_suffix(".timed").read_text().split())]
-        assert turns[-2 * len(samples) :] == ["baseline", "own"] * len(samples)
+        assert turns == ["baseline", "own"]  # the checks
+        return
+    assert process.returncode == 0, process.stdout
+    one = json.loads(figures.read_text())["benchmarks"][-1]
+    assert one["extra_info"]["provider"] == "own"
+    samples, baseline = one["extra_info"]["samples"], one["extra_info"]["baseline_samples"]
+    assert len(samples) == len(baseline) >= 5
+    # pytest-benchmark's own statistics are those of the same blocks: its clock is ours
+    assert one["stats"]["data"] == pytest.approx(samples, rel=1e-6)
+    assert turns[-2 * len(samples) :] == ["baseline", "own"] * len(samples)

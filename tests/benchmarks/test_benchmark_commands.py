@@ -1,4 +1,4 @@
-"""The commands: a quick run of the windows suite, and the GPU's command where there is no GPU."""
+"""The commands: runs of suites, what a call costs beside its kernel, and the GPU's environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks import dispatch, peak, results
 from benchmarks.__main__ import ROOT, main
-from benchmarks.cold import first_call
-from benchmarks.operations.conv_pool import layer_case
 
 
+@pytest.mark.large
 def test_a_quick_run_of_the_windows_suite(tmp_path):
     path = tmp_path / "windows.json"
     assert main(["--suite", "windows", "--quick", "--select", "lookback240", "--out", str(path)]) == 0
@@ -35,22 +34,63 @@ def test_a_quick_run_of_the_windows_suite(tmp_path):
         assert len(one["samples"]) == len(one["baseline_samples"]) >= 5
         assert all(seconds > 0 for seconds in one["samples"] + one["baseline_samples"])
     assert path.with_suffix(".md").exists()
-    assert path.with_suffix(".png").exists()
+    assert path.with_name("windows-windows-fill.png").exists()
 
 
-def test_a_first_call_is_timed():
-    assert first_call(layer_case("jena2", "training_step", batch=2), "torch eager") > 0
+@pytest.mark.large
+def test_a_quick_run_of_the_dispatch_suite(tmp_path):
+    path = tmp_path / "dispatch.json"
+    assert main(["--suite", "dispatch", "--quick", "--out", str(path)]) == 0
+    noted = results.read(path)["quantities"]
+    assert {(one["provider"], one["quantity"]) for one in noted} >= {("seqconv auto", "dispatch")}
+    assert all(one["suite"] == "dispatch" and len(one["samples"]) == 5 for one in noted)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="concerns machines without a GPU")
-def test_the_gpu_command_says_that_there_is_no_gpu_and_what_would_run():
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    assert "sees no GPU" in process.stdout
-    assert "conv_pool" in process.stdout
-    assert "max-autotune" in process.stdout
+def test_the_smallest_run_writes_results_and_report(tmp_path, capsys):
+    """One check, and one timing, of what needs no compiler."""
+    path = tmp_path / "one.json"
+    words = ["--suite", "windows", "--suite", "layers", "--select", "lookback240 and slices and not numba"]
+    assert main([*words, "--quick", "--out", str(path)]) == 0
+    found = results.read(path)
+    assert {one["provider"] for one in found["measurements"]} == {"NumPy slices into a reused buffer"}
+    assert found["command"].startswith("python -m benchmarks --suite windows")
+    assert f"written: {path.with_suffix('.md')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_peak_s_loop_computes_every_part(threads, monkeypatch):
+    monkeypatch.setattr(peak, "ROUNDS", 60)
+    step = peak.PeakStep(threads)
+    assert step.multiply_adds == threads * peak.PARTS * 60 * peak.SUMS * step.sums.shape[1]
+    step.call()
+    # Every sum x -> x / 2 + 1 ends at 2: a = 6 * 6 + 6, and the last line 6 / 2 + a.
+    numpy.testing.assert_array_equal(step.sums, 45)
+
+
+@pytest.mark.parametrize("mode", dispatch.MODES)
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_all_sides_of_a_dispatch_compute_the_same(backend, mode):
+    sides = dispatch.calls(backend, mode)
+    with torch.set_grad_enabled(mode != "no grad"):
+        found = {name: side() for name, side in sides.items()}
+    found = {
+        name: result if isinstance(result, tuple) and mode == dispatch.MODES[2] else (result,)
+        for name, result in found.items()
+    }
+    assert len(found["call"]) == (3 if mode == dispatch.MODES[2] else 1)
+    for name in ("kernel", "torch eager"):
+        for one, other in zip(found[name], found["call"], strict=True):
+            torch.testing.assert_close(one, other)
+    assert found["call"][0].requires_grad == (mode == "with grad")
+
+
+def test_dispatch_is_the_difference_of_neighbours(monkeypatch):
+    monkeypatch.setattr(dispatch, "CALLS", 2)
+    seconds = iter([0.0] * 3 + [0, 4e-6, 0, 1e-6, 0, 2e-6] + [0, 8e-6, 0, 6e-6, 0, 2e-6])
+    monkeypatch.setattr(dispatch.time, "perf_counter", lambda: next(seconds))
+    samples = dispatch.microseconds({name: lambda: None for name in ("call", "kernel", "torch eager")}, "no grad", 2)
+    expected = {"call": [2, 4], "kernel": [0.5, 3], "torch eager": [1, 1], "dispatch": [1.5, 1]}
+    assert samples == {name: pytest.approx(values) for name, values in expected.items()}
 
 
 def test_the_overlay_has_its_parent_s_packages_and_this_checkout(tmp_path):
@@ -63,7 +103,9 @@ def test_the_overlay_has_its_parent_s_packages_and_this_checkout(tmp_path):
     subprocess.run([parent / "bin" / "python", ROOT / "benchmarks" / "gpu_env.py", overlay], check=True)
     query = "import numpy, seqconv.kernels; print(seqconv.kernels.__path__[0], numpy.__file__)"
     process = subprocess.run([overlay / "bin" / "python", "-c", query], cwd=tmp_path, capture_output=True, text=True)
-    assert process.stdout.split() == [str(ROOT / "kernels"), str(Path(numpy.__file__))], process.stderr
+    kernels, packages = process.stdout.split()
+    assert Path(kernels).resolve() == ROOT / "kernels", process.stderr
+    assert packages == str(Path(numpy.__file__))
 
 
 def test_an_overlay_without_pip_finds_seqconv_where_it_stands(tmp_path):

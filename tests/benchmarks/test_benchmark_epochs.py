@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from benchmarks import epochs, epochs_side
+from benchmarks import epochs
 
 ASKED = {"epochs": 2, "steps": 1, "data_dir": None, "source": "synthetic", "reviews": 40, "threads": 1}
 
 
 @pytest.mark.parametrize("side", ["torch", "seqconv"])
 def test_a_side_trains_and_reports(side):
-    found = epochs_side.on_torch({"side": side, **ASKED})
+    found = epochs.train({"side": side, **ASKED})
     assert found["side"] == side
     assert found["data"] == "synthetic data"
     assert len(found["epoch_seconds"]) == 2
@@ -24,7 +24,7 @@ def test_a_side_trains_and_reports(side):
 
 
 def test_sides_train_the_same_model_alike():
-    first, second = (epochs_side.on_torch({"side": side, **ASKED}) for side in ("torch", "seqconv"))
+    first, second = (epochs.train({"side": side, **ASKED}) for side in ("torch", "seqconv"))
     assert first["test_accuracy"] == pytest.approx(second["test_accuracy"], abs=0.13)  # one of eight reviews
 
 

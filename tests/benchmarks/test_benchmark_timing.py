@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,7 +85,26 @@ def test_the_fastest_is_found_in_turns():
     assert turns == ["slow", "quick"] * 4  # settled one after the other, then three rounds
 
 
-def test_rounds_fit_the_budget_within_bounds():
-    assert timing.choose_rounds([0.05, 0.05], 1.0) == 10
-    assert timing.choose_rounds([5.0, 5.0], 1.0) == timing.FEWEST_ROUNDS
-    assert timing.choose_rounds([1e-4, 1e-4], 1.0) == timing.MOST_ROUNDS
+@pytest.mark.parametrize(
+    ("around", "calls", "rounds"), [(0.0, 500, 12), (1e-3, 5, 12), (1.0, 1, 5), (-9.9e-6, 500, 25)]
+)
+def test_blocks_are_cut_to_what_they_take_in_all_and_rounds_fit_the_budget(monkeypatch, around, calls, rounds):
+    """A call measured as 10 microseconds takes a millisecond with what is around it: 5 a block, not 500."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def stopwatch(step, calls):
+        now[0] += (1e-5 + around) * calls
+        return [1e-5] * calls
+
+    step = timing.Call(lambda: None)
+    sides = [Side(step, stopwatch, calls=500) for _ in range(2)]
+    assert timing.choose_rounds(sides, 0.15 if around == 1e-3 else 0.125) == rounds
+    assert [side.calls for side in sides] == [calls, calls]
+    timing.take_turns(sides, 3)
+    assert [len(side.samples) for side in sides] == [3, 3]
+
+
+def test_seconds_are_the_median_of_those_behind_the_first():
+    waits = iter([0.05, 0.0, 0.0, 0.01])
+    assert timing.seconds_of(lambda: time.sleep(next(waits)), "cpu", calls=3, before=1) < 0.005

@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from benchmarks import tune, tune_cache, tune_candidates, tune_table, tune_timing
-from benchmarks.tune_candidates import Key
+from benchmarks import tune, tune_cache, tune_table, tune_tiles, tune_timing
 from benchmarks.tune_table import Tuned
+from benchmarks.tune_tiles import Key
 from seqconv.kernels.triton import configurations
 from seqconv.kernels.triton.configurations import Forward, WeightGradient
 from seqconv.kernels.triton.table import TABLE
@@ -31,7 +31,7 @@ def table_of(text: str) -> dict:
 
 
 def test_neighbours_differ_in_a_field_or_two_and_stay_within_bounds():
-    around = tune_candidates.neighbours(START, size=7)
+    around = tune_tiles.neighbours(START, size=7)
     assert START not in around
     assert len(around) == len(set(around))
     assert Forward(128, 32, 16, 2, 4, 2) in around
@@ -40,13 +40,11 @@ def test_neighbours_differ_in_a_field_or_two_and_stay_within_bounds():
     for tile in around:
         assert sum(one != other for one, other in zip(tile, START, strict=True)) in (1, 2)
         for name, value in tile._asdict().items():
-            least, most, doubles = tune_candidates.FIELDS[name]
+            least, most, doubles = tune_tiles.FIELDS[name]
             assert least <= value <= most
             assert not doubles or value & (value - 1) == 0
-    assert all(tile.phases <= 2 for tile in tune_candidates.neighbours(START, size=2))
-    assert all(
-        "phases" not in tile._fields for tile in tune_candidates.neighbours(WeightGradient(64, 128, 32, 4, 2), 7)
-    )
+    assert all(tile.phases <= 2 for tile in tune_tiles.neighbours(START, size=2))
+    assert all("phases" not in tile._fields for tile in tune_tiles.neighbours(WeightGradient(64, 128, 32, 4, 2), 7))
 
 
 def test_no_candidate_depends_on_a_batch_or_a_length():
