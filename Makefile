@@ -31,7 +31,7 @@ test-large: $(READY)  ## tests that need much memory or time
 lint: $(READY)  ## ruff, and mypy on the package as it is built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/lint
+	rm -rf build  # what an earlier build left would be checked, too
 	$(PIP) --no-deps --no-build-isolation --target build/lint .
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p seqconv
 

@@ -14,9 +14,10 @@ from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
 from seqconv.functional.conv import conv1d_relu_max_pool1d
-from seqconv.functional.passes import passes
+from seqconv.functional.floors import floor
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
+from seqconv.kernels.source import Dense
 
 OPERATION = "conv1d_relu_max_pool1d"
 CASE = Case(OPERATION, "tiny", {"N": 1, "C": 4, "L": 16, "O": 8, "K": 3, "P": 2}, "forward_backward")
@@ -48,7 +49,8 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     tensors = [one.to(device) for one in (torch.randn(n, c, length), torch.randn(o, c, k), torch.randn(o))]
     leaves = [tensor.clone().requires_grad_(training) for tensor in tensors]
     geometry = Convolution(), Pool(p, p)
-    served = backends.explain_call(OPERATION, backend, (*leaves, *geometry)).backend
+    source, *rest = Dense(leaves[0]), *leaves[1:], *geometry
+    served = backends.explain_call(OPERATION, backend, (source, *rest)).backend
     gradient = torch.ones(n, o, (length - k + 1) // p, device=device)
 
     def differentiated(compute: Call) -> Call:
@@ -61,13 +63,13 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
         "torch eager": differentiated(lambda: max_pool(*leaves, p)),
     }
     if served == "reference":  # torch differentiates it: its kernel alone has no other backward pass than torch's
-        return {**sides, "kernel": differentiated(lambda: reference.conv1d_relu_max_pool1d(*leaves, *geometry))}
-    forward, backward, *_ = passes(served, OPERATION)
+        return {**sides, "kernel": differentiated(lambda: reference.compose(source, *rest))}
+    kernels, plain = floor(served), Dense(tensors[0])
 
     def kernel() -> Any:
-        output, argmax = forward(*tensors, *geometry, want_argmax=training)
+        output, argmax = kernels.forward(plain, *tensors[1:], *geometry, want_argmax=training)
         if mode == MODES[2]:
-            return backward(gradient, argmax, *tensors[:2], *geometry, wanted=(True, True, True))
+            return kernels.backward(gradient, argmax, plain, tensors[1], *geometry, wanted=(True, True, True))
         return output
 
     return {**sides, "kernel": kernel}

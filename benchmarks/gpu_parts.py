@@ -10,7 +10,6 @@ calls are timed in a plain loop, to try this out. Numbers are not checked here: 
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +27,9 @@ from benchmarks.registry import Case, drawn
 from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
-from seqconv.functional.passes import Passes, gathers, passes
+from seqconv.functional.floors import floor
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.source import Dense, Source, Tokens, tensors_of
 from seqconv.kernels.triton import replay
 
 SUITE = "kernels alone"
@@ -64,26 +64,26 @@ class Layer:
 
     def __init__(self, case: Case, backend: str) -> None:
         self.case, self.backend = case, backend
-        self.gathered = gathers(case.operation)
         shape, tensors = case.shape, drawn(case, "random")
         self.weight, self.bias = (tensors[name].to(case.device, case.torch_dtype) for name in ("weight", "bias"))
-        self.options = (Convolution(), *([Pool(shape["P"], shape["P"])] if shape["P"] else []))
+        self.geometry = Convolution(), Pool(shape["P"], shape["P"]) if shape["P"] else None
         self.upstream = tensors["gradient"]
-        if self.gathered:
-            table = tensors["table"].to(case.device, case.torch_dtype)
-            first = (tensors["tokens"].to(case.device, copy=True), table)
+        first: Source
+        if "input" in tensors:
+            first = Dense(place(tensors["input"], case, case.torch_dtype))
         else:
-            first = (place(tensors["input"], case, case.torch_dtype),)
+            table = tensors["table"].to(case.device, case.torch_dtype)
+            first = Tokens(tensors["tokens"].to(case.device, copy=True), table)
         self.copies = 1
         if shape["N"] >= LARGE:
             self.copies = min(-(-BEYOND_CACHES // first[0].nbytes), MOST_COPIES)
-        others = [(torch.empty_like(first[0]).copy_(first[0]), *first[1:]) for _ in range(self.copies - 1)]
-        self.inputs: list[tuple[Tensor, ...]] = [first, *others]
+        others = [first._make((torch.empty_like(first[0]).copy_(first[0]), *first[1:])) for _ in range(self.copies - 1)]
+        self.sources: list[Source] = [first, *others]
 
-    @cached_property
-    def passes(self) -> Passes:
-        """The backend's passes, looked up when they are needed: those of a backend that refuses may be missing."""
-        return passes(self.backend, self.case.operation)
+    @property
+    def kernels(self) -> Any:
+        """The backend's two passes, looked up when they are needed: a backend that refuses may lack what they need."""
+        return floor(self.backend)
 
     @cached_property
     def gradients(self) -> list[tuple[Tensor, Tensor]]:
@@ -101,27 +101,27 @@ class Layer:
     @cached_property
     def read(self) -> int:
         """How many bytes a pass reads of its input: of a table, the rows that the tokens name."""
-        first, *table = self.inputs[0]
-        return first.nbytes + (self.rows_used * table[0][0].nbytes if table else 0)
+        first = self.sources[0]
+        return first[0].nbytes + (self.rows_used * first.values[0].nbytes if isinstance(first, Tokens) else 0)
 
     @cached_property
     def rows_used(self) -> int:
         """How many rows of the table the tokens name."""
-        return int(torch.unique(self.inputs[0][0]).numel())
+        return int(torch.unique(self.sources[0][0]).numel())
 
     def forward(self, copy: int, **options: Any) -> Any:
         """Run the forward pass."""
-        return self.passes.forward(*self.inputs[copy], self.weight, self.bias, *self.options, **options)
+        return self.kernels.forward(self.sources[copy], self.weight, self.bias, *self.geometry, **options)
 
     def backward(self, copy: int, wanted: tuple[bool, bool, bool]) -> Any:
         """Run the backward pass."""
-        given = (*self.gradients[copy], *self.inputs[copy], self.weight, *self.options)
-        return self.passes.backward(*given, wanted=wanted)
+        given = (*self.gradients[copy], self.sources[copy], self.weight, *self.geometry)
+        return self.kernels.backward(*given, wanted=wanted)
 
     def fold(self) -> Tensor:
         """Fold the table."""
-        assert self.passes.fold is not None
-        return self.passes.fold(self.inputs[0][1], self.weight)
+        folded: Tensor = self.kernels.fold(self.sources[0].values, self.weight)
+        return folded
 
     def on_copies(self, call: Callable[..., Any], **options: Any) -> list[Call]:
         """Return a call for each copy of the inputs."""
@@ -129,8 +129,7 @@ class Layer:
 
     def launch_over_weights(self, wanted: tuple[bool, bool, bool]) -> tuple[Call, int]:
         """Return the launch over the weights that a backward pass makes, alone, and the bytes of its other tensors."""
-        name = f"seqconv.kernels.{self.backend}.conv_pool_backward"
-        module: Any = importlib.import_module(name)
+        module: Any = getattr(self.kernels, "dense_backward", None)
         original = getattr(module, WEIGHTS_LAUNCH, None)
         noted: list[Any] = []
 
@@ -168,16 +167,16 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
 
     def folded() -> Part:
         calls = layer.on_copies(layer.forward, want_argmax=False, folded=layer.folded)
-        return Part(calls, layer.inputs[0][0].nbytes + layer.rows_used * layer.folded[0].nbytes + output)
+        return Part(calls, layer.sources[0][0].nbytes + layer.rows_used * layer.folded[0].nbytes + output)
 
     def fold() -> Part:
-        table, (outputs, _, size) = layer.inputs[0][1], layer.weight.shape
+        table, (outputs, _, size) = layer.sources[0].values, layer.weight.shape
         work = 2 * table.numel() * outputs * size
         return Part([layer.fold], table.nbytes + weights + layer.folded.nbytes, work)
 
     def backward(wanted: tuple[bool, bool, bool]) -> Part:
         moved = output + layer.gradients[0][1].nbytes + weights
-        moved += layer.read if wanted == parameters else sum(one.nbytes for one in layer.inputs[0])
+        moved += layer.read if wanted == parameters else sum(one.nbytes for one in tensors_of(layer.sources[0]))
         return Part(layer.on_copies(layer.backward, wanted=wanted), moved, product)
 
     def over_weights(wanted: tuple[bool, bool, bool]) -> Part:
@@ -185,7 +184,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
         return Part([call], size if wanted == parameters else 2 * width * sizes["weight"])
 
     made: dict[str, Callable[[], Part]]
-    if layer.gathered:
+    if isinstance(layer.sources[0], Tokens):
         made = {
             "forward, direct": partial(forward, want_argmax=False, plan="direct"),
             "fold": fold,
@@ -210,7 +209,8 @@ def refused(case: Case, backend: str) -> str | None:
     """Return why a backend does not serve a case, or ``None``."""
     layer = Layer(replace(case, shape={**case.shape, "N": 1}), backend)
     try:
-        backends.explain_call(case.operation, backend, (*layer.inputs[0], layer.weight, layer.bias, *layer.options))
+        given = (layer.sources[0], layer.weight, layer.bias, *layer.geometry)
+        backends.explain_call(case.operation, backend, given)
     except backends.BackendError as error:
         return str(error)
     return None

@@ -87,7 +87,8 @@ def rows(measurements: Measurements, question: str, caption: str) -> Any:
         spread = [[one["median"] - one["q1"] for one in ratios], [one["q3"] - one["median"] for one in ratios]]
         axes.errorbar(
             medians, [cases.index(case_name(one)) + shift for one in found], xerr=spread, fmt=MARKS[place % len(MARKS)],
-            color=f"tab:{OURS[place % len(OURS)] if ours else 'gray'}", mfc=None if ours else "white", markersize=5, capsize=2,
+            color=f"tab:{OURS[place % len(OURS)] if ours else 'gray'}", mfc=None if ours else "white",
+            markersize=5, capsize=2,
             label=f"{provider} / {baseline}",
         )  # fmt: skip
     axes.set_yticks(range(len(cases)), cases, fontsize=9)

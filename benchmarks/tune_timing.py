@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.timing import seconds_of
 from benchmarks.tune_tiles import Entry, using
-from seqconv.kernels.triton import census, conv_pool, conv_pool_backward
+from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import census, conv_pool
 
 # Samples and positions of the convolution: small, middling and large.
 SIZES = ((128, 480), (1024, 240), (4096, 120))
@@ -55,25 +56,23 @@ def problem(name: str, kind: str, kernel: str, samples: int, positions: int, dev
     x = normal(samples, length, layer.channels).transpose(1, 2)
     w = normal(layer.outputs, layer.channels, layer.size) / (layer.channels * layer.size) ** 0.5
     b = normal(layer.outputs)
-    geometry: tuple[Any, ...] = (layer.convolution,) if layer.pool is None else (layer.convolution, layer.pool)
-    operation = "conv1d_relu_global_max_pool1d" if layer.pool is None else "conv1d_relu_max_pool1d"
-    forward = getattr(conv_pool, f"{operation}_forward")
-    backward = getattr(conv_pool_backward, f"{operation}_backward")
+    source, geometry = Dense(x), (layer.convolution, layer.pool)
 
     def pooled() -> tuple[Tensor, ...]:
         torch.backends.cudnn.allow_tf32 = kind == "tf32"
-        return (forward(x, w, b, *geometry, want_argmax=True)[0],)
+        return (conv_pool.forward(source, w, b, *geometry, want_argmax=True)[0],)
 
     if kernel == "forward":
         return pooled
-    out, argmax = forward(x, w, b, *geometry, want_argmax=True)
+    out, argmax = conv_pool.forward(source, w, b, *geometry, want_argmax=True)
     upstream = torch.randn(out.shape, generator=generator, device=device).to(dtype)
     upstream = torch.empty_like(out).copy_(upstream)
     wanted = (True, False, False) if kernel == "input_gradient" else (False, True, True)
 
     def gradients() -> tuple[Tensor, ...]:
         torch.backends.cudnn.allow_tf32 = kind == "tf32"
-        return tuple(one for one in backward(upstream, argmax, x, w, *geometry, wanted=wanted) if one is not None)
+        found = conv_pool.backward(upstream, argmax, source, w, *geometry, wanted=wanted)
+        return tuple(one for one in found if one is not None)
 
     return gradients
 

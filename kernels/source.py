@@ -1,8 +1,7 @@
 """Where a layer's rows come from: an input of its own, a table that tokens index, a series that windows begin in.
 
 A source holds its tensors first, then plain options; ``values`` is the one of them that holds numbers, of which there
-is a gradient. ``names`` is what users call the operation on it, with a pool and with the global maximum. ``V`` rows of
-``C`` numbers, ``N`` samples, ``L`` positions.
+is a gradient. ``V`` rows of ``C`` numbers, ``N`` samples, ``L`` positions.
 """
 
 from __future__ import annotations
@@ -13,16 +12,13 @@ from torch import Tensor
 
 from .geometry import Pool
 
-__all__ = ["Dense", "Source", "Tokens", "Windows", "name_of", "tensors_of", "with_tensors"]
+__all__ = ["NAMES", "TENSORS", "Dense", "Source", "Tokens", "Windows", "name_of", "options_of", "tensors_of"]
 
 
 class Dense(NamedTuple):
     """An input ``(N, C, L)`` of any strides."""
 
     values: Tensor
-
-    tensors = 1
-    names = ("conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d")
 
     @property
     def samples(self) -> int:
@@ -36,61 +32,62 @@ class Dense(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Rows of a table ``values`` ``(V, C)`` that ``index`` ``(N, L)``, int32 or int64, counts.
+    """Rows of a table ``values`` ``(V, C)`` that ``tokens`` ``(N, L)``, int32 or int64, counts.
 
     Row ``padding_idx`` is read like any other and gets no gradient.
     """
 
-    index: Tensor
+    tokens: Tensor
     values: Tensor
     padding_idx: int | None = None
-
-    tensors = 2
-    names = ("embedding_conv1d_relu_max_pool1d", "embedding_conv1d_relu_global_max_pool1d")
-    counted = "tokens"
 
     @property
     def samples(self) -> int:
         """The number of samples."""
-        return self.index.size(0)
+        return self.tokens.size(0)
 
     @property
     def length(self) -> int:
         """The number of positions of a sample."""
-        return self.index.size(1)
+        return self.tokens.size(1)
 
 
 class Windows(NamedTuple):
-    """Windows of a series ``values`` ``(V, C)``: ``length`` rows, ``step`` apart, from ``index`` ``(N,)`` on."""
+    """Windows of a series ``values`` ``(V, C)``: ``length`` rows, ``step`` apart, from ``starts`` ``(N,)`` on."""
 
     values: Tensor
-    index: Tensor
+    starts: Tensor
     length: int
     step: int
-
-    tensors = 2
-    names = ("window_conv1d_relu_max_pool1d", "window_conv1d_relu_global_max_pool1d")
-    counted = "starts"
 
     @property
     def samples(self) -> int:
         """The number of samples."""
-        return self.index.size(0)
+        return self.starts.size(0)
 
 
 Source: TypeAlias = Dense | Tokens | Windows
 
+# How many of a source's fields are tensors, the first ones, and what users call the operation on it, with a pool and
+# with the global maximum.
+TENSORS: dict[type[Source], int] = {Dense: 1, Tokens: 2, Windows: 2}
+NAMES: dict[type[Source], tuple[str, str]] = {
+    Dense: ("conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d"),
+    Tokens: ("embedding_conv1d_relu_max_pool1d", "embedding_conv1d_relu_global_max_pool1d"),
+    Windows: ("window_conv1d_relu_max_pool1d", "window_conv1d_relu_global_max_pool1d"),
+}
+
 
 def tensors_of(source: Source) -> tuple[Tensor, ...]:
     """Return a source's tensors."""
-    return source[: source.tensors]  # type: ignore[return-value]
+    return source[: TENSORS[type(source)]]  # type: ignore[return-value]
 
 
-def with_tensors(source: Source, tensors: tuple[Tensor | None, ...]) -> Source:
-    """Return the source with other tensors, or none, in the places of its own."""
-    return source._make((*tensors, *source[source.tensors :]))  # type: ignore[return-value]
+def options_of(source: Source) -> tuple[int | None, ...]:
+    """Return what a source holds besides its tensors."""
+    return source[TENSORS[type(source)] :]  # type: ignore[return-value]
 
 
 def name_of(source: Source, pool: Pool | None) -> str:
     """Return what users call the operation."""
-    return source.names[pool is None]
+    return NAMES[type(source)][pool is None]

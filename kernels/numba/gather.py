@@ -57,7 +57,7 @@ def forward(
     plan: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax``."""
-    index, samples, table = index_of(source), source.index.size(0), source.values
+    index, samples, table = index_of(source), source.samples, source.values
     outputs, _, size = weight.shape
     windows = 1 if pool is None else pool.output_length(convolution.output_length(index.length, size))
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)

@@ -72,11 +72,12 @@ class Layer(NamedTuple):
 
 def index_of(source: Tokens | Windows) -> Index:
     """Return where a source's rows are, read in place: the caller keeps the tensors."""
-    index, itemsize = source.index, source.index.element_size()
-    sample = index.stride(0) * itemsize
     if isinstance(source, Tokens):
-        return Index(index.data_ptr(), itemsize, sample, index.stride(1) * itemsize, 0, index.size(1))
-    return Index(index.data_ptr(), itemsize, sample, 0, source.step, source.length)
+        tokens, itemsize = source.tokens, source.tokens.element_size()
+        sample, position = tokens.stride()
+        return Index(tokens.data_ptr(), itemsize, sample * itemsize, position * itemsize, 0, tokens.size(1))
+    starts, itemsize = source.starts, source.starts.element_size()
+    return Index(starts.data_ptr(), itemsize, starts.stride(0) * itemsize, 0, source.step, source.length)
 
 
 def placed(source: Windows) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def placed(source: Windows) -> tuple[Tensor, Tensor]:
     series = source.values
     row, column = series.stride()
     shape = (source.samples, series.size(1), source.length)
-    places = source.index.to(torch.int64) * (row * series.element_size()) + series.data_ptr()
+    places = source.starts.to(torch.int64) * (row * series.element_size()) + series.data_ptr()
     return series.detach().as_strided(shape, (0, column, source.step * row)), places
 
 

@@ -187,8 +187,8 @@ def _rows(source: Source) -> Tensor:
     """Return the numbers of a gathering source's rows, ``(N, L)``."""
     assert not isinstance(source, Dense)
     if isinstance(source, Tokens):
-        return source.index
-    return source.index.unsqueeze(1) + source.step * torch.arange(source.length, device=source.index.device)
+        return source.tokens
+    return source.starts.unsqueeze(1) + source.step * torch.arange(source.length, device=source.starts.device)
 
 
 def _sizes(source: Source, weight: Tensor, convolution: Convolution, pool: Pool | None) -> tuple[int, int, int, int]:

@@ -220,13 +220,14 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     w = torch.empty(layer.outputs, layer.channels, layer.size, dtype=dtype, device="meta")
     b = torch.empty(layer.outputs, dtype=dtype, device="meta")
     source = _source(layer, dtype, samples, length)
-    plan = {} if isinstance(source, Dense) else {"plan": "folded" if layer.rows == "folded" else "direct"}
+    plan = None if isinstance(source, Dense) else "folded" if layer.rows == "folded" else "direct"
     recorded: list[Launch] = []
     with (
         _recording(recorded, "tf32" if kind == "tf32" else "ieee", target),
         mock.patch.object(split, "serves", return_value=layer.few),
     ):
-        out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, **plan)
+        out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, plan=plan)
+        assert argmax is not None
         wanted = (True, True, True)
         conv_pool.backward(out, argmax, source, w, layer.convolution, layer.pool, wanted=wanted)
     return recorded

@@ -40,13 +40,15 @@ def rows_of(source: Source) -> Rows:
     if isinstance(source, Dense):
         input = channels_together(source.values)
         return Rows("own", input, layout_of(input), None, 0, 0, 0, input.size(0), input.size(2))
-    table, index = columns_together(source.values), source.index
+    table = columns_together(source.values)
     if isinstance(source, Tokens):
-        layout, (samples, length), strides = layout_of_rows(table, 0), index.shape, index.stride()
-        return Rows("tokens", table, layout, index, *strides, table.size(0), samples, length)
+        layout, (samples, length) = layout_of_rows(table, 0), source.tokens.shape
+        index_n, index_l = source.tokens.stride()
+        return Rows("tokens", table, layout, source.tokens, index_n, index_l, table.size(0), samples, length)
     below = table.size(0) - (source.length - 1) * source.step
     layout = layout_of_rows(table, source.step)
-    return Rows("windows", table, layout, index, index.stride(0), 0, below, index.size(0), source.length)
+    starts = source.starts
+    return Rows("windows", table, layout, starts, starts.stride(0), 0, below, starts.size(0), source.length)
 
 
 def tokens_of_windows(starts: Tensor, length: int, step: int, below: int, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..source import Dense, Source
+from ..source import Dense, Source, Tokens
 from .launch import architecture, precision, refuse_device
 
 __all__ = ["refuse", "refuse_device"]
@@ -31,7 +31,7 @@ def _refuse_numbers(source: Source) -> str | None:
         return f"it serves float32 without TF32 on other GPUs: Triton computes it in TF32 on {values.device}"
     if isinstance(source, Dense):
         return None
-    index, name = source.index, source.counted
+    index, name = (source.tokens, "tokens") if isinstance(source, Tokens) else (source.starts, "starts")
     if index.device != values.device:
         return f"it serves {name} on the rows' device, {values.device}, got them on {index.device}"
     if index.dtype not in (torch.int32, torch.int64):

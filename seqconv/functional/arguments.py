@@ -121,6 +121,7 @@ def operands(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | No
         if isinstance(one, Tensor) and one.dtype == dtype and one.device == device and one.layout not in UNSTRIDED:
             continue
         tensor(name, one)
+        assert one is not None  # else it were no tensor
         if one.device != source.device:
             raise ValueError(f"{name} must be on the device of {source_name}, {source.device}, got {one.device}")
         if one.dtype != source.dtype and not _autocast_unites(one, source):

@@ -18,7 +18,7 @@ from seqconv.functional import folded, library
 from seqconv.functional.floors import floor
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, name_of
+from seqconv.kernels.source import Source, name_of, options_of, tensors_of
 
 __all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
 
@@ -44,7 +44,7 @@ def fused(
         return differentiable(backend, source, weight, bias, convolution, pool)
     if _is_profiled():
         given = backend, source, weight, bias, convolution, pool, folded_dtype
-        return recorded(source.names[pool is None], folded.forward, *given)
+        return recorded(name_of(source, pool), folded.forward, *given)
     return folded.forward(backend, source, weight, bias, convolution, pool, folded_dtype)
 
 
@@ -52,9 +52,8 @@ def differentiable(
     backend: str, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
 ) -> Tensor:
     """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
-    tensors, options = source[: source.tensors], source[source.tensors :]
-    function = called(_Fused, source.names[pool is None])
-    output: Tensor = function.apply(backend, type(source), options, convolution, pool, *tensors, weight, bias)
+    function, tensors = called(_Fused, name_of(source, pool)), (*tensors_of(source), weight, bias)
+    output: Tensor = function.apply(backend, type(source), options_of(source), convolution, pool, *tensors)
     return output
 
 
@@ -107,7 +106,7 @@ class _Fused(torch.autograd.Function):
             )
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
-        to_source = [gradients[0] if name == "values" else None for name in kind._fields[: kind.tensors]]
+        to_source = [gradients[0] if name == "values" else None for name in kind._fields[: len(given)]]
         return None, None, None, None, None, *to_source, *gradients[1:]
 
 

@@ -23,7 +23,7 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Dense, Tokens, Windows
+from seqconv.kernels.source import NAMES, Dense, Tokens, Windows
 from seqconv.kernels.triton import replay
 
 __all__ = [
@@ -275,7 +275,7 @@ def conv_call(
     if length < 1:
         arguments.positions("input", samples, length)
     geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    return Call(Dense.names[pool is None], (Dense(input), weight, bias, *geometry), batched)
+    return Call(NAMES[Dense][pool is None], (Dense(input), weight, bias, *geometry), batched)
 
 
 def embedding_call(
@@ -315,7 +315,7 @@ def embedding_call(
     geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     kept = None if folded_dtype is None else arguments.folded_dtype(folded_dtype, table.dtype)
     given = Tokens(tokens, table, padding_idx), weight, bias, *geometry
-    return Call(Tokens.names[pool is None], given, batched, kept)
+    return Call(NAMES[Tokens][pool is None], given, batched, kept)
 
 
 def window_call(
@@ -341,7 +341,7 @@ def window_call(
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
     given = Windows(series, starts, length, step), weight, bias, *geometry
-    return Call(Windows.names[pool is None], given)
+    return Call(NAMES[Windows][pool is None], given)
 
 
 def _traced(

@@ -203,7 +203,7 @@ def forward(
     """Run the kernel without gradients, from a folded table where one is kept, or if asked for one of ``dtype``."""
     options: dict[str, Tensor] = {}
     if _promised and isinstance(source, Tokens):
-        folded = find_or_fold(backend, source.index, source.values, weight, convolution, dtype)
+        folded = find_or_fold(backend, source.tokens, source.values, weight, convolution, dtype)
         options = {} if folded is None else {"folded": folded}
     output: Tensor
     output, _ = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=False, **options)
@@ -311,7 +311,7 @@ def _fold(
         return None
     most = limit()
     with torch.no_grad():
-        folded = floor(backend).fold(table, weight, dtype=dtype)
+        folded: Tensor = floor(backend).fold(table, weight, dtype=dtype)
     ready = None
     if table.is_cuda:
         ready = torch.cuda.Event()

@@ -14,7 +14,7 @@ from seqconv.functional.following import unfollowed
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.source import Dense, Source, Tokens, Windows, tensors_of, with_tensors
+from seqconv.kernels.source import NAMES, Dense, Source, Tokens, Windows, tensors_of
 from seqconv.kernels.triton import support as gpu_support
 
 __all__ = ["explain_embedding", "fused", "fused_on_gpus", "refuse", "refuse_on_gpus", "register"]
@@ -41,8 +41,7 @@ def fused_on_gpus() -> Callable[..., Tensor]:
         device = source.values.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            tensors = (one.to(dtype) if one.is_floating_point() else one for one in tensors_of(source))
-            source, weight = with_tensors(source, tuple(tensors)), weight.to(dtype)
+            source, weight = source._replace(values=source.values.to(dtype)), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
             with torch.autocast(device, enabled=False):  # whose dtype the folded table has, too
                 return kernel(source, weight, bias, convolution, pool)
@@ -74,7 +73,7 @@ def refuse(
     """Return why Numba's floor cannot serve a call, or ``None``."""
     return (
         support.refuse(source, convolution)
-        or unfollowed(source.values, *source[: source.tensors], weight, bias)
+        or unfollowed(source.values, *tensors_of(source), weight, bias)
         # last: looking at it would bound it in an exported program
         or support.refuse_length(source, convolution)
     )
@@ -88,7 +87,7 @@ def refuse_on_gpus(
     return (
         # that of a GPU is looked at with the shapes
         (None if values.is_cuda else gpu_support.refuse_device(values.device))
-        or unfollowed(values, *source[: source.tensors], weight, bias, autocast=True)
+        or unfollowed(values, *tensors_of(source), weight, bias, autocast=True)
         or gpu_support.refuse(source, weight, convolution, pool)
     )
 
@@ -105,7 +104,7 @@ def explain_embedding(
 ) -> str:
     """Return how an embedding in front of a convolution is computed, and why."""
     assert isinstance(source, Tokens)
-    tokens, table = source.index, source.values
+    tokens, table = source.tokens, source.values
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (table, weight, bias)
     )
@@ -125,7 +124,7 @@ def register() -> None:
     for source in (Dense, Tokens, Windows):
         cpu, gpu = (partial(explain_embedding, one) for one in ("numba", "triton"))
         plans = (cpu, gpu) if source is Tokens else (None, None)
-        for operation in source.names:
+        for operation in NAMES[source]:
             backends.register(operation, "reference", lambda: composed)
             backends.register(operation, "numba", partial(fused, "numba"), refuse, plan=plans[0])
             backends.register(operation, "triton", fused_on_gpus, refuse_on_gpus, plan=plans[1])

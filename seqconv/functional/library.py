@@ -37,9 +37,9 @@ def fused(
     """Do what :func:`seqconv.functional.autograd.fused` does, as an operator."""
     index, rows = None, []
     if isinstance(source, Tokens):
-        index, rows = source.index, [-1 if source.padding_idx is None else source.padding_idx]
+        index, rows = source.tokens, [-1 if source.padding_idx is None else source.padding_idx]
     elif isinstance(source, Windows):
-        index, rows = source.index, [source.length, source.step]
+        index, rows = source.starts, [source.length, source.step]
     stride, (left, right), dilation, _ = convolution
     numbers, pools = [stride, left, right, dilation], [] if pool is None else [int(number) for number in pool]
     differentiable = torch.is_grad_enabled() and any(

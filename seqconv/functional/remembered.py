@@ -22,7 +22,7 @@ from seqconv.functional.autograd import differentiable, recorded
 from seqconv.functional.floors import floor
 from seqconv.functional.following import unfollowed
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, Tokens, name_of
+from seqconv.kernels.source import Source, Tokens, name_of, options_of, tensors_of
 from seqconv.kernels.triton import replay
 
 __all__ = ["find", "key_of", "remember"]
@@ -79,12 +79,13 @@ def find(key: Key) -> Known | None:
 def remember(key: Key, call: tuple[Source, Tensor, Tensor | None, Convolution, Pool | None]) -> None:
     """Remember a call that Triton's floor has served, by what its kernel was given."""
     source, weight, bias, convolution, pool = call
-    kind, count, options, name = type(source), source.tensors, source[source.tensors :], name_of(source, pool)
+    kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(source, pool)
     if key[-1]:
 
         def known(operands: tuple[Any, ...]) -> Tensor:
-            again: Any = kind(*operands[:count], *options)  # type: ignore[arg-type]
-            return differentiable("triton", again, *operands[count:], convolution, pool)
+            again: Any = kind(*operands[:count], *options)
+            weight, bias = operands[count:]
+            return differentiable("triton", again, weight, bias, convolution, pool)
 
     else:
         if isinstance(source, Tokens):  # whose folded table may come to be kept

@@ -130,7 +130,7 @@ def at_once() -> Callable[..., Tensor]:
         tensors = (source.values, *weights, *biases)
         if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
             function = called(_Several, OPERATION)
-            output: Tensor = function.apply(convolutions, source.padding_idx, source.index, *tensors)
+            output: Tensor = function.apply(convolutions, source.padding_idx, source.tokens, *tensors)
             return output
         return recorded(OPERATION, _without_gradients, source, weights, biases, convolutions, folded_dtype)
 
@@ -142,7 +142,7 @@ def _without_gradients(
 ) -> Tensor:
     pairs = zip(weights, convolutions, strict=True)
     kept = [
-        folded.find_or_fold("numba", source.index, source.values, weight, one, folded_dtype) for weight, one in pairs
+        folded.find_or_fold("numba", source.tokens, source.values, weight, one, folded_dtype) for weight, one in pairs
     ]
     ready = {} if None in kept else {"folded": kept}
     output: Tensor = _gather().forward_several(source, weights, biases, convolutions, want_argmax=False, **ready)[0]

@@ -99,8 +99,9 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         padding: Any = self.padding
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
-                options = (input.length, input.step, (self.stride, padding, self.dilation, self.groups), self.pool())
-                return conv.window_call, (input.series, input.starts, self.weight, self.bias), options
+                geometry = (self.stride, padding, self.dilation, self.groups), self.pool()
+                operands = input.series, input.starts, self.weight, self.bias
+                return conv.window_call, operands, (input.length, input.step, *geometry)
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0

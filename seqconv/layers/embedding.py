@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
-from seqconv.kernels.source import Tokens
+from seqconv.kernels.source import NAMES, Tokens
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
@@ -160,7 +160,9 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
     def _children_call(self, tokens: Tensor, reason: str) -> ChildrenCall:
         pool = self.pool()
-        return ChildrenCall(Tokens.names[pool is None], reason, lambda: pooled(self.embedding(tokens), self.conv, pool))
+        return ChildrenCall(
+            NAMES[Tokens][pool is None], reason, lambda: pooled(self.embedding(tokens), self.conv, pool)
+        )
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

@@ -34,7 +34,6 @@ from benchmarks.operations.layers import layer_case, max_pool
 from benchmarks.operations.rivals import step_case
 from benchmarks.registry import Case, Provider
 from seqconv.backends import BackendError
-from seqconv.functional.passes import Passes
 
 SHAPE = {"N": 2, "C": 3, "L": 12, "O": 4, "K": 3, "P": 2}
 TINY = Case("conv1d_relu_max_pool1d", "tiny", SHAPE, "forward_backward", "float32")
@@ -207,8 +206,8 @@ class Kernels:
 
     def __init__(self, monkeypatch):
         self.asked, self.fails = [], {}
-        self.module = importlib.import_module("seqconv.kernels.numba.conv_pool_backward")
-        monkeypatch.setattr(gpu_parts, "passes", lambda backend, operation: Passes(self.forward, self.backward, None))
+        self.dense_backward = SimpleNamespace()
+        monkeypatch.setattr(gpu_parts, "floor", lambda backend: self)
         refuse = lambda *_: (_ for _ in ()).throw(BackendError("not today"))  # noqa: E731
         monkeypatch.setattr(gpu_parts.backends, "explain_call", refuse)
 
@@ -217,16 +216,16 @@ class Kernels:
         if name in self.fails:
             raise RuntimeError(self.fails[name])
 
-    def forward(self, input, weight, bias, convolution, pool, *, want_argmax):
+    def forward(self, source, weight, bias, convolution, pool, *, want_argmax):
         self.note("winners" if want_argmax else "forward")
-        output = max_pool(input, weight, bias, pool.size)
+        output = max_pool(source.values, weight, bias, pool.size)
         return output, torch.zeros(output.shape, dtype=torch.int8) if want_argmax else None
 
-    def backward(self, gradient, argmax, input, weight, convolution, pool, *, wanted):
+    def backward(self, gradient, argmax, source, weight, convolution, pool, *, wanted):
         self.note(wanted)
-        if hasattr(self.module, "launch_over_weights"):
+        if hasattr(self.dense_backward, "launch_over_weights"):
             partials = None if wanted[0] else torch.zeros(7, weight.numel())
-            self.module.launch_over_weights(weight, wanted[0], partials)
+            self.dense_backward.launch_over_weights(weight, wanted[0], partials)
 
 
 ALONE = Job("parts", "kernels alone", replace(TINY, layout="channels_last"), "seqconv numba", seconds=0.0)
@@ -277,10 +276,12 @@ def test_kernels_alone_become_quantities_with_their_floors(kernels):
 
 def test_the_launch_over_the_weights_is_timed_alone(kernels, monkeypatch):
     launched = []
-    monkeypatch.setattr(kernels.module, "launch_over_weights", lambda *given: launched.append(given[1]), raising=False)
-    original = kernels.module.launch_over_weights
+    monkeypatch.setattr(
+        kernels.dense_backward, "launch_over_weights", lambda *given: launched.append(given[1]), raising=False
+    )
+    original = kernels.dense_backward.launch_over_weights
     sizes = {one["part"]: one["bytes"] for one in asked_for(ALONE)["parts"]}
-    assert kernels.module.launch_over_weights is original
+    assert kernels.dense_backward.launch_over_weights is original
     assert sizes["weight pack"] == 2 * 4 * 36
     assert sizes["partial sums"] == 4 * 7 * 36
     assert launched.count(True) > kernels.asked.count((True, False, False))  # more often than the whole pass

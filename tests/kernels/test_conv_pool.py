@@ -13,7 +13,7 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.source import Dense, Tokens, Windows, name_of, tensors_of, with_tensors
+from seqconv.kernels.source import Dense, Tokens, Windows, name_of, options_of, tensors_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOORS = ["triton"] if INTERPRETED else ["reference", "numba"]
@@ -100,9 +100,7 @@ def test_a_source_holds_its_tensors_first(source):
     source = sources(torch.Generator())[source]
     tensors = tensors_of(source)
     assert all(isinstance(one, torch.Tensor) for one in tensors)
-    assert not any(isinstance(one, torch.Tensor) for one in source[len(tensors) :])
-    blank = with_tensors(source, (None,) * len(tensors))
-    assert all(one is None for one in tensors_of(blank))
-    assert with_tensors(blank, tensors) == source
+    assert not any(isinstance(one, torch.Tensor) for one in options_of(source))
+    assert type(source)(*tensors, *options_of(source)) == source
     assert name_of(source, None).endswith("conv1d_relu_global_max_pool1d")
     assert (source.samples, source.length) == tuple(reference.gathered(source).shape)[::2]
