@@ -19,6 +19,7 @@ from seqconv import (
 )
 from seqconv.functional.kernels import register
 from tests.conv_cases import same, whole
+from tests.grids import grid
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
 POOLS = [
@@ -96,8 +97,7 @@ def assert_same(ours, theirs, *tensors):
         assert same(one, other)
 
 
-@pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("padding_mode", MODES)
+@grid(indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
 def test_equals_torch_for_every_option(padding_mode, pool, floor, draw):
     options_of = itertools.product((0, 3, "same", "valid"), (1, 2), (1, 2), (1, 2), (True, False))
     for number, (padding, stride, dilation, groups, bias) in enumerate(options_of):
@@ -121,9 +121,8 @@ def test_equals_torch_for_every_option(padding_mode, pool, floor, draw):
             assert ours(x).is_contiguous()
 
 
-@pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("padding_mode", MODES)
-def test_embedding_layers_equal_torch_for_every_option(padding_mode, pool):
+@grid(indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
+def test_embedding_layers_equal_torch_for_every_option(padding_mode, pool, floor):
     """Whole numbers: padding tokens instead of rows adds the same gradients to the table in another order."""
     options_of = itertools.product((0, 3, "same"), (1, 2), (1, 2), (True, False))
     for number, (padding, dilation, groups, bias) in enumerate(options_of):
@@ -229,13 +228,15 @@ def test_frozen_parameters_get_no_gradient(make, shape):
     assert all(parameter.grad is not None for parameter in rest)
 
 
-@pytest.mark.parametrize(
-    ("options", "dynamic"),
-    [({}, None), ({}, True), ({"padding": "same"}, True), ({"padding": 2, "padding_mode": "circular"}, None)],
-    ids=str,
+@grid(
+    together=1,
+    indirect=["floor"],
+    layer=LAYERS,
+    floor=["reference", "auto"],
+    called=[({}, None), ({}, True), ({"padding": "same"}, True), ({"padding": 2, "padding_mode": "circular"}, None)],
 )
-@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=NAMES)
-def test_compiles_to_one_graph(make, shape, options, dynamic):
+def test_compiles_to_one_graph(layer, called, floor):
+    (make, shape), (options, dynamic) = layer, called
     torch.compiler.reset()
     register()  # anew: as in a process whose first call is the compiled one
     layer = make(**options)
@@ -248,9 +249,9 @@ def test_compiles_to_one_graph(make, shape, options, dynamic):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=NAMES)
-def test_exports_for_batches_of_any_size(make, shape, strict):
+@grid(indirect=["floor"], layer=LAYERS, strict=[False, True], floor=["reference", "auto"])
+def test_exports_for_batches_of_any_size(layer, strict, floor):
+    make, shape = layer
     layer, x = make(padding=1), inputs(shape)
     whole_numbers(layer)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("N")},), strict=strict)

@@ -224,9 +224,10 @@ if __name__ == "__main__":
     threads.WORTH_A_THREAD = 1
     rows = Rows(layers)
     expected = [rows[i] for i in range(len(rows))]  # threads exist when the workers are forked
-    for count in (1, 2):
+    spawned = method == "spawn"  # a process that is spawned imports torch again
+    for count in (2,) if spawned else (1, 2):
         options = {"multiprocessing_context": method, "worker_init_fn": partial(prepare, count)}
-        loader = DataLoader(rows, 2, num_workers=2, **options)
+        loader = DataLoader(rows, 2, num_workers=1 if spawned else 2, **options)
         assert torch.equal(torch.cat(list(loader)), torch.stack(expected))
     assert all(torch.equal(rows[i], one) for i, one in enumerate(expected))
     print("as expected")
@@ -244,7 +245,26 @@ def test_workers_of_a_data_loader(method, tmp_path):
     assert python(script, method, PYTHONPATH=path).strip() == "as expected"
 
 
-def test_a_read_only_install(tmp_path):
+READ_ONLY = """
+import torch, seqconv
+windows = seqconv.data.SlidingWindows(torch.arange(9.0)[:, None], lookback=3, delay=1, target_column=0, batch_size=5)
+inputs, targets = next(iter(windows))
+assert torch.equal(inputs.squeeze(2) + torch.tensor([4.0, 3.0, 2.0]), targets[:, None].expand(-1, 3)), (inputs, targets)
+"""
+READ_ONLY_LAYER = """
+import torch, seqconv
+layer = seqconv.ConvReLUMaxPool1d(4, 6, 3, 2, backend="numba")
+with torch.no_grad():
+    result = layer(torch.ones(2, 4, 12))
+    layer.backend = "reference"
+    torch.testing.assert_close(result, layer(torch.ones(2, 4, 12)))
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [READ_ONLY, pytest.param(READ_ONLY_LAYER, marks=pytest.mark.large)], ids=["windows", "layer"]
+)
+def test_a_read_only_install(tmp_path, program):
     """Files stand where folders for compiled code would be made: neither the package nor the home can be written."""
     package = tmp_path / "seqconv"
     ignore = shutil.ignore_patterns("__pycache__", "kernels")
@@ -255,15 +275,7 @@ def test_a_read_only_install(tmp_path):
     (package / "kernels" / "numba" / "__pycache__").touch()
     nowhere = tmp_path / "a file"
     nowhere.touch()
-    program = """
-import torch, seqconv
-layer = seqconv.ConvReLUMaxPool1d(4, 6, 3, 2, backend="numba")
-with torch.no_grad():
-    result = layer(torch.ones(2, 4, 12))
-    layer.backend = "reference"
-    torch.testing.assert_close(result, layer(torch.ones(2, 4, 12)))
-print(seqconv.__file__)
-"""
+    program += "print(seqconv.__file__)"
     places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(nowhere))
     told = python(program, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", PYTHONSAFEPATH="1", **places)
     assert Path(told.strip()).parent == package

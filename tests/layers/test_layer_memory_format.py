@@ -11,6 +11,7 @@ from torch import nn
 import seqconv
 from seqconv import functional
 from tests.conv_cases import channels_last, same, whole
+from tests.grids import grid
 
 pytestmark = pytest.mark.usefixtures("floor")
 CONTIGUOUS = torch.contiguous_format
@@ -103,9 +104,10 @@ def test_as_torch_layers_in_their_place():
         assert not same(nn.functional.dropout(channels_last(result), 0.5).flatten(1), outcomes[0])
 
 
-@cases
-def test_under_torch_compile(make, draw_input):
+@grid(together=1, indirect=["floor"], case=list(CASES), floor=["reference", "auto"])
+def test_under_torch_compile(case, floor):
     torch.compiler.reset()
+    make, draw_input = CASES[case]
     layer, given = whole_numbers(make(memory_format=CONTIGUOUS)), draw_input()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert compiled(given).stride() == layer(given).stride()

@@ -95,7 +95,7 @@ IN_TURN = [
     for number, dtype in enumerate(DTYPES)
     for globally in (False, True)
 ]
-SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
+SEVERAL_TILES = ((3, 66, 45), 66, 3, Convolution(1, (1, 1)), Pool(2, 2))
 
 
 @rounds(4)
@@ -113,7 +113,7 @@ SEVERAL_TILES = ((3, 70, 61), 70, 3, Convolution(1, (1, 1)), Pool(2, 2))
 @example(SEVERAL_TILES, "channels-last", torch.float32, True, 1)
 @example(((2, 12, 40), 8, 3, PLAIN, Pool(5, 5)), "channels-last", torch.float16, True, 2)  # 3 and 2 phases
 @example(SEVERAL_TILES, "contiguous", torch.bfloat16, False, 1)
-@example(((2, 3, 200), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
+@example(((1, 3, 130), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
 @example(((2, 16, 300), 20, 3, PLAIN, None), "channels-last", torch.float32, True, 1)
 def test_equals_the_reference_on_exact_sums(device, floor, turn, call, layout, dtype, has_bias, seed):
     """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
@@ -238,14 +238,14 @@ def test_windows_of_padding_alone_are_minus_infinity(device, floor):
 )
 def test_argmax_is_as_narrow_as_the_window_allows(device, floor, pool, dtype):
     """The last position of the window wins: its number is the largest that must fit."""
-    x = torch.arange(1.0, 141, device=device).reshape(1, 1, -1)
+    x = torch.arange(1.0, 261, device=device).reshape(1, 1, -1)
     w = torch.ones(1, 1, 1, device=device)
     out, argmax = floor.forward(x, w, None, PLAIN, pool)
-    last = (140 if pool is None else pool.size) - 1
     assert argmax.dtype == dtype
-    assert argmax[0, 0, 0] == last
+    assert argmax[0, 0, 0] == (259 if pool is None else pool.size - 1)
     dx, _, _ = floor.backward(torch.ones_like(out), argmax, x, w, PLAIN, pool)
-    assert dx.flatten().nonzero().flatten().tolist() == [last]
+    winners = [259] if pool is None else [pool.size - 1, 2 * pool.size - 1]
+    assert dx.flatten().nonzero().flatten().tolist() == winners
 
 
 def test_computes_argmax_only_if_asked_for(device, floor):

@@ -25,7 +25,6 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows
 
 PLAIN = Convolution()
-DRAWN = 6
 ROOT = Path(__file__).parents[3]
 
 
@@ -168,11 +167,12 @@ def main(side: str, seeds: int) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are locked by Linux's call")
+@pytest.mark.parametrize("drawn", [2, pytest.param(12, marks=pytest.mark.large)])
 @pytest.mark.parametrize("side", ["behind", "before"])
-def test_nothing_outside_the_tensors_is_touched(side):
+def test_nothing_outside_the_tensors_is_touched(side, drawn):
     pytest.importorskip("triton", reason="the package triton is not installed")
     finished = subprocess.run(
-        [sys.executable, "-X", "faulthandler", __file__, side, str(DRAWN)],
+        [sys.executable, "-X", "faulthandler", __file__, side, str(drawn)],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
