@@ -85,11 +85,10 @@ def rows(measurements: Measurements, question: str, caption: str) -> Any:
         ratios = [one["ratio"] for one in found]
         medians = [ratio["median"] for ratio in ratios]
         spread = [[one["median"] - one["q1"] for one in ratios], [one["q3"] - one["median"] for one in ratios]]
+        colour = f"tab:{OURS[place % len(OURS)] if ours else 'gray'}"
         axes.errorbar(
             medians, [cases.index(case_name(one)) + shift for one in found], xerr=spread, fmt=MARKS[place % len(MARKS)],
-            color=f"tab:{OURS[place % len(OURS)] if ours else 'gray'}", mfc=None if ours else "white",
-            markersize=5, capsize=2,
-            label=f"{provider} / {baseline}",
+            color=colour, mfc=None if ours else "white", markersize=5, capsize=2, label=f"{provider} / {baseline}",
         )  # fmt: skip
     axes.set_yticks(range(len(cases)), cases, fontsize=9)
     axes.set_ylim(len(cases) - 0.4, -0.6)

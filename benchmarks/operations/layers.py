@@ -370,8 +370,5 @@ class Recurrent(nn.Module):
 
 def operations() -> list[Operation]:
     """Return the layer with a pool, the one with the global maximum, random shapes of both, and layers beside RNNs."""
-    fused = [
-        ConvPool("conv1d_relu_max_pool1d", max_pool),
-        ConvPool("conv1d_relu_global_max_pool1d", global_max_pool),
-    ]
+    fused = [ConvPool("conv1d_relu_max_pool1d", max_pool), ConvPool("conv1d_relu_global_max_pool1d", global_max_pool)]
     return [*fused, Sweep(), Layers(fused)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
-from benchmarks import dispatch, peak, results
+from benchmarks import __main__, dispatch, peak, results
 from benchmarks.__main__ import ROOT, main
+from benchmarks.operations.layers import layer_case
 
 
 @pytest.mark.large
@@ -46,15 +49,46 @@ def test_a_quick_run_of_the_dispatch_suite(tmp_path):
     assert all(one["suite"] == "dispatch" and len(one["samples"]) == 5 for one in noted)
 
 
-def test_the_smallest_run_writes_results_and_report(tmp_path, capsys):
-    """One check, and one timing, of what needs no compiler."""
-    path = tmp_path / "one.json"
-    words = ["--suite", "windows", "--suite", "layers", "--select", "lookback240 and slices and not numba"]
-    assert main([*words, "--quick", "--out", str(path)]) == 0
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_pytest_was_asked_and_measured_becomes_results_and_report(tmp_path, monkeypatch, capsys, code):
+    path, asked = tmp_path / "one.json", []
+    case = layer_case("jena1", "forward").as_dict()
+    figures = {"case": case, "provider": "seqconv numba", "ours": True, "baseline": "torch eager", "suite": "conv_pool",
+               "calls_per_block": 1, "samples": [1e-3], "baseline_samples": [2e-3], "errors": {}}  # fmt: skip
+    notes = {"quantities": [], "skipped": [{"case": "a", "provider": "b", "reason": "c"}]}
+    content = {"--benchmark-json": {"benchmarks": [{"extra_info": figures}]}, "--notes": notes}
+
+    def run(command, **_):
+        asked.extend(command)
+        for name, _, file in (word.partition("=") for word in command):
+            if name in content:
+                Path(file).write_text(json.dumps(content[name]))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(__main__, "subprocess", SimpleNamespace(run=run))
+    assert main(["--suite", "conv_pool", "--quick", "--select", "jena1", "--out", str(path)]) == code
+    text = capsys.readouterr().out
+    assert asked[:4] == [sys.executable, "-m", "pytest", "benchmarks"]
+    assert {"--suite=conv_pool", "--quick", "--device=cpu", "-k", "jena1"} <= set(asked)
+    if code:
+        assert "failed (pytest's exit code 1): no results were written" in text
+        assert not path.exists()
+        return
     found = results.read(path)
-    assert {one["provider"] for one in found["measurements"]} == {"NumPy slices into a reused buffer"}
-    assert found["command"].startswith("python -m benchmarks --suite windows")
-    assert f"written: {path.with_suffix('.md')}" in capsys.readouterr().out
+    assert found["command"].startswith("python -m benchmarks --suite conv_pool")
+    assert found["measurements"][0]["ratio"]["median"] == 2.0
+    assert found["skipped"] == notes["skipped"]
+    assert f"written: {path.with_suffix('.md')}" in text
+
+
+def test_all_suites_but_those_on_request_run_if_none_is_named(monkeypatch):
+    asked = []
+    done = subprocess.CompletedProcess([], 1)
+    fake = SimpleNamespace(run=lambda command, **_: asked.extend(command) or done)
+    monkeypatch.setattr(__main__, "subprocess", fake)
+    assert main([]) == 1
+    chosen = [word.partition("=")[2] for word in asked if word.startswith("--suite")]
+    assert chosen == ["windows", "conv_pool", "gather", "layers", "models", "peak", "dispatch", "memory"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -93,6 +127,7 @@ def test_dispatch_is_the_difference_of_neighbours(monkeypatch):
     assert samples == {name: pytest.approx(values) for name, values in expected.items()}
 
 
+@pytest.mark.large
 def test_the_overlay_has_its_parent_s_packages_and_this_checkout(tmp_path):
     # A parent that finds its packages through a .pth file: a nested --system-site-packages would miss them.
     pytest.importorskip("setuptools", reason="the overlay builds seqconv with its parent's setuptools")

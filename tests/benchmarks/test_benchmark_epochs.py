@@ -89,6 +89,7 @@ def test_counts_are_at_least_one(option, capsys):
     assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.large
 def test_a_side_that_fails_ends_the_run_with_its_error(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(epochs, "unavailable", lambda side: None)
     path = tmp_path / "none.json"

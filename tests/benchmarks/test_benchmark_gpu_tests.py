@@ -82,7 +82,8 @@ def test_planted(number):
 """
 
 
-@pytest.mark.parametrize(("many", "passed"), [(1, 1), pytest.param(2, 3, marks=pytest.mark.large)])
+@pytest.mark.large
+@pytest.mark.parametrize(("many", "passed"), [(1, 1), (2, 3)])
 def test_what_hangs_and_what_cannot_be_imported_hides_no_other_result(tmp_path, monkeypatch, many, passed):
     """From pytest's own output: alone, and from several processes, of which one has another test waiting."""
     folder = tmp_path / "tests"

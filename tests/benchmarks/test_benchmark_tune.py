@@ -56,57 +56,42 @@ def test_no_candidate_depends_on_a_batch_or_a_length():
     assert one.size == 5
 
 
-def timer(times):
-    """Return an attempt whose tiles take what ``times`` says at two sizes, and what was asked."""
+def searched(times):
+    """Return the search's best tile, its records, and what was asked, where tiles take what ``times`` says."""
     asked = []
+    best, records = tune.search(START, 7, lambda tiles: asked.extend(tiles) or [times(tile) for tile in tiles])
+    return best, records, asked
 
-    def attempt(tiles):
-        asked.extend(tiles)
-        return [times(tile) for tile in tiles]
 
-    return attempt, asked
+def took(**microseconds):
+    return {"microseconds": microseconds, "figures": ""}
+
+
+SPILLS = {"faults": ["spills"]}
 
 
 def test_search_goes_from_neighbour_to_neighbour_to_the_best():
     def times(tile):
         away = abs(tile.block_m - 256) / 64 + abs(tile.num_warps - 8)
-        return {"microseconds": {"a": 100.0 + away, "b": 1.0 + away}, "figures": ""}
+        return took(a=100.0 + away, b=1.0 + away)
 
-    attempt, asked = timer(times)
-    best, records = tune.search(START, 7, attempt)
+    best, records, asked = searched(times)
     assert (best.block_m, best.num_warps) == (256, 8)
     assert len(asked) == len(set(asked)) == len(records)
 
 
-def test_all_sizes_count_alike_whatever_they_take():
+def test_all_sizes_count_alike_noise_moves_nothing_and_faults_are_no_times():
     """Three times slower at a size of microseconds is not made good by a tenth of the large one's milliseconds."""
-
-    def times(tile):
-        greedy = tile == START._replace(block_m=128)
-        return {
-            "microseconds": {"small": 30.0 if greedy else 10.0, "large": 900.0 if greedy else 1000.0},
-            "figures": "",
-        }
-
-    best, _ = tune.search(START, 7, timer(times)[0])
-    assert best == START
-
-
-def test_noise_moves_nothing_and_faults_are_no_times():
-    attempt, _ = timer(lambda tile: {"microseconds": {"a": 10.0 if tile == START else 9.9}, "figures": ""})
-    assert tune.search(START, 7, attempt)[0] == START
-    attempt, _ = timer(
-        lambda tile: {"microseconds": {"a": 9.0}, "figures": ""} if tile == START else {"faults": ["spills"]}
-    )
-    assert tune.search(START, 7, attempt)[0] == START
-    best, records = tune.search(START, 7, timer(lambda tile: {"faults": ["spills"]})[0])
+    greedy = START._replace(block_m=128)
+    alike = searched(lambda tile: took(small=30.0, large=900.0) if tile == greedy else took(small=10.0, large=1000.0))
+    assert alike[0] == START
+    assert searched(lambda tile: took(a=10.0 if tile == START else 9.9))[0] == START
+    assert searched(lambda tile: took(a=9.0) if tile == START else SPILLS)[0] == START
+    best, records, _ = searched(lambda tile: SPILLS)
     assert best == START
     assert tune.told(best, START, records, "card") == "kept: spills"
     # Where the tile in use spills, another that does not is better.
-    attempt, _ = timer(
-        lambda tile: {"faults": ["spills"]} if tile == START else {"microseconds": {"a": sum(tile)}, "figures": ""}
-    )
-    assert tune.search(START, 7, attempt)[0] != START
+    assert searched(lambda tile: SPILLS if tile == START else took(a=sum(tile)))[0] != START
 
 
 @pytest.fixture
@@ -118,18 +103,8 @@ def bench(monkeypatch, tmp_path):
         path, table = tmp_path / "cache.json", tmp_path / "table.py"
 
         def main(self, *words: str) -> int:
-            options = [
-                "--layers",
-                "overlapping",
-                "--kinds",
-                "16",
-                "--cache",
-                str(self.path),
-                "--table",
-                str(self.table),
-                "--jobs",
-                "1",
-            ]
+            files = ["--cache", str(self.path), "--table", str(self.table)]
+            options = ["--layers", "overlapping", "--kinds", "16", *files, "--jobs", "1"]
             return tune.main([*options, *words])
 
     state = Bench()
@@ -175,24 +150,15 @@ def test_a_run_writes_the_best_tiles_and_keeps_everything_else(bench, capsys):
     assert "3 of 3 entries timed" in out
 
 
-def test_a_second_run_tries_nothing_again_and_comes_to_the_same(bench):
-    bench.main()
-    first, count = bench.table.read_text(), len(bench.timed)
-    bench.compiled.clear()
-    assert bench.main() == 0
-    assert not bench.compiled
-    assert len(bench.timed) == count
-    assert bench.table.read_text() == first
-
-
-def test_a_run_goes_on_where_another_was_stopped(bench):
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_another_run_goes_on_where_the_first_was_stopped(bench, part):
     bench.main()
     whole, text = json.loads(bench.path.read_text()), bench.table.read_text()
-    half = dict(list(whole["entries"].items())[: len(whole["entries"]) // 2])
-    bench.path.write_text(json.dumps({**whole, "entries": half}))
+    kept = dict(list(whole["entries"].items())[: int(len(whole["entries"]) * part)])
+    bench.path.write_text(json.dumps({**whole, "entries": kept}))
     bench.compiled.clear()
     bench.main()
-    assert 0 < len(bench.compiled) == len(whole["entries"]) - len(half)
+    assert len(bench.compiled) == len(whole["entries"]) - len(kept)
     assert json.loads(bench.path.read_text())["entries"].keys() == whole["entries"].keys()
     assert bench.table.read_text() == text
 
