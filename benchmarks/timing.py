@@ -88,7 +88,7 @@ def settle(side: Side, *, block_seconds: float = BLOCK_SECONDS, limit: float = S
 
 
 def choose_rounds(sides: Sequence[Side], budget: float) -> int:
-    """Cut settled sides' blocks by what stands around their calls; return how many rounds fit into ``budget`` seconds."""
+    """Cut settled sides' blocks by what stands around their calls; return how many rounds ``budget`` seconds hold."""
     walls = []
     for side in sides:
         start = time.perf_counter()
