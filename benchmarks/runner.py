@@ -22,7 +22,8 @@ made: dict[tuple[str, str], Callable[[Case], Any]] = {}
 def verify(candidate: Candidate) -> Errors:
     """Check a candidate once; return its errors, or raise :class:`benchmarks.checking.Wrong`."""
     if str(candidate) not in checked:
-        checked[str(candidate)] = check(once(candidate))
+        with precision(candidate.case):  # a trial for the better layout is a part of it
+            checked[str(candidate)] = check(once(candidate))
     return checked[str(candidate)]
 
 

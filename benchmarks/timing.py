@@ -88,13 +88,13 @@ def settle(side: Side, *, block_seconds: float = BLOCK_SECONDS, limit: float = S
 
 
 def choose_rounds(sides: Sequence[Side], budget: float) -> int:
-    """Cut settled sides' blocks to what they take by the wall clock; return how many rounds fit into ``budget``."""
+    """Cut settled sides' blocks by what stands around their calls; return how many rounds ``budget`` seconds hold."""
     walls = []
     for side in sides:
         start = time.perf_counter()
-        side.stopwatch(side.step, side.calls)
+        own = sum(side.stopwatch(side.step, side.calls))
         wall = time.perf_counter() - start
-        calls = min(side.calls, max(1, round(side.calls * BLOCK_SECONDS / wall)))
+        calls = min(side.calls, max(1, round(side.calls * own / wall)))
         walls.append(wall * (1 + calls) / side.calls)
         side.calls = calls
     return min(max(int(budget / sum(walls)), FEWEST_ROUNDS), MOST_ROUNDS)

@@ -10,11 +10,13 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import conftest
 from benchmarks.checking import Wrong, check, expectation, tf32
 from benchmarks.operations import layers, operation
 from benchmarks.operations.steps import MODES
@@ -219,7 +221,18 @@ SUITE = """
 """
 
 
-@pytest.mark.parametrize("wrong", [False, True])
+def test_nothing_is_timed_behind_a_red_check():
+    session, checked, timed = SimpleNamespace(testsfailed=0, shouldfail=False), {"checked": 1}, {"timed": 1}
+    item = SimpleNamespace(session=session, callspec=SimpleNamespace(params=timed))
+    assert conftest.pytest_runtest_protocol(item) is None
+    session.testsfailed = 1
+    assert conftest.pytest_runtest_protocol(item)
+    assert session.shouldfail == "nothing is timed: a check is red"
+    item.callspec.params = checked
+    assert conftest.pytest_runtest_protocol(item) is None
+
+
+@pytest.mark.parametrize("wrong", [False, pytest.param(True, marks=pytest.mark.large)])
 def test_sides_take_turns_and_a_red_check_stops_the_run_before_that(tmp_path, wrong):
     suite = tmp_path / "test_planted.py"
     suite.write_text(textwrap.dedent(SUITE).replace("WRONG", str(wrong)))
