@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import seqconv
 from seqconv import functional
 from seqconv.functional import folded
+from tests.grids import large
 
 CALLS = ["conv", "conv_global", "tokens", "tokens_global", "several", "windows", "windows_global"]
 
@@ -88,7 +89,7 @@ def test_autocast_folds_no_tables_that_are_gone_with_the_call(device, name):
     assert not folded._kept
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=large(number % 2)) for number, name in enumerate(CALLS)])
 def test_serves_compiled_graphs(device, name):
     given = tensors(device)
     compiled = torch.compile(lambda *given: call(name, *given), backend="aot_eager", fullgraph=True)
