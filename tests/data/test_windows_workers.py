@@ -112,7 +112,7 @@ def test_a_pass_repeated_by_new_workers_is_warned_of_once(method: str, tmp_path:
     assert {name for name, count in warned.items() if count} == (
         {"repeated", "several workers", "copied"} if method == "fork" else {"repeated"}
     )
-    assert set(warned.values()) == {0, 1}
+    assert max(warned.values()) == 1
 
 
 def test_dataset_in_workers() -> None:

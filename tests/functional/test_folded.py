@@ -19,6 +19,15 @@ from seqconv.kernels.numba.fold import folded_shape
 WORDS, CHANNELS, OUTPUTS, SIZE = 50, 8, 6, 3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _little_to_collect():
+    """Keep the collector, called for every test, from what was there before: it would look for a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch):
     torch.manual_seed(5)

@@ -1,8 +1,8 @@
 """No kernel touches memory outside its tensors: in the interpreter, every tensor lies against a page that is locked.
 
 A read or write outside ends the process, so that the calls are made in processes of their own, of which this file is
-the program too: ``python test_guard_pages.py behind 8`` makes all fixed calls and 8 drawn ones, with locked pages right
-behind every tensor's last number; ``before`` locks what comes before the first one instead.
+the program too: ``python test_guard_pages.py 8`` makes all fixed calls and 8 drawn ones, with locked pages right behind
+every tensor's last number, and again with those before its first one.
 """
 
 from __future__ import annotations
@@ -158,21 +158,21 @@ def run(call: Call, fence: Fence, seed: int) -> None:
             raise AssertionError("something was left unwritten, or was computed from what is not there")
 
 
-def main(side: str, seeds: int) -> None:
+def main(seeds: int) -> None:
     """Make the calls, and say which before each."""
     for seed, call in enumerate([*FIXED, *map(drawn, range(seeds))]):
-        print(seed, call, flush=True)
-        run(call, Fence(side), seed)
+        for side in ("behind", "before"):
+            print(seed, side, call, flush=True)
+            run(call, Fence(side), seed)
     print("all done", flush=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are locked by Linux's call")
 @pytest.mark.parametrize("drawn", [2, pytest.param(12, marks=pytest.mark.large)])
-@pytest.mark.parametrize("side", ["behind", "before"])
-def test_nothing_outside_the_tensors_is_touched(side, drawn):
+def test_nothing_outside_the_tensors_is_touched(drawn):
     pytest.importorskip("triton", reason="the package triton is not installed")
     finished = subprocess.run(
-        [sys.executable, "-X", "faulthandler", __file__, side, str(drawn)],
+        [sys.executable, "-X", "faulthandler", __file__, str(drawn)],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
@@ -186,4 +186,4 @@ def test_nothing_outside_the_tensors_is_touched(side, drawn):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(int(sys.argv[1]))

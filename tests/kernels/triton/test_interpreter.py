@@ -10,9 +10,8 @@ import pytest
 HERE = Path(__file__).parent
 PROCESSES = [  # that take about as long as each other
     ["gather_triton"],
-    ["conv_pool_triton"],
-    ["phase_backward", "remembered", "rmsprop_triton"],
-    ["public_triton", "strides_triton"],
+    ["conv_pool_triton", "rmsprop_triton"],
+    ["phase_backward", "public_triton", "remembered", "strides_triton"],
     ["non_finite_triton", "../test_conv_pool"],
 ]
 

@@ -10,6 +10,7 @@ import seqconv
 from seqconv import functional
 from seqconv.functional import folded
 from tests.conv_cases import composition, median_ratios, ours, wide_layer
+from tests.grids import large
 
 CALLS = ["conv", "conv_global", "tokens", "tokens_global", "several", "windows", "windows_global"]
 
@@ -120,7 +121,7 @@ def test_autocast_folds_no_tables_that_are_gone_with_the_call(device, name):
     assert not folded._kept
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=large(number % 2)) for number, name in enumerate(CALLS)])
 def test_serves_compiled_graphs(device, name):
     given = tensors(device)
     compiled = torch.compile(lambda *given: call(name, *given), backend="aot_eager", fullgraph=True)
