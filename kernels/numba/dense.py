@@ -129,7 +129,7 @@ def lane_count(like: Any) -> int:
     return REGISTERS.width // int(like.itemsize)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024, typed=True)  # 0 of float32 is 0 of float64
 def padded_outputs(outputs: int, like: Any) -> int:
     """Return the output channels rounded up to whole vectors."""
     return -(-outputs // lane_count(like)) * lane_count(like)

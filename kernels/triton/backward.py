@@ -158,7 +158,7 @@ def _launch_input_gradient(
         C=layer.channels, O=layer.outputs, K=layer.size, PITCH=packed.size(1), OVERLAP=overlap(pool),
         ALIGN=upstream.align,
         BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
-        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 

@@ -86,6 +86,15 @@ class Layer(NamedTuple):
     architecture: str
 
     @property
+    def apart(self) -> bool:
+        """Whether sums that meet a NaN are computed again, tap by tap.
+
+        Not for sm_100 and later, for which Triton 3.7 cannot compile matrix products in a branch: there NaN and
+        infinities spread to the taps of every position near a sample's ends.
+        """
+        return not self.architecture.startswith("sm_1")
+
+    @property
     def vectors(self) -> bool:
         """Whether rows can be loaded four numbers at a time: an address for each takes registers."""
         return self.channels % 4 == 0

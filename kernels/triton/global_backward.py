@@ -50,7 +50,7 @@ def launch_input_gradient(
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
         PITCH=packed.size(1),
         BLOCK_M=POSITIONS, BLOCK_C=block_c, BLOCK_O=min(max(power_of_two(layer.outputs), 16), 32),
-        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def launch_weight_gradient(
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
         ALIGN=layout.align, ROWS=rows.mode,
         BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_O=block_o,
-        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return partials

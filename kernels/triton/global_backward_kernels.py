@@ -92,6 +92,7 @@ def global_input_gradient_kernel(
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    APART: tl.constexpr,  # see Layer.apart
 ) -> tl.tensor:
     """Compute the gradient of ``BLOCK_M`` positions of one sample, and ``BLOCK_C`` channels."""
     TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -117,18 +118,19 @@ def global_input_gradient_kernel(
             acc = tl.dot(b_dy, rounded(b_w, ROUND), acc, input_precision=PRECISION)
     p_dx = dx + (i_n * length + i_first) * C + ((b_i - i_first) * C)[:, None] + b_c[None, :]
     m_dx = (b_i < length)[:, None] & m_c[None, :]
-    if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) == 0:
-        tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_dx)
-    else:
-        total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
-        for step in range(O * K):
-            i_o, i_k = tl.full((), 0, tl.int64) + step // K, step % K
-            i_from, i_g = winners(gradient, argmax, w, i_n, i_o, i_o < O, gradient_n, O, LEFT, STRIDE, INTERPRETED)
-            b_w = tl.load(w + i_o * PITCH + i_k * C + b_c, mask=m_c, other=0.0).to(tl.float32)
-            b_dy = tl.where(b_i == i_from + i_k * DILATION, i_g.to(tl.float32), 0.0)
-            m_t = has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
-            total += tl.where(m_t[:, None], b_dy[:, None] * b_w[None, :], 0.0)
-        tl.store(p_dx, total.to(dx.dtype.element_ty), mask=m_dx)
+    tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_dx)
+    if APART:  # noqa: SIM102  (told when it is compiled)
+        if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0:
+            tl.debug_barrier()  # what was stored is stored again, by other threads
+            total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
+            for step in range(O * K):
+                i_o, i_k = tl.full((), 0, tl.int64) + step // K, step % K
+                i_from, i_g = winners(gradient, argmax, w, i_n, i_o, i_o < O, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+                b_w = tl.load(w + i_o * PITCH + i_k * C + b_c, mask=m_c, other=0.0).to(tl.float32)
+                b_dy = tl.where(b_i == i_from + i_k * DILATION, i_g.to(tl.float32), 0.0)
+                m_t = has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
+                total += tl.where(m_t[:, None], b_dy[:, None] * b_w[None, :], 0.0)
+            tl.store(p_dx, total.to(dx.dtype.element_ty), mask=m_dx)
 
 
 @triton.jit
@@ -195,6 +197,7 @@ def global_weight_gradient_kernel(
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    APART: tl.constexpr,  # see Layer.apart
 ) -> tl.tensor:
     """Sum one split's gradient of all taps' weights, ``BLOCK_C`` channels x ``BLOCK_O`` outputs, and of the bias."""
     TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -237,20 +240,21 @@ def global_weight_gradient_kernel(
     for k in tl.static_range(K):
         tl.store(p_split + (b_o * (K * C))[None, :] + (k * C + b_c)[:, None], accs[k], mask=m_dw)
         b_nan = b_nan | (accs[k] != accs[k]).to(tl.int32)
-    if tl.max(tl.max(b_nan, axis=1), axis=0) > 0:
-        tl.debug_barrier()  # what was stored is stored again, by other threads
-        for i_k in range(K):
-            acc = tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32)
-            for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // (TILES_C * TILES_O)):
-                i_n = i_tile // tiles
-                b_i = (i_tile % tiles).to(tl.int32) * BLOCK_M + tl.arange(0, BLOCK_M)
-                m_i = (b_i < length) & has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
-                b_x = load_rows(
-                    x, i_n, b_i, m_i, b_c, m_c, stride_n, stride_l, index, index_n, index_l, count,
-                    ROWS, ROUND, INTERPRETED,
-                )  # fmt: skip
-                b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
-                b_g = rounded(b_g, ROUND)
-                b_dy = tl.where((b_from + i_k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
-                acc = tl.dot(b_x, b_dy, acc, input_precision=PRECISION)
-            tl.store(p_split + (b_o * (K * C))[None, :] + (i_k * C + b_c)[:, None], acc, mask=m_dw)
+    if APART:  # noqa: SIM102  (told when it is compiled)
+        if tl.max(tl.max(b_nan, axis=1), axis=0) > 0:
+            tl.debug_barrier()  # what was stored is stored again, by other threads
+            for i_k in range(K):
+                acc = tl.full((BLOCK_C, BLOCK_O), 0.0, tl.float32)
+                for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // (TILES_C * TILES_O)):
+                    i_n = i_tile // tiles
+                    b_i = (i_tile % tiles).to(tl.int32) * BLOCK_M + tl.arange(0, BLOCK_M)
+                    m_i = (b_i < length) & has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
+                    b_x = load_rows(
+                        x, i_n, b_i, m_i, b_c, m_c, stride_n, stride_l, index, index_n, index_l, count,
+                        ROWS, ROUND, INTERPRETED,
+                    )  # fmt: skip
+                    b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+                    b_g = rounded(b_g, ROUND)
+                    b_dy = tl.where((b_from + i_k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
+                    acc = tl.dot(b_x, b_dy, acc, input_precision=PRECISION)
+                tl.store(p_split + (b_o * (K * C))[None, :] + (i_k * C + b_c)[:, None], acc, mask=m_dw)

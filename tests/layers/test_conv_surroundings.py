@@ -270,7 +270,7 @@ def test_a_read_only_install(tmp_path, program):
     ignore = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(ROOT / "seqconv", package, ignore=ignore)
     shutil.copytree(
-        Path(threads.__file__).parent.parent, package / "kernels", ignore=shutil.ignore_patterns("__pycache__")
+        Path(threads.__file__).parents[2], package / "kernels", ignore=shutil.ignore_patterns("__pycache__")
     )
     (package / "kernels" / "numba" / "__pycache__").touch()
     nowhere = tmp_path / "a file"

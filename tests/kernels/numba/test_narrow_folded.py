@@ -55,10 +55,8 @@ def test_sums_what_the_narrow_table_holds(dtype, shared):
         assert narrow.dtype == dtype
         assert narrow.isfinite().all()
         assert torch.equal(narrow, wide.to(dtype))
-        name = "max_pool1d" if pool else "global_max_pool1d"
-        forward = getattr(gather, f"embedding_conv1d_relu_{name}_forward")
-        geometry = (convolution, pool) if pool else (convolution,)
-        out, _ = forward(tokens.to(index), table, w, bias, *geometry, want_argmax=False, folded=narrow)
+        source = Tokens(tokens.to(index), table)
+        out, _ = conv_pool.forward(source, w, bias, convolution, pool, want_argmax=False, folded=narrow)
         value = oracle(narrow, tokens, bias, convolution, pool, outputs)
         assert out.dtype == torch.float32
         assert torch.equal(out.double(), value)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Dense, Tokens, Windows, tensors_of
+from seqconv.kernels.source import Dense, Tokens, Windows, options_of, tensors_of
 from seqconv.kernels.triton import conv_pool, replay
 from tests.kernels.triton.conftest import INTERPRETED
 
@@ -267,7 +267,7 @@ def test_nothing_of_a_call_is_held(launched):
 def test_calls_without_elements_are_replayed_or_run(launched):
     for _ in range(3):
         one = layer()
-        one.inputs = (one.inputs[0][:0],)
+        one.source = Dense(one.source.values[:0])
         out, argmax, dx, dw, db = step(one)
         assert (out.shape, argmax.shape, dx.shape) == ((0, 32, 18), (0, 18, 32), (0, 64, 60))
         assert not dw.any()
@@ -333,7 +333,8 @@ def test_replayed_calls_give_the_same_results(name, monkeypatch):
                 tensor.copy_(torch.randint(-3, 4, tensor.shape, generator=generator))
             elif tensor is not None:
                 tensor.copy_(torch.randint(0, 10, tensor.shape, generator=generator))
-        one.inputs = tuple(tensor.cuda() for tensor in one.inputs)
+        one.source = type(one.source)(*(tensor.cuda() for tensor in one.inputs), *options_of(one.source))
+        one.inputs = tensors_of(one.source)
         one.w, one.b = one.w.cuda(), None if one.b is None else one.b.cuda()
         return one
 
