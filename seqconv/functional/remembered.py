@@ -41,10 +41,10 @@ _current_device = torch.cuda.current_device
 def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], backend: str) -> Key | None:
     """Return the key of a call that ``prepare(*operands, *options)`` would check, ``None`` if it has none.
 
-    ``operands`` are tensors or ``None``, the first of them a tensor that :func:`.replay.serves`.
+    ``operands`` are tensors or ``None``, the first of them a tensor.
     """
     first = operands[0]
-    if unfollowed(*operands) is not None:
+    if not isinstance(first, Tensor) or unfollowed(*operands) is not None:
         return None
     device, needs_gradient = first.get_device(), False
     if device != _current_device() and device >= 0:
