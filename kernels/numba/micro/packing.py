@@ -19,15 +19,10 @@ from numba import njit
 from .simd import REGISTERS, broadcast, bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .transposition import transpose
 
-__all__ = ["copy_rows", "pack_bias", "pack_panel", "packed_numbers"]
+__all__ = ["copy_rows", "pack_bias", "pack_panel"]
 
 # So many taps are transposed at a time before they are put where their order wants them.
 BLOCK = 64
-
-
-def packed_numbers(outputs: int, taps: int) -> int:
-    """Return how many numbers the packed weights are: ``outputs``, padded to whole vectors, for every tap and bias."""
-    return outputs * (taps + 1) + REGISTERS.width
 
 
 @njit

@@ -1,4 +1,4 @@
-"""Vectors for Numba kernels: values of a vector register's width, and a convolution's tile of them.
+"""Vectors for Numba kernels: values of a vector register's width.
 
 A vector has the lanes of one register of the CPU that Numba compiles for, and is a local variable like any other.
 Addresses are integers, of any alignment. An argument ``like`` is any number: its type alone counts and is the vector's
@@ -23,7 +23,6 @@ from ..runtime.compilation import intrinsic
 
 __all__ = [
     "REGISTERS",
-    "accumulate_taps",
     "add",
     "any_of",
     "broadcast",
@@ -401,92 +400,3 @@ def horizontal_sum(_typing: Any, vector: Any) -> Any:
         return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
     return element(vector), generate
-
-
-@intrinsic
-def accumulate_taps(
-    _typing: Any,
-    target: Any,
-    x: Any,
-    position_stride: Any,
-    outer: Any,
-    outer_stride: Any,
-    inner: Any,
-    inner_stride: Any,
-    weights: Any,
-    like: Any,
-    positions: Any,
-    vectors: Any,
-) -> Any:
-    """Add to ``target[i, v]`` the sum over taps ``(a, b)`` of ``x[i, a, b] * weights[a, b, v]``: a convolution's core.
-
-    ``i`` runs over ``positions`` and ``v`` over the lanes of ``vectors``, both literals: each pair has a register, and
-    all their sums start at 0. ``target`` and ``weights`` are dense; number ``(i, a, b)`` of ``x`` lies
-    ``i * position_stride + a * outer_stride + b * inner_stride`` bytes behind ``x``. ``outer`` and ``inner``, the
-    numbers of taps, must be at least 1.
-    """
-    if not isinstance(positions, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, rows, columns = llvm_vector(vector_of(like)), positions.literal_value, vectors.literal_value
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        one = ir.Constant(number, 1)
-        stride, outer, outer_stride, inner, inner_stride = arguments[2:7]
-        offsets = [builder.mul(stride, ir.Constant(number, i)) for i in range(rows)]
-        begin = builder.block
-        outer_head, inner_loop, outer_tail, done = (
-            builder.append_basic_block(f"taps.{name}") for name in ("outer", "inner", "next", "done")
-        )
-        zeros = [ir.Constant(kind, [0.0] * kind.count)] * (rows * columns)
-        start = [ir.Constant(number, 0), byte_pointer(builder, arguments[1]), byte_pointer(builder, arguments[7])]
-
-        def phis(values: list[Any], block: Any) -> list[Any]:
-            nodes = [builder.phi(value.type) for value in values]
-            for node, value in zip(nodes, values, strict=True):
-                node.add_incoming(value, block)
-            return nodes
-
-        builder.branch(outer_head)
-        builder.position_at_end(outer_head)
-        heads = phis([*start, *zeros], begin)
-        builder.branch(inner_loop)
-
-        builder.position_at_end(inner_loop)
-        state = phis([ir.Constant(number, 0), *heads[1:]], outer_head)
-        b, source, weight, *sums = state
-        panel = [
-            read(builder, builder.gep(weight, [ir.Constant(number, v * kind.count * size)]), kind, size)
-            for v in range(columns)
-        ]
-        products = []
-        for i in range(rows):
-            scalar = read(builder, builder.gep(source, [offsets[i]]), kind.element, size)
-            everywhere = splat(builder, scalar, kind.count)
-            products += [fused(builder, everywhere, panel[v], sums[i * columns + v]) for v in range(columns)]
-        following = [
-            builder.add(b, one),
-            builder.gep(source, [inner_stride]),
-            builder.gep(weight, [ir.Constant(number, columns * kind.count * size)]),
-            *products,
-        ]
-        for node, value in zip(state, following, strict=True):
-            node.add_incoming(value, inner_loop)
-        builder.cbranch(builder.icmp_signed("<", following[0], inner), inner_loop, outer_tail)
-
-        builder.position_at_end(outer_tail)
-        ahead = [builder.add(heads[0], one), builder.gep(heads[1], [outer_stride]), following[2], *products]
-        for node, value in zip(heads, ahead, strict=True):
-            node.add_incoming(value, outer_tail)
-        builder.cbranch(builder.icmp_signed("<", ahead[0], outer), outer_head, done)
-
-        builder.position_at_end(done)
-        result = byte_pointer(builder, arguments[0])
-        for i, total in enumerate(products):
-            place = builder.gep(result, [ir.Constant(number, i * kind.count * size)])
-            write(builder, builder.fadd(read(builder, place, kind, size), total), place, size)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    form = (integer,) * 8
-    return types.void(*form, like, positions, vectors), generate

@@ -5,7 +5,6 @@ import pytest
 
 from seqconv.kernels.numba.micro import simd
 from seqconv.kernels.numba.micro.simd import (
-    accumulate_taps,
     add,
     broadcast,
     bytes_of,
@@ -96,26 +95,6 @@ def test_codes_are_narrowed(dtype, kind):
     target = np.full(count(dtype) + 1, 77, kind)
     codes(address(source), address(target), dtype(0), kind(0))
     np.testing.assert_array_equal(target, [*source, 77])
-
-
-@compiled
-def tile(target, x, strides, taps, weights, zero):
-    accumulate_taps(target, x, strides[0], taps[0], strides[1], taps[1], strides[2], weights, zero, 3, 2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("taps", [(1, 1), (1, 7), (5, 1), (3, 4)])
-def test_tile_of_taps(dtype, taps):
-    """Small integers, so that every sum is exact; what was in the target stays in the sum."""
-    generator = np.random.default_rng(2)
-    x = generator.integers(-5, 6, (30, 20)).astype(dtype)
-    w = generator.integers(-5, 6, (*taps, 2 * count(dtype))).astype(dtype)
-    target = generator.integers(-5, 6, (3, 2 * count(dtype))).astype(dtype)
-    patches = np.array([[[x[4 * i + 2 * a, 3 * b] for b in range(taps[1])] for a in range(taps[0])] for i in range(3)])
-    expected = target + np.einsum("iab,abv->iv", patches, w)
-    row, number = x.strides
-    tile(address(target), address(x), (4 * row, 2 * row, 3 * number), taps, address(w), dtype(0))
-    np.testing.assert_array_equal(target, expected)
 
 
 @pytest.mark.parametrize(
