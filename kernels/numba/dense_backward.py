@@ -34,7 +34,19 @@ from ..geometry import Convolution, Pool
 from .conv_pool_backward_plan import Plan, make_plan
 from .conv_pool_kernel import prefetch
 from .micro.channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
-from .micro.simd import REGISTERS, add, bytes_of, horizontal_sum, lanes, load, load_number, store, store_number
+from .micro.simd import (
+    DOUBLE,
+    REGISTERS,
+    add,
+    broadcast,
+    bytes_of,
+    horizontal_sum,
+    lanes,
+    load,
+    load_number,
+    store,
+    store_number,
+)
 from .micro.sparse_products import add_products
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner
@@ -99,7 +111,7 @@ def backward(
     )  # fmt: skip
     partials = plan.shares if plan.by_samples else 1
     partial = input.new_empty(partials, outputs, plan.run) if wanted[1] else None
-    sums = input.new_empty(partials, outputs, vector) if wanted[2] else None
+    sums = input.new_empty(partials, outputs, vector, dtype=torch.float64) if wanted[2] else None
     dw = input.new_empty(filters.shape) if wanted[1] else None
     db = input.new_empty(outputs) if wanted[2] else None
     non_finite = array("q", (0,))
@@ -146,9 +158,9 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
 
     ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
-    weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``; 0 is not
-    wanted. Then come that of an int64 that becomes 1 where a number that is read is infinite or a NaN, and that of the
-    samples' addresses, 0 where these lie a stride apart.
+    weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``, float64; 0
+    is not wanted. Then come that of an int64 that becomes 1 where a number that is read is infinite or a NaN, and that
+    of the samples' addresses, 0 where these lie a stride apart.
     ``zero`` and ``code`` are zeros of their types.
     """
     x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
@@ -159,7 +171,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     if plan.by_samples:
         begin, end = plan.samples * part // plan.shares, plan.samples * (part + 1) // plan.shares
         dw += part * plan.outputs * run if dw else 0
-        db += part * plan.outputs * width * size if db else 0
+        db += part * plan.outputs * width * 8 if db else 0
     else:
         first, last = blocks * part // plan.shares, blocks * (part + 1) // plan.shares
         db = 0 if first else db
@@ -176,7 +188,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     lists = (plan.outputs * capacity * size // line + 1) * line
     tile = capacity * width * (8 + size) + line
     part_sums = block_bytes + PAGE if plan.summed < plan.outputs else 0
-    scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + part_sums + width * size, np.uint8)
+    scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + part_sums + width * 8, np.uint8)
     packed = (scratch.ctypes.data + line - 1) // line * line
     x_copy = packed + weights // line * line + line
     dx_copy = x_copy + copies
@@ -194,7 +206,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             at = first * plan.row * plan.size * size
             ending = min(last * plan.row, plan.width) * plan.size * size if blocks > 1 else run
             clear(dw + o * run + at, ending - at, zero)
-    clear(sums, (plan.outputs if db else 1) * width * size, zero)
+    clear(sums, (plan.outputs if db else 1) * width * 8, zero)
     clear(x_copy, 2 * copies, zero)
     clear(spare, part_sums, zero)
     for n in range(begin, end):
@@ -218,7 +230,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
                 factors,
                 bounds,
                 sums,
-                width * size if db else 0,
+                width * 8 if db else 0,
                 turned,
                 zero,
                 code,
@@ -420,7 +432,9 @@ def add_shares(plan: Plan, partial: int, sums: int, dw: int, db: int, zero: Any)
                 transpose(source, step, target, plan.size * size, plan.size, count, zero)
     if db:
         for o in range(plan.outputs):
-            total = load(sums + o * vector, zero)
-            for other in range(1, shares):
-                total = add(total, load(sums + (other * plan.outputs + o) * vector, zero))
+            total = broadcast(DOUBLE, DOUBLE)
+            for other in range(shares):
+                place = sums + (other * plan.outputs + o) * lanes(zero) * 8
+                for lane in range(0, lanes(zero), lanes(DOUBLE)):
+                    total = add(total, load(place + lane * 8, DOUBLE))
             store_number(horizontal_sum(total), db + o * size, zero)

@@ -19,6 +19,7 @@ from math import gcd, isfinite
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -29,6 +30,7 @@ from .dense import DTYPES, padded_outputs
 from .gathered import Index, Layer, row_of
 from .micro.channel_blocks import carry_sums
 from .micro.simd import (
+    DOUBLE,
     add,
     byte_pointer,
     bytes_of,
@@ -104,7 +106,7 @@ def backward_direct(
         group = max(1, min(LISTED // layer.windows, POSITIONS // positions, layer.samples))
     dtable = (table.new_zeros(table.shape) if others is None else others) if wanted[0] else None
     dw = weight.new_zeros(sections, *filters.shape) if wanted[1] else None
-    db = weight.new_zeros(sections, layer.outputs) if wanted[2] else None
+    db = weight.new_zeros(sections, layer.outputs, dtype=torch.float64) if wanted[2] else None
     results = tuple(0 if one is None else one.data_ptr() for one in (dtable, dw, db))
     places = (source.data_ptr(), filters.data_ptr(), gradient.data_ptr(), argmax.data_ptr(), *results)
     width = padded_outputs(layer.outputs, like)
@@ -122,7 +124,7 @@ def backward_direct(
     return (
         dtable,
         None if dw is None else dw.sum(0).permute(0, 2, 1).contiguous(),
-        None if db is None else db.sum(0),
+        None if db is None else db.sum(0).to(weight.dtype),
     )
 
 
@@ -162,7 +164,7 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
         begin, end = layer.samples * part // sections, layer.samples * (part + 1) // sections
         dtable = 0
         dw += part * layer.outputs * layer.size * channels * size if dw else 0
-        db += part * layer.outputs * size if db else 0
+        db += part * layer.outputs * 8 if db else 0
     line, reach = channels * size, (layer.size - 1) * layer.dilation
     rows = (layer.positions - 1) * layer.stride + reach + 1
     # What padding reads, and where its gradient goes; behind the rows of the input, those of winners that fill a turn.
@@ -204,10 +206,10 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
             if not count:
                 continue
             if db:
-                total = zero
+                total = load_number(db + o * 8, DOUBLE)
                 for e in range(count):
                     total += load_number(factors.ctypes.data + e * size, zero)
-                store_number(load_number(db + o * size, zero) + total, db + o * size, zero)
+                store_number(total, db + o * 8, DOUBLE)
             while dw and count >= TURNS and count % TURNS:
                 winners[0, count] = group * rows
                 store_number(zero, factors.ctypes.data + count * size, zero)

@@ -16,6 +16,8 @@ from numba import njit, types
 from .fold import copy_row
 from .gathered import Index, Layer, aligned, window_range
 from .micro.simd import (
+    DOUBLE,
+    add_doubles,
     broadcast,
     byte_pointer,
     bytes_of,
@@ -82,14 +84,12 @@ def spread_part(
     n = part - 1
     dy += n * sample
     clear(dy, sample // size, zero)
-    scratch = np.empty(width * size + layer.windows * row + 128, np.uint8)
-    sums = aligned(scratch.ctypes.data)
-    if db:
-        sums = db + n * row
-    clear(sums, width, zero)
+    scratch = np.empty(width * 8 + layer.windows * row + 128, np.uint8)
+    sums = db + n * width * 8 if db else aligned(scratch.ctypes.data)
+    clear(sums, width, DOUBLE)
     source, source_step = gradient + n * layer.sample_stride, layer.window_stride
     if layer.channel_stride != size or layer.outputs != width:
-        rows_of = aligned(scratch.ctypes.data) + row
+        rows_of = aligned(scratch.ctypes.data) + width * 8
         clear(rows_of, layer.windows * width, zero)
         if layer.window_stride == size:
             transpose(source, layer.channel_stride, rows_of, row, layer.outputs, layer.windows, zero)
@@ -108,17 +108,15 @@ def spread_part(
         if ending - skipped <= FEW:
             for o in range(0, width, lanes(zero)):
                 at = o * size
-                add_winners(
-                    place - skipped * step + at, step, sums + at, values + at, codes + o * code_size, skipped, ending,
-                    zero, code,
-                )  # fmt: skip
+                goal, total = place - skipped * step + at, sums + o * 8
+                add_winners(goal, step, total, values + at, codes + o * code_size, skipped, ending, zero, code)
             continue
         for o in range(layer.outputs):
             won = load_number(codes + o * code_size, code)
             if won >= 0:
                 goal, factor = place - won * step + o * size, load_number(values + o * size, zero)
                 store_number(load_number(goal, zero) + factor, goal, zero)
-                store_number(load_number(sums + o * size, zero) + factor, sums + o * size, zero)
+                store_number(load_number(sums + o * 8, DOUBLE) + factor, sums + o * 8, DOUBLE)
     scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
 
 
@@ -135,9 +133,10 @@ def add_winners(
     like: Any,
     code: Any,
 ) -> Any:
-    """Add a vector of ``values`` to the rows that won, and to ``sums``; ``codes`` tell which of ``first`` to ``last``.
+    """Add a vector of ``values`` to the rows that won; ``codes`` tell which of ``first`` to ``last``.
 
-    The row of ``first``, of at least one, is at ``target``, each next one ``step`` bytes before it.
+    Those of windows with a winner are also added to ``sums``, in float64. The row of ``first``, of at least one, is at
+    ``target``, each next one ``step`` bytes before it.
     """
     kind, narrow = llvm_vector(vector_of(like)), llvm_number(element_of(code))
 
@@ -163,7 +162,7 @@ def add_winners(
         builder.position_at_end(done)
         nobody = ir.Constant(winners.type, [0] * kind.count)
         alive = builder.select(builder.icmp_signed(">=", winners, nobody), content, zeros)
-        write(builder, builder.fadd(read(builder, sums, kind, size), alive), sums, size)
+        add_doubles(builder, alive, sums)
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 7, like, code), generate

@@ -18,6 +18,7 @@ from numba import njit, types
 from .micro.simd import (
     REGISTERS,
     Vector,
+    add_doubles,
     broadcast,
     byte_pointer,
     bytes_of,
@@ -75,8 +76,9 @@ def list_winners(
     ``argmax`` and ``gradient`` are the addresses of the first window's numbers, strides are in bytes. The winner ``c``
     of window ``q`` lies in row ``base + q * window_step + c * code_step``. Channel ``o``'s list begins at number ``o *
     capacity`` of ``rows`` (int32) and ``factors``; ``bounds[o, g]`` counts its entries before group ``g`` of windows,
-    a multiple of the lanes. A sum is a vector, whose lanes are still to be added. ``capacity`` is a vector more than
-    the windows, rounded up to whole vectors; ``scratch`` has three such rows for each lane.
+    a multiple of the lanes. A sum is as many float64 as a vector has lanes, still to be added.
+    ``capacity`` is a vector more than the windows, rounded up to whole vectors; ``scratch`` has three such rows for
+    each lane.
     """
     width, size = lanes(zero), bytes_of(zero)
     whole = (windows + width - 1) // width * width
@@ -166,7 +168,7 @@ def list_vector(
         number = builder.mul(ir.Constant(integers, list(range(kind.count))), window_step)
         row = builder.add(builder.add(base, number), builder.mul(winner, code_step))
         active = builder.select(alive, factor, ir.Constant(kind, [0.0] * kind.count))
-        write(builder, builder.fadd(read(builder, sums, kind, size), active), sums, size)
+        add_doubles(builder, active, sums)
         if COMPRESSES:
             for content, place, step in ((row, rows, 4), (factor, factors, size)):
                 name = f"llvm.experimental.vector.compress.{suffix(content.type)}"

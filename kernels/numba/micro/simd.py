@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 from numba.core import cgutils
@@ -22,6 +23,7 @@ from numba.core.registry import cpu_target
 from ..runtime.compilation import intrinsic
 
 __all__ = [
+    "DOUBLE",
     "REGISTERS",
     "add",
     "any_of",
@@ -66,6 +68,10 @@ def registers(features: str) -> Registers:
 
 # Numba's own word on what it compiles for: it is part of the disk cache's key too, so this may enter compiled code.
 REGISTERS = registers(cpu_target.target_context.codegen().magic_tuple()[2])
+
+
+# A number of the type in which sums of many terms are kept, whatever the terms' type.
+DOUBLE = np.float64(0)
 
 
 class Vector(types.Type):
@@ -149,6 +155,13 @@ def read(builder: Any, pointer: Any, kind: ir.Type, size: int) -> Any:
 def write(builder: Any, content: Any, pointer: Any, size: int) -> None:
     """Store a vector or number at a byte pointer."""
     builder.store(content, builder.bitcast(pointer, content.type.as_pointer()), align=size)
+
+
+def add_doubles(builder: Any, terms: Any, pointer: Any) -> None:
+    """Add a vector to as many float64 at a byte pointer."""
+    kind = ir.VectorType(ir.DoubleType(), terms.type.count)
+    wide = terms if terms.type == kind else builder.fpext(terms, kind)
+    write(builder, builder.fadd(read(builder, pointer, kind, 8), wide), pointer, 8)
 
 
 def byte_pointer(builder: Any, address: Any) -> Any:

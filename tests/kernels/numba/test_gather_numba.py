@@ -244,6 +244,8 @@ def test_gradients_are_as_precise_as_torch(plan, rows):
     ("samples", "channels", "length", "outputs", "size", "pool_size"),
     [
         (4, 16, 60, 256, 7, 5),
+        (2, 64, 76, 8, 17, 2),
+        (1, 16, 1000, 32, 3, 1),
         *(
             pytest.param(*sizes, marks=pytest.mark.large)
             for sizes in (
@@ -258,23 +260,26 @@ def test_gradients_are_as_precise_as_torch(plan, rows):
         ),
     ],
 )
-@pytest.mark.parametrize("is_window", [False, True])
-def test_is_as_precise_as_torch_in_wide_layers(plan, is_window, samples, channels, length, outputs, size, pool_size):
+@pytest.mark.parametrize("kind", ["each row once", "rows twice", "windows"])
+def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels, length, outputs, size, pool_size):
     """In the largest error and the root mean square, of the result and all gradients.
 
-    The rows are those of a dense layer's input, each read once, or windows of a series that overlap by a half.
+    Sums run over many outputs, over many taps of few outputs (torch's own are short there), or over one sample's many
+    positions. The rows are those of a dense layer's input, or windows of a series that overlap by a half.
     """
     pool = None if pool_size is None else Pool(pool_size, pool_size)
 
     def draw(seed):
         x, w, b, _ = wide_layer(seed, samples, channels, length, outputs, size, pool_size)
         table = x.transpose(1, 2).flatten(0, 1)
-        if is_window:
+        if kind == "windows":
             starts = torch.arange(samples) * (length // 2)
             case = Case(starts, table, PLAIN, pool, length=length, step=1)
             rows = starts[:, None] + torch.arange(length)
         else:
             rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).view(samples, length)
+            if kind == "rows twice":
+                table, rows = table[: len(table) // 2], rows // 2
             case = Case(rows, table, PLAIN, pool)
         clear = clearly_won(table[rows].transpose(1, 2), w, b, pool_size)
         upstream = torch.randn(clear.shape, generator=torch.Generator().manual_seed(seed)) * clear
@@ -291,7 +296,8 @@ def test_is_as_precise_as_torch_in_wide_layers(plan, is_window, samples, channel
 
         return Step.apply, case.reference, (table, w, b), upstream
 
-    for name, ratios in zip(("result", "table", "weight", "bias"), median_ratios(draw), strict=True):
+    seeds = range(3 if outputs > 100 else 9)
+    for name, ratios in zip(("result", "table", "weight", "bias"), median_ratios(draw, seeds), strict=True):
         assert max(ratios) <= 2, (name, ratios)
 
 
