@@ -45,7 +45,7 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir={"seqconv": "seqconv", "seqconv.kernels": "kernels"},
-    package_data={"seqconv": ["py.typed"]},
+    package_data={"seqconv": ["py.typed"], "seqconv.kernels.triton": ["tiles.json"]},
     install_requires=[
         "matplotlib>=3.8",
         "numba>=0.61",

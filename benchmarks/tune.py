@@ -1,20 +1,21 @@
-"""Choose the GPU kernels' tiles by timing them, and write ``kernels/triton/table.py`` anew.
+"""Choose the GPU kernels' tiles by timing them, and write them to ``kernels/triton/tiles.json``.
 
 For each layer of the census, kind of number and kernel: starting from the tile in use, tiles around it are compiled;
 those that spill, take too much shared memory or miss the tensor cores are dropped, the others checked against the
 first one's results and timed on the GPU at several sizes; then on from the best, until no neighbour is better. A tile
 is judged by the sum over all sizes of its time over the first one's: a configuration never depends on a batch or a
 length. What was tried is kept on disk by card, version of Triton and the kernels' sources, and is not tried again.
-Entries of other architectures, layers and kernels stay as they are.
+Tiles of other architectures, layers and kernels stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,11 +27,12 @@ from typing import Any
 import torch
 
 from benchmarks.tune_cache import Cache, default_path
-from benchmarks.tune_table import PATH, Tuned, refreshed, updated
 from benchmarks.tune_tiles import Entry, Key, Record, entries, neighbours, search, using
 from seqconv.files import write_text
+from seqconv.kernels.triton.configurations import TILES_FILE
 
 KERNELS = ("forward", "weight_gradient", "input_gradient")
+Tuned = tuple[tuple[int, ...], str]  # a tile, and how it was timed
 MOST_PROCESSES = 12
 
 
@@ -47,16 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--minutes", type=float, default=20.0, help="after so many nothing more is tried (20)")
     parser.add_argument("--dry-run", action="store_true", help="list entries and the tiles around theirs; needs no GPU")
-    parser.add_argument("--figures", action="store_true", help="only compile, and write the figures beside all entries")
     parser.add_argument("--target", choices=list(census.TARGETS), help="for a dry run without a GPU (sm_90)")
-    parser.add_argument("--table", type=Path, default=PATH, metavar="FILE", help="where to write the table")
+    parser.add_argument("--tiles", type=Path, default=TILES_FILE, metavar="FILE", help="where to write the tiles")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="what was tried (a file in seqconv's cache folder)")
     parser.add_argument("--jobs", type=int, help="processes that compile")
     options = parser.parse_args(arguments)
-    if options.figures:
-        write_text(options.table, refreshed(PATH.read_text(encoding="utf-8"), census.table()))
-        print(f"written: {options.table}")
-        return 0
     target = options.target if options.dry_run and options.target else architecture() or "sm_90"
     if target not in census.TARGETS:
         print(f"tune: the census knows {', '.join(census.TARGETS)}; this GPU is {target}", file=sys.stderr)
@@ -78,9 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tune: {cache.trouble}", file=sys.stderr)
     print(f"tune: {card} ({target}): {len(found)} entries; what was tried: {cache.path}, {len(cache.entries)} tiles")
     tuned = run(found, target, card, cache, 60 * options.minutes, options.jobs)
-    write_text(options.table, updated(PATH.read_text(encoding="utf-8"), tuned))
-    print(f"written: {options.table}, {len(tuned)} of {len(found)} entries timed")
+    write_text(options.tiles, updated(TILES_FILE.read_text(encoding="utf-8"), tuned))
+    print(f"written: {options.tiles}, {len(tuned)} of {len(found)} entries timed")
     return 0
+
+
+def updated(text: str, tuned: Mapping[Key, Tuned]) -> str:
+    """Return the text of a file of tiles with those that were tuned, in place of their keys' others or behind them."""
+    entries = {(one["kernel"], *one["layer"]): one for one in json.loads(text)}
+    for key, (tile, timed) in tuned.items():
+        entries[key.kernel, *key.layer] = {"kernel": key.kernel, "layer": key.layer, "tile": tile, "timed": timed}
+    return "[" + ",".join(f"\n{json.dumps(one)}" for one in entries.values()) + "\n]\n"
 
 
 def run(
@@ -101,7 +106,7 @@ def run(
                 line = told(best, one.tile, records, card)
                 print(f"[{number + 1}/{len(found)}] {one.layer}: {one.key}: {tuple(best)}: {line}", flush=True)
                 if "microseconds" in records[best]:
-                    tuned[one.key] = Tuned(one.layer, tuple(best), records[best]["figures"], line)
+                    tuned[one.key] = tuple(best), line
         except KeyboardInterrupt:
             print("tune: interrupted")
     return tuned
@@ -117,11 +122,11 @@ def trying(
             if compiled["faults"]:
                 cache.put(one.key, tile, compiled)
             elif time.monotonic() < deadline:
-                cache.put(one.key, tile, timing_of(one, tile, compiled, cache))
+                cache.put(one.key, tile, timing_of(one, tile, cache))
     return [cache.get(one.key, tile) or {} for tile in tiles]
 
 
-def timing_of(one: Entry, tile: Any, compiled: Record, cache: Cache) -> Record:
+def timing_of(one: Entry, tile: Any, cache: Cache) -> Record:
     """Return a tile's times, or why there are none; a GPU that is lost is kept as that tile's fault, then raised."""
     from benchmarks import tune_timing
 
@@ -134,11 +139,11 @@ def timing_of(one: Entry, tile: Any, compiled: Record, cache: Cache) -> Record:
             cache.put(one.key, tile, fault)
             raise
         return fault
-    return {"faults": [wrong]} if wrong else {"microseconds": microseconds, "figures": compiled["figures"]}
+    return {"faults": [wrong]} if wrong else {"microseconds": microseconds}
 
 
 def inspect(one: Entry, target: str, tile: Any) -> Record:
-    """Compile a kernel with a tile for a target; return its ``faults`` and ``figures``."""
+    """Compile a kernel with a tile for a target; return its ``faults``."""
     from seqconv.kernels.triton import census
 
     try:
@@ -146,8 +151,7 @@ def inspect(one: Entry, target: str, tile: Any) -> Record:
             for launch in census.launches(census.LAYERS[one.layer], one.kind, target):
                 kernel = "forward" if launch.name.startswith("forward") else launch.name.removesuffix("_kernel")
                 if kernel == one.key.kernel:
-                    taken = census.figures(launch, target)
-                    return {"faults": census.faults(launch, one.kind, target, taken), "figures": taken.words}
+                    return {"faults": census.faults(launch, one.kind, target, census.figures(launch, target))}
     except Exception as error:  # what the compiler raises is no tile to use
         return {"faults": [" ".join(f"{type(error).__name__}: {error}".split())[:300]]}
     return {"faults": ["no such launch"]}
@@ -179,7 +183,7 @@ def told(best: Any, start: Any, records: dict[Any, Record], card: str) -> str:
 
 
 def architecture() -> str | None:
-    """Return the current GPU's architecture as the table names it, ``None`` without a GPU."""
+    """Return the current GPU's architecture as a layer names it, ``None`` without a GPU."""
     if not torch.cuda.is_available():
         return None
     from seqconv.kernels.triton import launch

@@ -16,11 +16,11 @@ from seqconv.files import write_text
 
 SCHEMA = 1
 KERNELS = Path(__file__).resolve().parent.parent / "kernels" / "triton"
-NO_KERNELS = ("table.py", "census.py", "configurations.py")  # what chooses tiles, and changes as they are chosen
+NO_KERNELS = ("census.py", "configurations.py")  # what chooses tiles, and changes as they are chosen
 
 
 class Cache:
-    """Tiles with what they were found to be: ``faults`` (a list of words) or ``microseconds`` by size, ``figures``."""
+    """Tiles with what they were found to be: ``faults`` (a list of words) or ``microseconds`` by size."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

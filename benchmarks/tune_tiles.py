@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from seqconv.kernels.triton import configurations, replay
-from seqconv.kernels.triton.table import TABLE
+from seqconv.kernels.triton.configurations import TILES
 
 BETTER = 0.98  # what another tile's cost must come down to: less is noise
 Record = dict[str, Any]  # see Cache
@@ -42,7 +42,7 @@ TOGETHER = (  # larger tiles need more warps, deeper buffers smaller blocks
 
 
 class Key(NamedTuple):
-    """A kernel's entry in the table: its name and what its configuration depends on."""
+    """What a tile is of: the kernel's name and what its configuration depends on."""
 
     kernel: str
     layer: tuple[Any, ...]
@@ -54,7 +54,7 @@ class Key(NamedTuple):
 def neighbours(tile: Any, size: int) -> list[Any]:
     """Return the tiles around ``tile`` for a kernel of ``size`` positions, each once and not the tile itself.
 
-    ``tile`` is a named tuple of the table's configurations. Phases beyond the kernel's size share nothing new.
+    ``tile`` is one of the configurations. Phases beyond the kernel's size share nothing new.
     """
     steps = [{name: step} for name in tile._fields if name in FIELDS for step in (1, -1)]
     steps += [one for one in TOGETHER if set(one) <= set(tile._fields)]
@@ -136,16 +136,16 @@ def cost(record: Record, first: Record) -> float:
 def using(key: Key, tile: Sequence[int]) -> Iterator[None]:
     """Let a layer's kernel have a tile."""
     name = (key.kernel, *key.layer)
-    before = TABLE.get(name)
+    before = TILES.get(name)
     try:
-        TABLE[name] = tuple(tile)
+        TILES[name] = tuple(tile)
         forget()
         yield
     finally:
         if before is None:
-            del TABLE[name]
+            del TILES[name]
         else:
-            TABLE[name] = before
+            TILES[name] = before
         forget()
 
 

@@ -1,8 +1,8 @@
 """How large the kernels' tiles are, and how many warps share one: by dtype, channels and windows, never by N or L.
 
-Layers in :mod:`.table` have the tile that stands there; others, and all where it is empty, what the rules here say.
-The rules keep sums in registers and several blocks on a multiprocessor, as the census counts them. What was timed
-stands beside them, and in benchmarks/gpu_notes.md.
+The rules here keep sums in registers and several blocks on a multiprocessor, as the census counts them. What was timed
+stands beside them, and in benchmarks/gpu_notes.md. Layers whose tile is another stand in ``tiles.json``, which
+``python -m benchmarks.tune`` writes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from typing import NamedTuple
-
-from .table import TABLE
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 __all__ = [
+    "TILES",
+    "TILES_FILE",
     "Folded",
     "Forward",
     "InputGradient",
@@ -130,15 +132,22 @@ class Layer(NamedTuple):
         return self.precision == "ieee" and self.kind == "ieee"
 
 
+TILES_FILE = Path(__file__).with_name("tiles.json")
+# By the kernel's name and its layer's fields: the fields of a configuration.
+TILES: dict[tuple[Any, ...], tuple[int, ...]] = {
+    (one["kernel"], *one["layer"]): tuple(one["tile"]) for one in json.loads(TILES_FILE.read_text(encoding="utf-8"))
+}
+
+
 @functools.cache
 def forward_configuration(layer: Layer) -> Forward:
     """Return the tile of the forward pass."""
-    tile = TABLE.get(("forward", *layer))
+    tile = TILES.get(("forward", *layer))
     return forward_rule(layer) if tile is None else Forward(*tile)
 
 
 def forward_rule(layer: Layer) -> Forward:
-    """Return the tile of the forward pass for a layer that is not in the table."""
+    """Return the tile of the forward pass for a layer without one of its own."""
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     narrow = min(max(power_of_two(layer.channels), 16), 64)
     flat = narrow if layer.tokens else min(max(power_of_two(layer.channels * layer.size), 16), 64)
@@ -196,27 +205,28 @@ def hopper_tile(layer: Layer, block_o: int, narrow: int, shared: int) -> Forward
 @functools.cache
 def input_gradient_configuration(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient."""
-    tile = TABLE.get(("input_gradient", *layer))
+    tile = TILES.get(("input_gradient", *layer))
     return input_gradient_rule(layer) if tile is None else InputGradient(*tile)
 
 
 def input_gradient_rule(layer: Layer) -> InputGradient:
-    """Return the tile of the input's gradient for a layer that is not in the table."""
+    """Return the tile of the input's gradient for a layer without one of its own."""
     block_c = min(max(power_of_two(layer.channels), 16), 64 if layer.kind == "ieee" else 128)
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
-    few = not (layer.kind == "ieee" and layer.outputs > 64)
-    return InputGradient(64, block_c, block_o, 4 if few else 8, 2)
+    # Addresses that are no multiples of four take registers, but of Hopper's own instructions.
+    wide = block_c >= 64 and not layer.vectors and (layer.kind == "ieee" or layer.architecture != "sm_90")
+    return InputGradient(64, block_c, block_o, 8 if wide else 4, 2)
 
 
 @functools.cache
 def weight_gradient_configuration(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient."""
-    tile = TABLE.get(("weight_gradient", *layer))
+    tile = TILES.get(("weight_gradient", *layer))
     return weight_gradient_rule(layer) if tile is None else WeightGradient(*tile)
 
 
 def weight_gradient_rule(layer: Layer) -> WeightGradient:
-    """Return the tile of the weights' gradient for a layer that is not in the table."""
+    """Return the tile of the weights' gradient for a layer without one of its own."""
     weights = layer.channels * (1 if layer.tokens else layer.size)
     block_o = min(max(power_of_two(layer.outputs), 16), 64)
     wide_tokens = layer.tokens and block_o > 32  # the rows' addresses take registers too

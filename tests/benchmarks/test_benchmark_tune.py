@@ -13,21 +13,17 @@ import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from benchmarks import tune, tune_cache, tune_table, tune_tiles, tune_timing
-from benchmarks.tune_table import Tuned
+from benchmarks import tune, tune_cache, tune_tiles, tune_timing
 from benchmarks.tune_tiles import Key
 from seqconv.kernels.triton import configurations
-from seqconv.kernels.triton.configurations import Forward, WeightGradient
-from seqconv.kernels.triton.table import TABLE
+from seqconv.kernels.triton.configurations import TILES, Forward, WeightGradient
 
 ROOT = Path(__file__).resolve().parents[2]
 START = Forward(64, 32, 16, 2, 4, 2)
 
 
-def table_of(text: str) -> dict:
-    scope: dict = {}
-    exec(text, scope)
-    return scope["TABLE"]
+def tiles_of(path: Path) -> dict:
+    return {(one["kernel"], *one["layer"]): tuple(one["tile"]) for one in json.loads(path.read_text())}
 
 
 def test_neighbours_differ_in_a_field_or_two_and_stay_within_bounds():
@@ -48,11 +44,10 @@ def test_neighbours_differ_in_a_field_or_two_and_stay_within_bounds():
 
 
 def test_no_candidate_depends_on_a_batch_or_a_length():
-    """A key holds what the table's keys hold: it has no field for them."""
+    """A key is a kernel and what its configuration depends on: it has no field for them."""
     (one,) = list(tune.entries(["jena1"], ["16"], ["forward"], "sm_90"))
     assert one.key == Key("forward", tuple(configurations.Layer._make(one.key.layer)))
     assert not {"samples", "length", "batch"} & set(configurations.Layer._fields)
-    assert (one.key.kernel, *one.key.layer) in TABLE
     assert one.size == 5
 
 
@@ -64,7 +59,7 @@ def searched(times):
 
 
 def took(**microseconds):
-    return {"microseconds": microseconds, "figures": ""}
+    return {"microseconds": microseconds}
 
 
 SPILLS = {"faults": ["spills"]}
@@ -100,10 +95,10 @@ def bench(monkeypatch, tmp_path):
 
     class Bench:
         lost = False
-        path, table = tmp_path / "cache.json", tmp_path / "table.py"
+        path, tiles = tmp_path / "cache.json", tmp_path / "tiles.json"
 
         def main(self, *words: str) -> int:
-            files = ["--cache", str(self.path), "--table", str(self.table)]
+            files = ["--cache", str(self.path), "--tiles", str(self.tiles)]
             options = ["--layers", "overlapping", "--kinds", "16", *files, "--jobs", "1"]
             return tune.main([*options, *words])
 
@@ -113,10 +108,10 @@ def bench(monkeypatch, tmp_path):
     def inspect(one, target, tile):
         state.compiled.append((one.key.kernel, tile))
         faults = ["spills 8 bytes"] if tile.num_warps == 2 else []
-        return {"faults": faults, "figures": f"{tile.num_warps} regs, 1 B, wgmma"}
+        return {"faults": faults}
 
     def measure(one, first):
-        tile = TABLE[(one.key.kernel, *one.key.layer)]
+        tile = TILES[(one.key.kernel, *one.key.layer)]
         state.timed.append((one.key.kernel, tile))
         if state.lost and len(state.timed) > 2:
             raise RuntimeError("CUDA error: misaligned address")
@@ -130,37 +125,42 @@ def bench(monkeypatch, tmp_path):
     return state
 
 
-def test_a_run_writes_the_best_tiles_and_keeps_everything_else(bench, capsys):
-    before = dict(TABLE)
+def test_a_run_writes_the_best_tiles(bench, capsys):
     assert bench.main() == 0
-    assert before == TABLE
-    written = table_of(bench.table.read_text())
-    changed = {key for key in TABLE if written[key] != TABLE[key]}
-    assert written.keys() == TABLE.keys()
-    assert {key[0] for key in changed} <= {"forward", "weight_gradient", "input_gradient"}
-    assert changed
-    assert all(key[1] == "16" and key[-1] == "sm_90" and key[2:5] == (64, 64, 5) for key in changed)
-    assert all(written[key][0] == 32 for key in changed)
-    text = bench.table.read_text()
-    assert text.count("# timed: Some Card 9000: 1 + 100 us at 128x480, 4096x120") == 3
-    assert max(map(len, text.splitlines())) <= 120
+    written = tiles_of(bench.tiles)
+    assert {key[0] for key in written} == {"forward", "weight_gradient", "input_gradient"}
+    assert all(key[1] == "16" and key[-1] == "sm_90" and key[2:5] == (64, 64, 5) for key in written)
+    assert all(tile[0] == 32 for tile in written.values())
+    assert bench.tiles.read_text().count("Some Card 9000: 1 + 100 us at 128x480, 4096x120") == 3
+    assert not TILES  # those in use are as before
     assert not any(tile[-2] == 2 for _, tile in bench.timed)  # spills
     out = capsys.readouterr().out
     assert "[3/3] overlapping: input_gradient" in out
     assert "3 of 3 entries timed" in out
 
 
+def test_tiles_that_were_not_tuned_stay(bench):
+    text = tune.updated("[]", {Key("forward", ("16", 1)): ((1, 2), "card: 2 us"), Key("other", (3,)): ((4,), "card")})
+    text = tune.updated(text, {Key("forward", ("16", 1)): ((5, 6), "card: 1 us")})
+    bench.tiles.write_text(text)
+    assert tiles_of(bench.tiles) == {("forward", "16", 1): (5, 6), ("other", 3): (4,)}
+    assert "card: 1 us" in text
+    assert "card: 2 us" not in text
+    assert tune.updated(text, {}) == text
+    assert len(text.splitlines()) == 4
+
+
 @pytest.mark.parametrize("part", [1.0, 0.5])
 def test_another_run_goes_on_where_the_first_was_stopped(bench, part):
     bench.main()
-    whole, text = json.loads(bench.path.read_text()), bench.table.read_text()
+    whole, text = json.loads(bench.path.read_text()), bench.tiles.read_text()
     kept = dict(list(whole["entries"].items())[: int(len(whole["entries"]) * part)])
     bench.path.write_text(json.dumps({**whole, "entries": kept}))
     bench.compiled.clear()
     bench.main()
     assert len(bench.compiled) == len(whole["entries"]) - len(kept)
     assert json.loads(bench.path.read_text())["entries"].keys() == whole["entries"].keys()
-    assert bench.table.read_text() == text
+    assert bench.tiles.read_text() == text
 
 
 @pytest.mark.parametrize("content", ["no JSON", '{"schema": 0}', '{"schema": 1, "entries": {"a": {}}}', "[]"])
@@ -187,7 +187,7 @@ def test_a_lost_gpu_ends_the_run_and_the_tile_is_not_tried_again(bench):
 def test_without_time_nothing_is_tried(bench, capsys):
     assert bench.main("--minutes", "-1") == 0
     assert not bench.compiled
-    assert table_of(bench.table.read_text()) == TABLE
+    assert tiles_of(bench.tiles) == TILES
     assert "3 entries are left as they are" in capsys.readouterr().out
 
 
@@ -213,50 +213,10 @@ def test_cache_files_are_told_apart_by_card_triton_and_sources(monkeypatch, tmp_
     assert path.parent == tmp_path / "cache" / "tune"
     assert path.name.startswith("NVIDIA-H100-80GB-HBM3-triton-3.6.0-")
     assert tune_cache.default_path("NVIDIA H100 80GB HBM3", "3.7.1") != path
-    for name, changes in (("kernel.py", True), ("table.py", False)):
+    for name, changes in (("kernel.py", True), ("configurations.py", False)):
         before = tune_cache.source_hash(tmp_path)
         tmp_path.joinpath(name).write_text("x = 1")
         assert (tune_cache.source_hash(tmp_path) != before) == changes
-
-
-def test_the_table_s_text_round_trips():
-    text = tune_table.PATH.read_text()
-    assert tune_table.updated(text, {}) == text
-    first = next(key for key in TABLE if key[0] == "forward")
-    known, new = Key(first[0], first[1:]), Key("forward", (*first[1:-1], "sm_100"))
-    tuned = {
-        known: Tuned("imdb1", (16, 16, 16, 1, 2, 1), "9 regs, 9 B, mma", "card: 1.5 us"),
-        new: Tuned("imdb1", (32, 16, 16, 1, 2, 1), "", "card: 2.5 us"),
-        Key("other", (1, "x")): Tuned("a new layer", (1, 2), "9 regs", "card: 3.5 us"),
-    }
-    written = tune_table.updated(text, tuned)
-    expected = {
-        **TABLE,
-        first: (16, 16, 16, 1, 2, 1),
-        (new.kernel, *new.layer): (32, 16, 16, 1, 2, 1),
-        ("other", 1, "x"): (1, 2),
-    }
-    assert table_of(written) == expected
-    assert "No times" not in written
-    lines = written.splitlines()
-    place = next(number for number, line in enumerate(lines) if "(16, 16, 16, 1, 2, 1)" in line)
-    assert lines[place - 1] == "    # timed: card: 1.5 us"
-    assert lines[place].endswith("# 9 regs, 9 B, mma")
-    assert lines.index("    # a new layer") > place
-    # again, with another time: the line above is replaced, not added to
-    again = tune_table.updated(written, {known: Tuned("imdb1", (16, 16, 16, 1, 2, 1), "", "card: 1.25 us")})
-    assert again.count("# timed: ") == 3
-    assert "card: 1.5 us" not in again
-
-
-def test_figures_are_refreshed_where_the_tile_is_the_same():
-    text = tune_table.PATH.read_text()
-    first, second = [line for line in text.splitlines() if tune_table.ENTRY.match(line)][:2]
-    compiled = text.replace(first, first.partition("  # ")[0] + "  # 1 regs, 1 B, fma")
-    compiled = compiled.replace(second, second.replace("): (", "): (16, ").partition("  # ")[0])
-    found = tune_table.refreshed(text, compiled).splitlines()
-    assert first.partition("  # ")[0] + "  # 1 regs, 1 B, fma" in found
-    assert second in found
 
 
 def test_a_tile_is_in_use_for_as_long_as_asked_for():
@@ -268,8 +228,8 @@ def test_a_tile_is_in_use_for_as_long_as_asked_for():
     assert configurations.forward_configuration(layer) == one.tile
     absent = Key("forward", (*one.key.layer[:-1], "sm_61"))
     with tune.using(absent, other):
-        assert (absent.kernel, *absent.layer) in TABLE
-    assert (absent.kernel, *absent.layer) not in TABLE
+        assert (absent.kernel, *absent.layer) in TILES
+    assert (absent.kernel, *absent.layer) not in TILES
 
 
 def test_a_tile_is_compiled_for_a_card_that_is_not_there():
@@ -278,7 +238,6 @@ def test_a_tile_is_compiled_for_a_card_that_is_not_there():
     (one,) = list(tune.entries(["overlapping"], ["16"], ["weight_gradient"], "sm_90"))
     found = tune.inspect(one, "sm_90", one.tile)
     assert found["faults"] == []
-    assert found["figures"].endswith("wgmma")
     assert tune.inspect(one, "sm_90", one.tile._replace(block_r=48))["faults"]  # no power of two
 
 

@@ -1,8 +1,6 @@
 """Every kernel compiles without a GPU: it spills nothing, fits into shared memory, and uses the tensor cores."""
 
 import os
-from importlib import metadata
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from seqconv.kernels.triton import census, configurations
-from seqconv.kernels.triton.table import TABLE
+from seqconv.kernels.triton.configurations import TILES
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
 SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16")]
@@ -138,38 +136,16 @@ def test_weights_that_fit_stay_with_a_program():
         assert launch.grid == (4 * 132,)
 
 
-def test_the_table_holds_every_layer_and_is_used(monkeypatch):
-    """A tile in the table is what a launch gets; without it the rules choose."""
-    keys = {
-        (kernel, *layer)
-        for one in census.LAYERS.values()
-        for kind in census.KINDS
-        for target in census.CHECKED
-        for kernel, (layer, _) in census.choices(one, kind, target).items()
-        if not (one.few and kernel == "forward")  # chosen, and then done in two steps
-    }
-    assert keys == set(TABLE)
+def test_a_tile_of_its_own_is_what_a_launch_gets(monkeypatch):
     (layer, tile) = census.choices(census.LAYERS["jena1"], "16", "sm_90")["forward"]
-    monkeypatch.setitem(TABLE, ("forward", *layer), (16, 16, 16, 1, 2, 1))
+    assert tile == configurations.forward_rule(layer)
+    monkeypatch.setitem(TILES, ("forward", *layer), (16, 16, 16, 1, 2, 1))
     configurations.forward_configuration.cache_clear()
     try:
         (_, launch, *_) = census.launches(census.LAYERS["jena1"], "16", "sm_90")  # behind the one that packs weights
         assert (launch.arguments["BLOCK_M"], launch.options["num_warps"]) == (16, 2)
-        monkeypatch.delitem(TABLE, ("forward", *layer))
-        configurations.forward_configuration.cache_clear()
-        assert configurations.forward_configuration(layer) == configurations.forward_rule(layer) == tile
     finally:
         configurations.forward_configuration.cache_clear()
-
-
-def test_the_tables_figures_are_what_the_compiler_gives(monkeypatch):
-    """Of some layers; ``--table`` writes the file anew after a change of kernels or compiler."""
-    if metadata.version("triton") != "3.7.1":
-        pytest.skip("the figures are those of Triton 3.7.1")
-    monkeypatch.setattr(census, "LAYERS", {"imdb1": census.LAYERS["imdb1"]})
-    monkeypatch.setattr(census, "KINDS", {"16": torch.bfloat16})
-    written = Path(configurations.__file__).with_name("table.py").read_text(encoding="utf-8").splitlines()
-    assert set(census.table().splitlines()) <= set(written)
 
 
 def test_prints_a_table(capsys):
@@ -187,7 +163,7 @@ def test_prints_a_table(capsys):
 @pytest.mark.large
 @pytest.mark.parametrize("size", [3, 4, 5])
 @pytest.mark.parametrize("channels", [128, 300])
-def test_layers_outside_the_table_are_served_by_rules_that_do_not_spill(channels, size):
+def test_other_kernel_sizes_do_not_spill(channels, size):
     """The text convnet's other kernel sizes, with own embeddings and with pretrained ones."""
     layer = census.layer(channels, 100, size, None, rows="tokens")
     for kind in census.KINDS:
