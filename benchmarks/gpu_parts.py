@@ -176,7 +176,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
 
     def backward(wanted: tuple[bool, bool, bool]) -> Part:
         moved = output + layer.gradients[0][1].nbytes + weights
-        moved += layer.read if wanted == parameters else sum(one.nbytes for one in tensors_of(layer.sources[0]))
+        moved += layer.read if wanted == parameters else sum(one.nbytes for one in tensors_of(layer.sources[0])[:-1])
         return Part(layer.on_copies(layer.backward, wanted=wanted), moved, product)
 
     def over_weights(wanted: tuple[bool, bool, bool]) -> Part:

@@ -43,6 +43,5 @@ class Pool(NamedTuple):
         span = self.dilation * (self.size - 1) + 1
         room = length + 2 * self.padding - span + (self.stride - 1 if self.ceil_mode else 0)
         windows = room // self.stride + 1
-        if self.ceil_mode and (windows - 1) * self.stride >= length + self.padding:
-            windows -= 1
-        return windows
+        # In a form that serves tensors of lengths, too.
+        return windows - 1 * (self.ceil_mode and (windows - 1) * self.stride >= length + self.padding)

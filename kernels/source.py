@@ -1,24 +1,45 @@
 """Where a layer's rows come from: an input of its own, a table that tokens index, a series that windows begin in.
 
-A source holds its tensors first, then plain options; ``values`` is the one of them that holds numbers, of which there
-is a gradient. ``V`` rows of ``C`` numbers, ``N`` samples, ``L`` positions.
+A source holds its tensors first, then plain options, then ``lengths``; ``values`` is the tensor that holds numbers, of
+which there is a gradient. ``V`` rows of ``C`` numbers, ``N`` samples, ``L`` positions.
+
+``lengths`` ``(N,)``, int32 or int64, cut samples off: each gives what it would give alone, cut off there, and then
+zeros. ``None``: all samples are whole.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from .geometry import Pool
+from .geometry import Convolution, Pool
 
-__all__ = ["NAMES", "TENSORS", "Dense", "Source", "Tokens", "Windows", "name_of", "options_of", "tensors_of"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "NAMES",
+    "TENSORS",
+    "Dense",
+    "Source",
+    "Tokens",
+    "Windows",
+    "limits",
+    "name_of",
+    "options_of",
+    "source_of",
+    "tensors_of",
+]
 
 
 class Dense(NamedTuple):
     """An input ``(N, C, L)`` of any strides."""
 
     values: Tensor
+    lengths: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -40,6 +61,7 @@ class Tokens(NamedTuple):
     tokens: Tensor
     values: Tensor
     padding_idx: int | None = None
+    lengths: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -59,6 +81,7 @@ class Windows(NamedTuple):
     starts: Tensor
     length: int
     step: int
+    lengths: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -66,10 +89,11 @@ class Windows(NamedTuple):
         return self.starts.size(0)
 
 
+Counts = TypeVar("Counts", Tensor, "NDArray[np.int64]")
 Source: TypeAlias = Dense | Tokens | Windows
 
-# How many of a source's fields are tensors, the first ones, and what users call the operation on it, with a pool and
-# with the global maximum.
+# How many of a source's fields are tensors, the first ones (but for the lengths), and what users call the operation on
+# it, with a pool and with the global maximum.
 TENSORS: dict[type[Source], int] = {Dense: 1, Tokens: 2, Windows: 2}
 NAMES: dict[type[Source], tuple[str, str]] = {
     Dense: ("conv1d_relu_max_pool1d", "conv1d_relu_global_max_pool1d"),
@@ -78,14 +102,34 @@ NAMES: dict[type[Source], tuple[str, str]] = {
 }
 
 
-def tensors_of(source: Source) -> tuple[Tensor, ...]:
-    """Return a source's tensors."""
-    return source[: TENSORS[type(source)]]  # type: ignore[return-value]
+def tensors_of(source: Source) -> tuple[Tensor | None, ...]:
+    """Return a source's tensors, the last of them the lengths or ``None``."""
+    return (*source[: TENSORS[type(source)]], source.lengths)  # type: ignore[return-value]
 
 
 def options_of(source: Source) -> tuple[int | None, ...]:
     """Return what a source holds besides its tensors."""
-    return source[TENSORS[type(source)] :]  # type: ignore[return-value]
+    return source[TENSORS[type(source)] : -1]  # type: ignore[return-value]
+
+
+def source_of(kind: type[Source], tensors: Sequence[Tensor | None], options: Sequence[int | None]) -> Source:
+    """Return the source that :func:`tensors_of` and :func:`options_of` took apart."""
+    *given, lengths = tensors
+    return kind(*given, *options, lengths)  # type: ignore[arg-type]
+
+
+def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | None) -> tuple[Counts, Counts]:
+    """Return how many positions and windows a kernel of ``size`` taps has in samples of some ``lengths`` ``(N,)``.
+
+    ``lengths`` are a tensor or an array, and so are both results. Without a ``pool`` there is one window, none where no
+    position is.
+    """
+    counts: Any = lengths
+    positions = convolution.output_length(counts, size)
+    positions = positions * ((positions > 0) & (counts > 0))  # type: ignore[attr-defined]
+    windows = positions if pool is None else pool.output_length(positions)
+    some = (windows > 0) & (positions > 0)
+    return positions, (1 if pool is None else windows) * some
 
 
 def name_of(source: Source, pool: Pool | None) -> str:

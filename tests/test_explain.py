@@ -90,8 +90,9 @@ def test_says_what_input_it_wants():
     with pytest.raises(TypeError) as error:
         seqconv.explain(layer)
     assert str(error.value) == (
-        "inputs must be those of the call, ConvReLUMaxPool1d.forward(input: Tensor | Windows) -> Tensor "
-        "(nn.Conv1d -> nn.ReLU -> nn.MaxPool1d: (N, C, L) -> (N, O, Q) or (C, L) -> (O, Q)), got none"
+        "inputs must be those of the call, ConvReLUMaxPool1d.forward(input: Tensor | Windows, "
+        "lengths: Tensor | None = None) -> Tensor (nn.Conv1d -> nn.ReLU -> nn.MaxPool1d: (N, C, L) -> (N, O, Q) or "
+        "(C, L) -> (O, Q)), got none"
     )
     with pytest.raises(TypeError, match=r"those of the call, GRU.forward\(input: .*: \(L, N, C\), with batch_first"):
         seqconv.explain(seqconv.GRU(4, 5))

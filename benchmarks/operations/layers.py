@@ -289,7 +289,7 @@ def chosen(case: Case) -> str:
     convolution = (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1), 1)
     pool = (case.shape["P"], None, 0, 1, False) if case.shape["P"] else None
     with nullcontext() if training else torch.no_grad():
-        call = conv_call(input.requires_grad_(training and case.input_gradient), weight, bias, convolution, pool)
+        call = conv_call(input.requires_grad_(training and case.input_gradient), None, weight, bias, convolution, pool)
         return call.explain("auto").backend
 
 

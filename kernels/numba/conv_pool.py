@@ -39,10 +39,12 @@ def forward(
     under a dilation can leave, is minus infinity.
     """
     if isinstance(source, Dense):
-        output, argmax = dense.forward(source.values, weight, bias, convolution, pool, want_argmax)
+        output, argmax = dense.forward(
+            source.values, weight, bias, convolution, pool, want_argmax, lengths=source.lengths
+        )
     elif isinstance(source, Windows) and folded is None and plan != "folded" and source.values.size(1):
         input, places = placed(source)
-        output, argmax = dense.forward(input, weight, bias, convolution, pool, want_argmax, places)
+        output, argmax = dense.forward(input, weight, bias, convolution, pool, want_argmax, places, source.lengths)
     else:
         return gather.forward(source, weight, bias, convolution, pool, want_argmax, folded, plan)
     return output, argmax

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 
 from .conv_pool_plan import Task
-from .micro.maxima import finish_whole, pool_whole, pool_windows
+from .micro.maxima import clear_windows, finish_whole, pool_whole, pool_windows
 from .micro.packing import copy_rows, pack_bias, pack_panel
 from .micro.simd import REGISTERS, broadcast, bytes_of, call, lanes, load_number, store, store_codes, store_number
 from .micro.tiles import TILE, VECTORS, convolve_narrow, convolve_rows
@@ -75,6 +75,14 @@ def aligned(address: int) -> int:
 def sample_at(task: Any, n: int) -> Any:
     """Return where a sample begins."""
     return load_number(task.places + n * 8, 0) if task.places else task.x + n * task.sample_stride
+
+
+@inner(inline="always")
+def limits_of(task: Any, n: int) -> Any:
+    """Return how many positions and windows a sample has."""
+    if task.limits:
+        return load_number(task.limits + n * 16, 0), load_number(task.limits + n * 16 + 8, 0)
+    return task.positions, task.windows
 
 
 @inner
@@ -340,6 +348,11 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             to_position = min((window[1] - 1) * task.pool_stride - task.pool_padding + span, task.positions)
             step = max(to_position - from_position, 1)
             apart = 0
+        if task.limits:  # nothing behind the last position of any of the samples
+            longest = 0
+            for n in range(samples[0], samples[1]):
+                longest = max(longest, limits_of(task, n)[0])
+            to_position = max(min(to_position, longest), from_position)
         # A window that sees padding alone has no positions, but is pooled.
         for first in range(from_position, max(to_position, from_position + 1), step):
             count = max(min(step, to_position - first), 0)
@@ -374,9 +387,10 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                     if task.whole:
                         for v in range(vectors):
                             local = (n - samples[0]) * apart + o - outputs + v * width
+                            some_positions = max(min(count, limits_of(task, n)[0] - first), 0)
                             pool_whole(
-                                source + v * width * size, vectors * width * size, first, count, maxima + local * size,
-                                winners + local * 4, zero,
+                                source + v * width * size, vectors * width * size, first, some_positions,
+                                maxima + local * size, winners + local * 4, zero,
                             )  # fmt: skip
                     else:
                         write_windows(task, source, first, window, n, o, vectors, pooled, zero)
@@ -398,6 +412,8 @@ def write_windows(
     pool = (task.pool_size, task.pool_stride, task.pool_padding, task.pool_dilation)
     target = task.out + n * task.out_sample_stride + o * task.out_channel_stride + window[0] * task.out_window_stride
     direct = task.out_channel_stride == size
+    positions, windows = limits_of(task, n)
+    end = max(min(window[1], windows), window[0])
     for v in range(vectors):
         of = o + v * width
         argmax = task.argmax + ((n * task.windows + window[0]) * padded + of) * task.code if task.argmax else 0
@@ -405,9 +421,10 @@ def write_windows(
         if direct:
             goal, hop, count = target + v * width * size, task.out_window_stride, min(width, task.outputs - of)
         pool_windows(
-            rows + v * width * size, vectors * width * size, first, task.positions, window, pool, goal, hop, count,
+            rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop, count,
             argmax, padded * task.code, task.code, zero,
         )  # fmt: skip
+        clear_windows(window[0], end, window[1], goal, hop, count, argmax, padded * task.code, task.code, zero)
     if not direct:
         columns = min(vectors * width, task.outputs - o)
         hop = vectors * width * size

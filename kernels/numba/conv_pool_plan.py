@@ -46,6 +46,7 @@ class Task(NamedTuple):
     packed: int = 0  # 0 is the kernel's own
     partial: int = 0  # maxima and winners of pieces, where a global maximum's positions are shared
     places: int = 0  # the samples' own addresses, where they do not lie sample_stride apart
+    limits: int = 0  # int64 positions and windows of each sample, where not all have all
     samples: int = 0
     channels: int = 0
     length: int = 0
@@ -91,7 +92,7 @@ class Task(NamedTuple):
     blocks: int = 0
 
 
-ADDRESSES = 9  # of a task's numbers, those that differ from call to call
+ADDRESSES = 10  # of a task's numbers, those that differ from call to call
 
 
 class Plan(NamedTuple):

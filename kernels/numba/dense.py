@@ -29,16 +29,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
+from ..source import limits
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
 from .conv_pool_plan import make_plan
 from .micro.simd import REGISTERS
 from .runtime import threads
 
-__all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "padded_outputs"]
+__all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "limits_table", "padded_outputs"]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
@@ -78,11 +80,13 @@ def forward(
     pool: Pool | None,
     want_argmax: bool,
     places: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax`` of an ``input`` ``(N, C, L)``.
 
     ``places`` ``(N,)``, int64, are the addresses at which samples begin that lie anywhere in a series, which ``input``
-    then shows through the strides of one; their result is channels-last.
+    then shows through the strides of one; their result is channels-last. ``lengths`` ``(N,)`` cut samples off, where
+    the convolution has no padding.
     """
     greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
     kind, _ = code_of(greatest)
@@ -104,6 +108,7 @@ def forward(
     if not out.numel():
         return out, argmax
     kernel = KERNELS[dtype]
+    cut = None if lengths is None else limits_table(lengths, shape[2], convolution, pool)
     packed = partial = None
     if plan.packed_bytes:
         packed = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=CPU)
@@ -113,7 +118,8 @@ def forward(
         input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
         0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
-        0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(), *plan.numbers,
+        0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(),
+        0 if cut is None else cut.ctypes.data, *plan.numbers,
     ))  # fmt: skip
     table = numbers.buffer_info()[0]
     if packed is not None:
@@ -122,6 +128,11 @@ def forward(
     if partial is not None:
         kernel(table, FINISH, 0, 0, 1, 0)
     return out, argmax
+
+
+def limits_table(lengths: Tensor, size: int, convolution: Convolution, pool: Pool | None) -> NDArray[np.int64]:
+    """Return :func:`~..source.limits` of ``lengths`` as kernels read them, ``(N, 2)``: at a third of torch's time."""
+    return np.stack(limits(lengths.numpy().astype(np.int64), size, convolution, pool), 1)
 
 
 def lane_count(like: Any) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..source import Tokens, Windows
-from .dense import DTYPES, argmax_format, code_of, padded_outputs
+from .dense import DTYPES, argmax_format, code_of, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
@@ -62,6 +62,9 @@ def forward(
     windows = 1 if pool is None else pool.output_length(convolution.output_length(index.length, size))
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
     layer = describe(index, samples, weight, convolution, pool, out)
+    if source.lengths is not None:
+        cut = limits_table(source.lengths, size, convolution, pool)
+        layer = layer._replace(limits=cut.ctypes.data)
     (kind, code), argmax = code_of(layer.pool_size - 1), None
     if want_argmax:
         shape, _ = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
@@ -107,6 +110,9 @@ def forward_several(
         begin += outputs[i]
         if mine.numel():
             layer = describe(index, samples, weight, convolutions[i], None, mine)
+            if source.lengths is not None:
+                cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
+                layer = layer._replace(limits=cut.ctypes.data)
             ready = None if folded is None else folded[i]
             _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], code, ready, plan, used)
     return out, argmax

@@ -103,7 +103,7 @@ def spread_part(
     for q in range(layer.windows):
         codes = argmax + (n * layer.windows + q) * width * code_size
         values = source + q * source_step
-        start, skipped, ending = window_range(layer, q)
+        start, skipped, ending = window_range(layer, layer.positions, q)
         place = dy + (end - start * layer.stride) * row
         if ending - skipped <= FEW:
             for o in range(0, width, lanes(zero)):

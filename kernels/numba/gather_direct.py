@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .fold import copy_row
-from .gathered import CHUNK, Index, Layer, aligned, row_of
+from .gathered import CHUNK, Index, Layer, aligned, limits_of, row_of
 from .micro.maxima import finish_whole, pool_whole
 from .micro.products import multiply
 from .micro.simd import bytes_of, lanes, load, store, store_number
@@ -72,8 +72,10 @@ def direct_block(
         n = part // chunks
         from_window = part % chunks * layer.chunk
         to_window = min(from_window + layer.chunk, layer.windows)
+        positions, windows = limits_of(layer, n)
+        windows = max(min(to_window, windows), from_window)
         first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
-        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, layer.positions)
+        last = min((windows - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions)
         if not is_global:
             following = min(part + 1, layer.samples * chunks - 1)
             ahead = following % chunks * layer.chunk * layer.pool_stride - layer.pool_padding
@@ -83,13 +85,14 @@ def direct_block(
                 convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             place = out + n * layer.sample_stride + from_window * layer.window_stride
             codes = argmax + (n * layer.windows + from_window) * padded // size * bytes_of(code) if argmax else 0
-            pool_rows(layer, sums, padded, first, (from_window, to_window), (place, codes), zero, code)
+            mine = (from_window, windows, to_window)
+            pool_rows(layer, sums, padded, first, positions, mine, (place, codes), zero, code)
             continue
         for i in range(padded // size):
             store_number(zero, maxima + i * size, zero)
             store_number(np.int32(-1), winners + i * 4, np.int32(0))
-        for p in range(0, layer.positions, most):
-            count = min(most, layer.positions - p)
+        for p in range(0, positions, most):
+            count = min(most, positions - p)
             chunk = (n, p, count, n, (p + count) * layer.stride - layer.left)
             convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             for o in range(0, padded // size, width):

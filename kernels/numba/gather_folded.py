@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .gathered import Index, Layer, aligned, row_of, window_range
+from .gathered import Index, Layer, aligned, limits_of, row_of, window_range
 from .micro.narrow import stored_as
 from .micro.simd import (
     byte_pointer,
@@ -108,25 +108,29 @@ def folded_block(
     for part in range(begin, end):
         n = part // chunks
         from_window = part % chunks * layer.chunk
-        to_window = min(from_window + layer.chunk, layer.windows)
+        all_end = min(from_window + layer.chunk, layer.windows)
+        positions, to_window = limits_of(layer, n)
+        to_window = max(min(all_end, to_window), from_window)
         first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
-        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, layer.positions)
+        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions)
+        last = max(first, last)
         count = (last - first - 1) * layer.stride + reach + 1
         find_rows(
             layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
         )
-        if overlap:
+        if overlap and last > first:
             sum_rows(layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, code, kept, 0)
-        full = (layer.positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last window that is
+        full = (positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last window that is
         q = from_window
         while q < to_window:
-            start, skipped, ending = window_range(layer, q)
+            start, skipped, ending = window_range(layer, positions, q)
             place = out + n * layer.sample_stride + q * layer.window_stride
             codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
             windows = 1
             if overlap or skipped >= ending:
                 windows = to_window - q if overlap else 1
-                pool_rows(layer, sums, padded, first, (q, q + windows), (place, codes), zero, code)
+                mine = (q, q + windows, q + windows)
+                pool_rows(layer, sums, padded, first, positions, mine, (place, codes), zero, code)
             else:
                 if ending - skipped == layer.pool_size:
                     windows = min(full + 1, to_window) - q
@@ -141,6 +145,10 @@ def folded_block(
                         0,
                     )  # fmt: skip
             q += windows
+        if q < all_end:
+            place = out + n * layer.sample_stride + q * layer.window_stride
+            codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
+            pool_rows(layer, sums, padded, first, positions, (q, q, all_end), (place, codes), zero, code)
     rows[0] = scratch[0]  # Numba frees an array after the last use of its name, whoever still has its address
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "argmaxes_format",
     "describe",
     "index_of",
+    "limits_of",
     "placed",
     "row_of",
     "split_argmaxes",
@@ -68,6 +69,7 @@ class Layer(NamedTuple):
     sample_stride: int
     channel_stride: int
     window_stride: int
+    limits: int = 0  # the address of int64 positions and windows of each sample, where not all have all
 
 
 def index_of(source: Tokens | Windows) -> Index:
@@ -149,13 +151,24 @@ def row_of(index: Index, n: int, position: int) -> Any:
 
 
 @njit(inline="always")
-def window_range(layer: Layer, q: int) -> tuple[int, int, int]:
-    """Return window ``q``'s first position, inside or not, and the numbers of its first and behind its last inside."""
+def limits_of(layer: Layer, n: int) -> tuple[int, int]:
+    """Return how many positions and windows sample ``n`` has."""
+    if layer.limits:
+        return load_number(layer.limits + n * 16, 0), load_number(layer.limits + n * 16 + 8, 0)
+    return layer.positions, layer.windows
+
+
+@njit(inline="always")
+def window_range(layer: Layer, positions: int, q: int) -> tuple[int, int, int]:
+    """Return window ``q``'s first position, inside or not, and the numbers of its first and behind its last inside.
+
+    Inside are the first ``positions``.
+    """
     start = q * layer.pool_stride - layer.pool_padding
     first, last = 0, layer.pool_size
-    if start < 0 or start + (layer.pool_size - 1) * layer.pool_dilation >= layer.positions:
+    if start < 0 or start + (layer.pool_size - 1) * layer.pool_dilation >= positions:
         first = max(-start + layer.pool_dilation - 1, 0) // layer.pool_dilation
-        last = min((layer.positions - start + layer.pool_dilation - 1) // layer.pool_dilation, layer.pool_size)
+        last = min((positions - start + layer.pool_dilation - 1) // layer.pool_dilation, layer.pool_size)
     return start, first, last
 
 

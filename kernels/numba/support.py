@@ -28,6 +28,8 @@ def refuse(source: Source, convolution: Convolution) -> str | None:
         return f"it serves float32 and float64, got {values.dtype}"
     if convolution.groups != 1:
         return f"it serves one group, got {convolution.groups}"
+    if source.lengths is not None and convolution.padding != (0, 0):
+        return f"it serves lengths without padding, got padding {convolution.padding}"
     return None
 
 

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..source import Dense, Source, Tokens
+from ..source import Dense, Source, Tokens, limits
 
 __all__ = [
     "argmax_format",
     "backward",
+    "behind",
     "compose",
     "compose_several",
     "dense_gradients",
@@ -39,11 +40,14 @@ def compose(source: Source, weight: Tensor, bias: Tensor | None, convolution: Co
     a ``pool``. Of equal values in a window the first one gets the gradient; a NaN in a window is its maximum.
     """
     input = gathered(source)
-    activation = F.relu(_conv1d(input, weight, bias, convolution))
+    activation = _activation(input, source, weight, bias, convolution)
     if pool is None:
         return activation.max(dim=2).values
     pooled = F.max_pool1d(activation, *pool[:5])
-    if is_channels_last(input) and not pool.contiguous:
+    if source.lengths is not None:
+        windows = limits(source.lengths, weight.size(2), convolution, pool)[1]
+        pooled = pooled.masked_fill(behind(windows, pooled.size(2)), 0)
+    if is_channels_last(source.values if isinstance(source, Dense) else input) and not pool.contiguous:
         return pooled.transpose(1, 2).contiguous().transpose(1, 2)
     return pooled
 
@@ -55,7 +59,7 @@ def compose_several(
     convolutions: Sequence[Convolution],
 ) -> Tensor:
     """Return several layers' global maxima on the same tokens, side by side: ``(N, O_0 + O_1 + ..)``."""
-    rows = Dense(gathered(source))
+    rows = Dense(gathered(source), source.lengths)
     return torch.cat([compose(rows, *layer, None) for layer in zip(weights, biases, convolutions, strict=True)], 1)
 
 
@@ -77,7 +81,7 @@ def forward(
         output = compose(source, weight, bias, convolution, pool)
         if not want_argmax:
             return output, None
-        activation = F.relu(_conv1d(gathered(source), weight, bias, convolution))
+        activation = _activation(gathered(source), source, weight, bias, convolution)
         if pool is None:
             won = activation.max(dim=2, keepdim=True).indices
         else:
@@ -170,17 +174,33 @@ def dense_gradients(
 
 
 def gathered(source: Source) -> Tensor:
-    """Return the source's rows as an input, ``(N, C, L)``."""
+    """Return the source's rows as an input, ``(N, C, L)``, 0 behind a sample's length."""
     if isinstance(source, Dense):
-        return source.values
-    skipped = source.padding_idx if isinstance(source, Tokens) else None
-    # F.embedding takes no row from the end for a negative number.
-    return F.embedding(_rows(source), source.values, skipped).transpose(1, 2)
+        input = source.values
+    else:
+        skipped = source.padding_idx if isinstance(source, Tokens) else None
+        # F.embedding takes no row from the end for a negative number.
+        input = F.embedding(_rows(source), source.values, skipped).transpose(1, 2)
+    return input if source.lengths is None else input.masked_fill(behind(source.lengths, input.size(2)), 0)
 
 
 def is_channels_last(input: Tensor) -> bool:
     """Tell whether the channels of ``(N, C, L)`` are neighbours in memory; where both readings fit, they are not."""
     return input.stride(1) == 1 and input.stride(2) >= input.size(1) and not input.is_contiguous()
+
+
+def _activation(input: Tensor, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+    """Return the convolution's activation of the source's rows, 0 at positions that a cut sample has not."""
+    activation = F.relu(_conv1d(input, weight, bias, convolution))
+    if source.lengths is None:
+        return activation
+    positions = limits(source.lengths, weight.size(2), convolution, None)[0]
+    return activation.masked_fill(behind(positions, activation.size(2)), 0)
+
+
+def behind(counts: Tensor, size: int) -> Tensor:
+    """Return a mask ``(N, 1, size)`` of what lies behind the first ``counts`` ``(N,)``."""
+    return (torch.arange(size, device=counts.device) >= counts.unsqueeze(1)).unsqueeze(1)
 
 
 def _rows(source: Source) -> Tensor:

@@ -25,6 +25,8 @@ def _refuse_numbers(source: Source) -> str | None:
     values = source.values
     if (reason := refuse_device(values.device)) is not None:
         return reason
+    if source.lengths is not None:
+        return "it serves whole samples, got lengths"
     if values.dtype not in DTYPES:
         return f"it serves float32, float16 and bfloat16, got {values.dtype}"
     if values.dtype == torch.float32 and architecture(values.device) in INEXACT and precision(values.dtype) == "ieee":

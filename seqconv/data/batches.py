@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,11 @@ from seqconv.data.passes import Passes
 __all__ = ["ArrayBatches"]
 
 
-class ArrayBatches(Passes[tuple[Tensor, Tensor]]):
+Rows = NDArray[Any] | Tensor
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
     """Batches ``(inputs, targets)`` of two arrays of N rows: CPU tensors of ``batch_size`` rows, newly allocated.
 
     Each ``iter()`` starts a pass in which every row comes once; the last batch is smaller where ``batch_size`` does
@@ -27,6 +32,8 @@ class ArrayBatches(Passes[tuple[Tensor, Tensor]]):
     :meth:`state_dict` holds the position of what has been handed out so far and JSON can hold it; after
     :meth:`load_state_dict` the next ``iter()`` finishes the interrupted pass.
 
+    Inputs may be a tuple of arrays, ``(tokens, lengths)`` say; then those of a batch are one of tensors.
+
     Arrays are NumPy arrays of numbers or CPU tensors, with rows along their first axis. They are read in place, so
     changes to them show; only arrays that no tensor can share (read-only, negative strides, foreign byte order) are
     copied once. Raises ``TypeError`` for anything else and for ``batch_size`` and ``seed`` that are no integers,
@@ -35,18 +42,23 @@ class ArrayBatches(Passes[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        inputs: NDArray[Any] | Tensor,
-        targets: NDArray[Any] | Tensor,
+        inputs: Rows | tuple[Rows, ...],
+        targets: Rows,
         *,
         batch_size: int = 128,
         shuffle: bool = False,
         seed: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        self.inputs = rows_of(inputs, "inputs")
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        tensors = tuple(
+            rows_of(one, f"inputs[{number}]" if given is inputs else "inputs") for number, one in enumerate(given)
+        )
+        self.inputs: Inputs = tensors if given is inputs else tensors[0]
         self.targets = rows_of(targets, "targets")
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(f"targets must have as many rows as inputs ({len(self.inputs)}), got {len(self.targets)}")
+        for rows in map(len, tensors):
+            if rows != len(self.targets):
+                raise ValueError(f"targets must have as many rows as inputs ({rows}), got {len(self.targets)}")
         super().__init__(shuffle=shuffle, seed=seed)
         self.batch_size = integer(batch_size, "batch_size", 1)
         self.drop_last = bool(drop_last)
@@ -57,45 +69,52 @@ class ArrayBatches(Passes[tuple[Tensor, Tensor]]):
         The rows are split as they stand, before any shuffling, and those for validation are not shuffled. Raises
         ``ValueError`` where ``share`` leaves either part empty.
         """
-        kept = int(len(self.inputs) * (1 - share))
-        if not 0 < kept < len(self.inputs):
-            raise ValueError(f"share must leave some of {len(self.inputs)} rows on either side, got {share}")
+        kept = int(len(self.targets) * (1 - share))
+        if not 0 < kept < len(self.targets):
+            raise ValueError(f"share must leave some of {len(self.targets)} rows on either side, got {share}")
         train = ArrayBatches(
-            self.inputs[:kept],
+            mapped(lambda one: one[:kept], self.inputs),
             self.targets[:kept],
             batch_size=self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed if self.seed_given else None,
             drop_last=self.drop_last,
         )
-        return train, ArrayBatches(self.inputs[kept:], self.targets[kept:], batch_size=self.batch_size)
+        rest = mapped(lambda one: one[kept:], self.inputs)
+        return train, ArrayBatches(rest, self.targets[kept:], batch_size=self.batch_size)
 
     def __len__(self) -> int:
-        rows = len(self.inputs)
+        rows = len(self.targets)
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
-    def _batches(self, number: int, first: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _batches(self, number: int, first: int) -> Generator[tuple[Inputs, Tensor], None, None]:
         order = self._order(number)
         for batch in range(first, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
+            take = partial(torch.index_select, dim=0, index=rows)
+            yield mapped(take, self.inputs), take(self.targets)
 
     def _order(self, number: int) -> Tensor:
         """Return the rows in the order of pass ``number``."""
         if not self.shuffle:
-            return torch.arange(len(self.inputs))
-        return torch.from_numpy(np.random.default_rng([self.seed or 0, number]).permutation(len(self.inputs)))
+            return torch.arange(len(self.targets))
+        return torch.from_numpy(np.random.default_rng([self.seed or 0, number]).permutation(len(self.targets)))
 
     def _config(self) -> dict[str, Any]:
         return {
-            "rows": len(self.inputs),
+            "rows": len(self.targets),
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
         }
 
 
-def rows_of(array: NDArray[Any] | Tensor, name: str) -> Tensor:
+def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Return what ``function`` makes of a batch's input, or of each of several."""
+    return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
+
+
+def rows_of(array: Rows, name: str) -> Tensor:
     """Return the array as a tensor that shares its memory where it may."""
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "biufc":

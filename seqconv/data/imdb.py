@@ -30,6 +30,9 @@ VALIDATION_SHARE = 0.2
 # Punctuation becomes a space; the apostrophe stays within its word.
 SEPARATORS = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r', " "))
 
+# Inputs, with their lengths where they have some, and labels.
+Part = tuple[NDArray[Any] | tuple[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
+
 # The word ranks (1 = most frequent) of all reviews one after another, and where each review begins and, last, ends.
 Ragged = tuple[NDArray[np.int32], NDArray[np.int64]]
 
@@ -41,6 +44,9 @@ class ImdbData:
     ``x_*`` is int32 of shape (reviews, max_len), padded in front with 0, or, with ``max_len=None``, an object array of
     (reviews,) int32 arrays; ``y_*`` is float32 of shape (reviews,). Every number in ``x_*`` is below ``num_words``, the
     size that an embedding table needs. ``source`` says where they are from, ``synthetic`` whether they are made up.
+    Reviews that are padded behind have ``lengths_*``, int64 of shape (reviews,); then the inputs of ``train``,
+    ``validation`` and ``test`` are pairs ``(x, lengths)``, which :class:`~seqconv.data.ArrayBatches` and the convnets
+    take.
     """
 
     x_train: NDArray[Any]
@@ -51,21 +57,27 @@ class ImdbData:
     max_len: int | None
     source: str
     synthetic: bool
+    lengths_train: NDArray[np.int64] | None = None
+    lengths_test: NDArray[np.int64] | None = None
 
     @property
-    def train(self) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def train(self) -> Part:
         """The reviews to fit on: the first 80 % of the training reviews."""
-        return self.x_train[: self._split], self.y_train[: self._split]
+        return self._part(self.x_train, self.lengths_train, self.y_train, slice(self._split))
 
     @property
-    def validation(self) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def validation(self) -> Part:
         """The last 20 % of the training reviews, as Keras' ``validation_split=0.2`` takes them."""
-        return self.x_train[self._split :], self.y_train[self._split :]
+        return self._part(self.x_train, self.lengths_train, self.y_train, slice(self._split, None))
 
     @property
-    def test(self) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def test(self) -> Part:
         """The test reviews."""
-        return self.x_test, self.y_test
+        return self._part(self.x_test, self.lengths_test, self.y_test, slice(None))
+
+    @staticmethod
+    def _part(x: NDArray[Any], lengths: NDArray[Any] | None, y: NDArray[np.float32], rows: slice) -> Part:
+        return (x[rows] if lengths is None else (x[rows], lengths[rows])), y[rows]
 
     @property
     def _split(self) -> int:
@@ -90,6 +102,7 @@ def load_imdb(
     num_words: int | None = 10_000,
     max_len: int | None = 500,
     *,
+    padding: str = "pre",
     data_dir: str | os.PathLike[str] | None = None,
     source: sources.Source = "auto",
     synthetic_size: tuple[int, int] = (4000, 1000),
@@ -99,6 +112,7 @@ def load_imdb(
     A review is the start marker 1 and then its words' frequency ranks plus 3, each 2 instead where that is
     ``num_words`` or more (``None`` keeps all words). It keeps its last ``max_len`` numbers, or is padded in front with
     0 (``None``: neither). This is what ``keras.datasets.imdb.load_data`` and ``pad_sequences`` give by default.
+    ``padding="post"`` pads behind instead and gives the lengths, too: with them padding can change no prediction.
 
     The folder (see :func:`seqconv.data.sources.find` for which) may hold ``imdb.npz`` as flat arrays, taken in its
     stored order; Keras' own pickled ``imdb.npz``, shuffled as Keras does; or the extracted ``aclImdb`` texts, which
@@ -109,6 +123,8 @@ def load_imdb(
     file, a pickled file other than Keras' own (a pickle can run code) and sizes out of range, ``TypeError`` for sizes
     that are no integers.
     """
+    if padding not in ("pre", "post"):
+        raise ValueError(f"padding must be 'pre' or 'post', got {padding!r}")
     for name, value, least in (("num_words", num_words, INDEX_FROM + 1), ("max_len", max_len, 1)):
         if value is not None:
             integer(value, name, least)
@@ -129,9 +145,12 @@ def load_imdb(
     }
     if num_words is None:
         num_words = 1 + max([INDEX_FROM, *(int(values.max()) for values, _ in tokens.values() if len(values))])
-    x = {part: rectangle(values, offsets, max_len) for part, (values, offsets) in tokens.items()}
+    x = {part: rectangle(values, offsets, max_len, padding) for part, (values, offsets) in tokens.items()}
     y = {part: arrays[f"y_{part}"].astype(np.float32) for part in ("train", "test")}
-    return ImdbData(x["train"], y["train"], x["test"], y["test"], num_words, max_len, origin, path is None)
+    lengths = {}
+    if padding == "post" and max_len is not None:
+        lengths = {f"lengths_{part}": np.diff(offsets).clip(max=max_len) for part, (_, offsets) in tokens.items()}
+    return ImdbData(x["train"], y["train"], x["test"], y["test"], num_words, max_len, origin, path is None, **lengths)
 
 
 def encode(values: NDArray[np.int32], offsets: NDArray[np.int64], num_words: int | None) -> Ragged:
@@ -147,10 +166,10 @@ def encode(values: NDArray[np.int32], offsets: NDArray[np.int64], num_words: int
     return marked, marked_offsets
 
 
-def rectangle(values: NDArray[np.int32], offsets: NDArray[np.int64], max_len: int | None) -> NDArray[Any]:
+def rectangle(values: NDArray[np.int32], offsets: NDArray[np.int64], max_len: int | None, padding: str) -> NDArray[Any]:
     """Return the reviews as the rows of one array, or as an array of arrays where ``max_len`` is ``None``."""
     if max_len is not None:
-        return pad_ragged(values, offsets, max_len)
+        return pad_ragged(values, offsets, max_len, padding=padding)
     reviews = np.empty(len(offsets) - 1, dtype=object)
     reviews[:] = np.split(values, offsets[1:-1]) if len(reviews) else []
     return reviews

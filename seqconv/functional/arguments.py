@@ -161,14 +161,22 @@ def convolution(
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
     if bias is not None and (len(bias) != 1 or bias[0] != out_channels):
         raise ValueError(f"bias must have shape ({out_channels},), one value per output channel, got {tuple(bias)}")
-    stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
-    geometry = Convolution(stride, _padding(padding, stride, dilation, kernel_size), dilation, groups)
-    if geometry.output_length(length, kernel_size) < 1:
+    checked = geometry(kernel_size, stride, padding, dilation, groups)
+    if checked.output_length(length, kernel_size) < 1:
+        span = checked.dilation * (kernel_size - 1) + 1
         raise ValueError(
-            f"kernel_size must fit into the padded input: dilation * (kernel_size - 1) + 1 = "
-            f"{dilation * (kernel_size - 1) + 1} is greater than length + padding = {length + sum(geometry.padding)}"
+            f"kernel_size must fit into the padded input: dilation * (kernel_size - 1) + 1 = {span} is greater than "
+            f"length + padding = {length + sum(checked.padding)}"
         )
-    return geometry
+    return checked
+
+
+def geometry(
+    kernel_size: int, stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int
+) -> Convolution:
+    """Check a convolution's options; return its geometry."""
+    stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
+    return Convolution(stride, _padding(padding, stride, dilation, kernel_size), dilation, groups)
 
 
 def pool(
@@ -244,6 +252,34 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
             f"{name} must be between 0 and {table.size(0) - 1 - reach} for the {table.size(0)} rows of {table_name}, "
             f"got {least if least < 0 else greatest}"
         )
+
+
+def lengths(value: Tensor, device: torch.device, samples: int, most: int, batched: bool = True) -> Tensor:
+    """Return the samples' lengths, ``(N,)``.
+
+    Raises ``TypeError`` for another type or dtype, ``ValueError`` for a wrong shape or device and for lengths that are
+    not between 0 and ``most``; on a GPU those are an assertion of torch's on the device.
+    """
+    tensor("lengths", value)
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"lengths must be int32 or int64, got {value.dtype}")
+    shape = (samples,) if batched else ()
+    if value.shape != shape:
+        raise ValueError(f"lengths must have shape {shape}, one number for each sample, got {_shape(value)}")
+    if value.device != device:
+        raise ValueError(f"lengths must be on the device of the samples, {device}, got {value.device}")
+    value = value if batched else value.unsqueeze(0)
+    if not samples or torch.compiler.is_compiling() or is_watched():
+        return value
+    if device.type != "cpu":
+        torch._assert_async(((value >= 0) & (value <= most)).all(), f"lengths must be between 0 and {most}")
+        return value
+    least, greatest = (int(one) for one in torch.aminmax(value))
+    if least < 0 or greatest > most:
+        raise ValueError(
+            f"lengths must be between 0 and {most}, the number of positions, got {least if least < 0 else greatest}"
+        )
+    return value
 
 
 def _is_transposed(name: str, shape: tuple[int, ...], channels: int) -> str:

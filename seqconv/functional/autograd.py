@@ -18,7 +18,7 @@ from seqconv.functional import folded, library
 from seqconv.functional.floors import floor
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, name_of, options_of, tensors_of
+from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
 
 __all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
 
@@ -85,7 +85,7 @@ class _Fused(torch.autograd.Function):
         *tensors: Any,
     ) -> Tensor:
         *given, weight, bias = tensors
-        source = kind(*given, *options)
+        source = source_of(kind, given, options)
         output: Tensor
         output, argmax = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=True)
         ctx.save_for_backward(*given, weight, argmax)
@@ -96,7 +96,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         *given, weight, argmax = ctx.saved_tensors
         backend, kind, options, convolution, pool = ctx.call
-        source = kind(*given, *options)
+        source = source_of(kind, given, options)
         needed = ctx.needs_input_grad[5:]
         wanted = (any(needed[:-2]), *needed[-2:])
         with torch.no_grad():
@@ -106,7 +106,8 @@ class _Fused(torch.autograd.Function):
             )
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
-        to_source = [gradients[0] if name == "values" else None for name in kind._fields[: len(given)]]
+        # Behind the other tensors come the lengths.
+        to_source = [gradients[0] if name == "values" else None for name in (*kind._fields[: len(given) - 1], None)]
         return None, None, None, None, None, *to_source, *gradients[1:]
 
 

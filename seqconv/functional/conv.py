@@ -51,6 +51,7 @@ def conv1d_relu_max_pool1d(
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
     memory_format: torch.memory_format = torch.preserve_format,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return ``F.max_pool1d(F.relu(F.conv1d(input, weight, bias, ...)), pool_size, ...)``.
@@ -61,13 +62,17 @@ def conv1d_relu_max_pool1d(
     With ``torch.contiguous_format`` every result is contiguous, as that of torch's functions is, for what depends on
     it: ``.view(n, -1)``, the mask that a dropout draws.
 
+    ``lengths``, integers ``(N,)`` or ``()``, cut samples off: row ``n`` is the result of the first ``lengths[n]``
+    positions alone, then zeros. What lies behind them changes nothing and gets no gradient. A sample too short for a
+    position gives zeros.
+
     The arguments are those of :func:`torch.nn.functional.conv1d`, and behind ``pool_`` those of
     :func:`torch.nn.functional.max_pool1d`; ``pool_stride=None`` means ``pool_size``. ``backend`` is ``"auto"``,
     ``"triton"``, ``"numba"`` or ``"reference"``.
     """
     convolution = (stride, padding, dilation, groups)
     pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
-    return run(conv_call, (input, weight, bias), (convolution, pool), backend)
+    return run(conv_call, (input, lengths, weight, bias), (convolution, pool), backend)
 
 
 def conv1d_relu_global_max_pool1d(
@@ -79,14 +84,15 @@ def conv1d_relu_global_max_pool1d(
     padding: IntOrTuple | str = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return ``F.relu(F.conv1d(input, weight, bias, ...)).max(dim=-1).values``.
 
-    Shapes: as in :func:`conv1d_relu_max_pool1d`; the result is ``(N, O)`` or ``(O,)``. Of equal values the first one
-    gets the gradient.
+    Shapes and ``lengths``: as in :func:`conv1d_relu_max_pool1d`; the result is ``(N, O)`` or ``(O,)``. Of equal values
+    the first one gets the gradient.
     """
-    return run(conv_call, (input, weight, bias), ((stride, padding, dilation, groups), None), backend)
+    return run(conv_call, (input, lengths, weight, bias), ((stride, padding, dilation, groups), None), backend)
 
 
 def embedding_conv1d_relu_max_pool1d(
@@ -107,13 +113,15 @@ def embedding_conv1d_relu_max_pool1d(
     ceil_mode: bool = False,
     folded_dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of ``F.embedding(tokens, table, padding_idx).transpose(-1, -2)``.
 
     Shapes: ``tokens`` ``(N, L)`` or ``(L,)``, int32 or int64, ``table`` ``(V, C)``, ``weight`` ``(O, C / groups, K)``;
     the result is ``(N, O, Q)`` or ``(O, Q)``, channels-last unless ``memory_format`` is ``torch.contiguous_format``.
-    Row ``padding_idx`` is read like any other and gets no gradient.
+    Row ``padding_idx`` is read like any other and gets no gradient: what is padded in front, or behind without
+    ``lengths``, takes part in the maximum.
 
     Calls without gradients keep the folded table, the products of table and weight, where :class:`seqconv.frozen`
     promises that both stay as they are. ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables
@@ -129,7 +137,7 @@ def embedding_conv1d_relu_max_pool1d(
     convolution = (stride, padding, dilation, groups)
     pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
     options = (padding_idx, convolution, pool, folded_dtype)
-    return run(embedding_call, (tokens, table, weight, bias), options, backend)
+    return run(embedding_call, (tokens, table, lengths, weight, bias), options, backend)
 
 
 def embedding_conv1d_relu_global_max_pool1d(
@@ -144,6 +152,7 @@ def embedding_conv1d_relu_global_max_pool1d(
     dilation: IntOrTuple = 1,
     groups: int = 1,
     folded_dtype: torch.dtype | None = None,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_global_max_pool1d` of ``F.embedding(tokens, table, padding_idx).transpose(-1, -2)``.
@@ -151,7 +160,7 @@ def embedding_conv1d_relu_global_max_pool1d(
     Shapes and ``folded_dtype``: as in :func:`embedding_conv1d_relu_max_pool1d`; the result is ``(N, O)`` or ``(O,)``.
     """
     options = (padding_idx, (stride, padding, dilation, groups), None, folded_dtype)
-    return run(embedding_call, (tokens, table, weight, bias), options, backend)
+    return run(embedding_call, (tokens, table, lengths, weight, bias), options, backend)
 
 
 def window_conv1d_relu_max_pool1d(
@@ -172,6 +181,7 @@ def window_conv1d_relu_max_pool1d(
     pool_dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
     memory_format: torch.memory_format = torch.preserve_format,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_max_pool1d` of the windows that start at the rows ``starts`` of ``series``.
@@ -183,7 +193,7 @@ def window_conv1d_relu_max_pool1d(
     """
     convolution = (stride, padding, dilation, groups)
     pool = (pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
-    return run(window_call, (series, starts, weight, bias), (length, step, convolution, pool), backend)
+    return run(window_call, (series, starts, lengths, weight, bias), (length, step, convolution, pool), backend)
 
 
 def window_conv1d_relu_global_max_pool1d(
@@ -198,6 +208,7 @@ def window_conv1d_relu_global_max_pool1d(
     padding: IntOrTuple | str = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`conv1d_relu_global_max_pool1d` of the windows that start at the rows ``starts`` of ``series``.
@@ -205,7 +216,7 @@ def window_conv1d_relu_global_max_pool1d(
     Shapes: as in :func:`window_conv1d_relu_max_pool1d`; the result is ``(N, O)``.
     """
     options = (length, step, (stride, padding, dilation, groups), None)
-    return run(window_call, (series, starts, weight, bias), options, backend)
+    return run(window_call, (series, starts, lengths, weight, bias), options, backend)
 
 
 Geometry = tuple[Convolution, Pool | None]
@@ -256,6 +267,7 @@ def run(
 
 def conv_call(
     input: Tensor,
+    lengths: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     convolution: tuple[Any, ...],
@@ -264,7 +276,7 @@ def conv_call(
     """Check a call of the conv stack on a tensor; ``pool`` is ``None`` for the global maximum."""
     if isinstance(input, Proxy):
         functions = conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
-        return _traced(functions, (input, weight, bias), convolution, pool)
+        return _traced(functions, (input, weight, bias), convolution, pool, lengths=lengths)
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")
@@ -275,12 +287,14 @@ def conv_call(
     if length < 1:
         arguments.positions("input", samples, length)
     geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
-    return Call(NAMES[Dense][pool is None], (Dense(input), weight, bias, *geometry), batched)
+    cut = None if lengths is None else arguments.lengths(lengths, input.device, samples, length, batched)
+    return Call(NAMES[Dense][pool is None], (Dense(input, cut), weight, bias, *geometry), batched)
 
 
 def embedding_call(
     tokens: Tensor,
     table: Tensor,
+    lengths: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     padding_idx: int | None,
@@ -296,7 +310,7 @@ def embedding_call(
     """
     if isinstance(tokens, Proxy) or isinstance(table, Proxy):
         functions = embedding_conv1d_relu_global_max_pool1d, embedding_conv1d_relu_max_pool1d
-        rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        rest = {"padding_idx": padding_idx, "folded_dtype": folded_dtype, "lengths": lengths}
         return _traced(functions, (tokens, table, weight, bias), convolution, pool, **rest)
     arguments.tensor("tokens", tokens)
     arguments.tensor("table", table)
@@ -314,13 +328,15 @@ def embedding_call(
         arguments.positions("tokens", *tokens.shape)
     geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     kept = None if folded_dtype is None else arguments.folded_dtype(folded_dtype, table.dtype)
-    given = Tokens(tokens, table, padding_idx), weight, bias, *geometry
+    cut = None if lengths is None else arguments.lengths(lengths, table.device, *tokens.shape, batched)
+    given = Tokens(tokens, table, padding_idx, cut), weight, bias, *geometry
     return Call(NAMES[Tokens][pool is None], given, batched, kept)
 
 
 def window_call(
     series: Tensor,
     starts: Tensor,
+    lengths: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     length: int,
@@ -331,7 +347,7 @@ def window_call(
     """Check a call of the conv stack on windows of a series; ``pool`` is ``None`` for the global maximum."""
     if isinstance(series, Proxy) or isinstance(starts, Proxy):
         functions = window_conv1d_relu_global_max_pool1d, window_conv1d_relu_max_pool1d
-        rest = {"length": length, "step": step}
+        rest = {"length": length, "step": step, "lengths": lengths}
         return _traced(functions, (series, starts, weight, bias), convolution, pool, **rest)
     arguments.tensor("series", series)
     arguments.tensor("starts", starts)
@@ -340,7 +356,8 @@ def window_call(
     length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
     arguments.row_index("starts", starts, "series", series, reach=(length - 1) * step)
     geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
-    given = Windows(series, starts, length, step), weight, bias, *geometry
+    cut = None if lengths is None else arguments.lengths(lengths, series.device, starts.size(0), length)
+    given = Windows(series, starts, length, step, cut), weight, bias, *geometry
     return Call(NAMES[Windows][pool is None], given)
 
 

@@ -3,7 +3,7 @@
 An operator takes plain numbers: ``convolution`` is ``(stride, left padding, right padding, dilation)``, ``pool`` the
 fields of a ``Pool``, as integers, empty for the global maximum. ``index`` are tokens or starts, ``None`` where the
 source is the input itself; ``rows`` is empty then, ``(padding_idx,)`` or ``(-1,)`` of tokens, ``(length, step)`` of
-windows. What is not wanted is an empty tensor.
+windows. ``lengths`` is the source's. What is not wanted is an empty tensor.
 """
 
 # ruff: noqa: ARG001  (a description of a result takes what its computation takes)
@@ -45,7 +45,19 @@ def fused(
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (source.values, weight, bias)
     )
-    given = (source.values, weight, bias, index, backend, rows, numbers, pools, differentiable, folded_dtype)
+    given = (
+        source.values,
+        weight,
+        bias,
+        index,
+        source.lengths,
+        backend,
+        rows,
+        numbers,
+        pools,
+        differentiable,
+        folded_dtype,
+    )
     output: Tensor = _conv_relu_pool(*given)[0]
     return output
 
@@ -64,6 +76,7 @@ def _conv_relu_pool(
     weight: Tensor,
     bias: Tensor | None,
     index: Tensor | None,
+    lengths: Tensor | None,
     backend: str,
     rows: Sequence[int],
     convolution: Sequence[int],
@@ -71,7 +84,7 @@ def _conv_relu_pool(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    given, geometry = _source(source, index, rows), _geometry(convolution, pool)
+    given, geometry = _source(source, index, lengths, rows), _geometry(convolution, pool)
     if index is not None:  # whose values no graph knew
         _check(source, index, rows)
     if not want_argmax and keeps_folded(source):
@@ -90,6 +103,7 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     index: Tensor | None,
+    lengths: Tensor | None,
     backend: str,
     rows: Sequence[int],
     convolution: Sequence[int],
@@ -97,7 +111,7 @@ def _(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    given, (convolved, pooled) = _source(source, index, rows), _geometry(convolution, pool)
+    given, (convolved, pooled) = _source(source, index, lengths, rows), _geometry(convolution, pool)
     samples, outputs = given.samples, weight.size(0)
     positions = convolved.output_length(given.length, weight.size(2))
     if pooled is None:
@@ -122,13 +136,14 @@ def _conv_relu_pool_backward(
     source: Tensor,
     weight: Tensor,
     index: Tensor | None,
+    lengths: Tensor | None,
     backend: str,
     rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    given, geometry, want = _source(source, index, rows), _geometry(convolution, pool), tuple(wanted)
+    given, geometry, want = _source(source, index, lengths, rows), _geometry(convolution, pool), tuple(wanted)
     gradients = floor(backend).backward(gradient, argmax, given, weight, *geometry, wanted=want)
     ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
     if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel finds convenient
@@ -146,6 +161,7 @@ def _(
     source: Tensor,
     weight: Tensor,
     index: Tensor | None,
+    lengths: Tensor | None,
     backend: str,
     rows: Sequence[int],
     convolution: Sequence[int],
@@ -163,29 +179,29 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    source, weight, _, index, backend, rows, convolution, pool, *_ = inputs
-    ctx.save_for_backward(source, weight, index, output[1])
+    source, weight, _, index, lengths, backend, rows, convolution, pool, *_ = inputs
+    ctx.save_for_backward(source, weight, index, lengths, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.options = backend, rows, convolution, pool
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    source, weight, index, argmax = ctx.saved_tensors
+    source, weight, index, lengths, argmax = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    gradients = _conv_relu_pool_backward(gradient, argmax, source, weight, index, *ctx.options, wanted)
+    gradients = _conv_relu_pool_backward(gradient, argmax, source, weight, index, lengths, *ctx.options, wanted)
     given = (one if want else None for one, want in zip(gradients, wanted, strict=True))
-    return *given, *(None,) * 7
+    return *given, *(None,) * 8
 
 
 _conv_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _source(source: Tensor, index: Tensor | None, rows: Sequence[int]) -> Source:
+def _source(source: Tensor, index: Tensor | None, lengths: Tensor | None, rows: Sequence[int]) -> Source:
     if index is None:
-        return Dense(source)
+        return Dense(source, lengths)
     if len(rows) == 2:
-        return Windows(source, index, *rows)
-    return Tokens(index, source, None if rows[0] < 0 else rows[0])
+        return Windows(source, index, *rows, lengths)
+    return Tokens(index, source, None if rows[0] < 0 else rows[0], lengths)
 
 
 def _geometry(convolution: Sequence[int], pool: Sequence[int]) -> tuple[Convolution, Pool | None]:

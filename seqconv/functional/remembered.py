@@ -22,7 +22,7 @@ from seqconv.functional.autograd import differentiable, recorded
 from seqconv.functional.floors import floor
 from seqconv.functional.following import unfollowed
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, Tokens, name_of, options_of, tensors_of
+from seqconv.kernels.source import Source, Tokens, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton import replay
 
 __all__ = ["find", "key_of", "remember"]
@@ -83,7 +83,7 @@ def remember(key: Key, call: tuple[Source, Tensor, Tensor | None, Convolution, P
     if key[-1]:
 
         def known(operands: tuple[Any, ...]) -> Tensor:
-            again: Any = kind(*operands[:count], *options)
+            again = source_of(kind, operands[:count], options)
             weight, bias = operands[count:]
             return differentiable("triton", again, weight, bias, convolution, pool)
 

@@ -36,26 +36,28 @@ def embedding_conv1ds_relu_global_max_pool1d(
     dilation: IntOrTuple = 1,
     groups: int = 1,
     folded_dtype: torch.dtype | None = None,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return :func:`embedding_conv1d_relu_global_max_pool1d` for each weight on the same tokens, side by side.
 
     Shapes: ``tokens`` ``(N, L)`` or ``(L,)``, ``table`` ``(V, C)``, ``weights`` one or more of ``(O_i, C / groups,
     K_i)``, ``biases`` as many of ``(O_i,)`` or ``None``; the result is ``(N, O_0 + O_1 + ...)`` or without ``N``. The
-    other arguments hold for every convolution. The tokens are read, and the gradients of the table added up, once for
-    all. In torch: ``torch.cat([F.relu(F.conv1d(x, w, b)).max(-1).values for w, b in zip(weights, biases)], -1)`` with
-    ``x = F.embedding(tokens, table).transpose(-1, -2)``. ``folded_dtype`` is that of
+    other arguments, ``lengths`` too, hold for every convolution. The tokens are read, and the gradients of the table
+    added up, once for all. In torch: ``torch.cat([F.relu(F.conv1d(x, w, b)).max(-1).values for w, b in zip(weights,
+    biases)], -1)`` with ``x = F.embedding(tokens, table).transpose(-1, -2)``. ``folded_dtype`` is that of
     :func:`~seqconv.functional.embedding_conv1d_relu_max_pool1d`, of each weight's folded table. Source: Kim,
     "Convolutional Neural Networks for Sentence Classification", 2014.
     """
     options = (stride, padding, dilation, groups)
-    call = embedding_conv1ds_call(tokens, table, weights, biases, padding_idx, options, folded_dtype)
+    call = embedding_conv1ds_call(tokens, table, lengths, weights, biases, padding_idx, options, folded_dtype)
     return call.run(backend)
 
 
 def embedding_conv1ds_call(
     tokens: Tensor,
     table: Tensor,
+    lengths: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None,
     padding_idx: int | None,
@@ -65,7 +67,7 @@ def embedding_conv1ds_call(
     """Check a call on embedded tokens with several weights."""
     if isinstance(tokens, Proxy) or isinstance(table, Proxy):
         options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True))
-        options |= {"padding_idx": padding_idx, "folded_dtype": folded_dtype}
+        options |= {"padding_idx": padding_idx, "folded_dtype": folded_dtype, "lengths": lengths}
         traced: Any = TracedCall(embedding_conv1ds_relu_global_max_pool1d, (tokens, table, weights, biases), options)
         return traced  # type: ignore[no-any-return]
     weights = _sequence("weights", weights)
@@ -77,7 +79,7 @@ def embedding_conv1ds_call(
     calls = []
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         try:
-            one = (tokens, table, weight, bias, padding_idx, convolution, None, folded_dtype)
+            one = (tokens, table, lengths, weight, bias, padding_idx, convolution, None, folded_dtype)
             calls.append(embedding_call(*one, is_known=number > 0))
         except (TypeError, ValueError) as error:
             message = str(error)
@@ -130,7 +132,8 @@ def at_once() -> Callable[..., Tensor]:
         tensors = (source.values, *weights, *biases)
         if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
             function = called(_Several, OPERATION)
-            output: Tensor = function.apply(convolutions, source.padding_idx, source.tokens, *tensors)
+            given = source.tokens, source.lengths
+            output: Tensor = function.apply(convolutions, source.padding_idx, *given, *tensors)
             return output
         return recorded(OPERATION, _without_gradients, source, weights, biases, convolutions, folded_dtype)
 
@@ -151,23 +154,25 @@ def _without_gradients(
 
 class _Several(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, convolutions: Any, padding_idx: int | None, tokens: Tensor, *tensors: Any) -> Tensor:
-        source, count = Tokens(tokens, tensors[0], padding_idx), len(convolutions)
+    def forward(
+        ctx: Any, convolutions: Any, padding_idx: int | None, tokens: Tensor, lengths: Tensor | None, *tensors: Any
+    ) -> Tensor:
+        source, count = Tokens(tokens, tensors[0], padding_idx, lengths), len(convolutions)
         weights, biases = list(tensors[1 : count + 1]), list(tensors[count + 1 :])
         output: Tensor
         output, argmax = _gather().forward_several(source, weights, biases, convolutions, want_argmax=True)
-        ctx.save_for_backward(tokens, argmax, source.values, *weights)
+        ctx.save_for_backward(tokens, lengths, argmax, source.values, *weights)
         ctx.options = convolutions, padding_idx
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, argmax, table, *weights = ctx.saved_tensors
+        tokens, lengths, argmax, table, *weights = ctx.saved_tensors
         convolutions, padding_idx = ctx.options
-        needed, count = ctx.needs_input_grad[3:], len(weights)
+        needed, count = ctx.needs_input_grad[4:], len(weights)
         wanted = needed[0], any(needed[1 : count + 1]), any(needed[count + 1 :])
         with torch.no_grad():
-            source, upstream = Tokens(tokens, table, padding_idx), in_plain_memory(*gradient)
+            source, upstream = Tokens(tokens, table, padding_idx, lengths), in_plain_memory(*gradient)
             dtable, dweights, dbiases = _gather_backward().backward_several(
                 upstream, argmax, source, weights, convolutions, wanted=wanted
             )
@@ -175,7 +180,7 @@ class _Several(torch.autograd.Function):
         gradients = tuple(one if want else None for one, want in zip(flat, needed, strict=True))
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = underivable("numba", OPERATION, (*gradient, table, *weights), gradients)
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 def _gather() -> Any:

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from seqconv import backends
+from seqconv.functional import arguments
+from seqconv.kernels.reference.conv_pool import behind
+from seqconv.kernels.source import limits
+from seqconv.layers.options import refuse_lengths
 
 __all__ = ["ChildrenCall", "call_reason", "pooled"]
 
@@ -55,12 +59,32 @@ def call_reason(*children: tuple[str, nn.Module | None, type[nn.Module]]) -> str
     return None
 
 
-def pooled(embedded: Tensor, convolution: nn.Module, pool: tuple[Any, ...] | None) -> Tensor:
-    """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``.
+def pooled(embedded: Tensor, lengths: Tensor | None, convolution: nn.Module, pool: tuple[Any, ...] | None) -> Tensor:
+    """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``, of the first ``lengths`` ``(N,)`` or ``()`` of each.
 
-    ``pool`` is a layer's, as its method ``pool`` returns it; ``None`` is the global maximum.
+    ``pool`` is a layer's, as its method ``pool`` returns it; ``None`` is the global maximum. Raises ``ValueError``
+    where it is not known how many positions a convolution has of which ``lengths`` are given.
     """
-    activation = F.relu(convolution(embedded.transpose(-1, -2)))
+    if lengths is None:
+        return _pooled(F.relu(convolution(embedded.transpose(-1, -2))), pool)
+    if not isinstance(convolution, nn.Conv1d):
+        raise ValueError(f"lengths must be None where the convolution is a {type(convolution).__name__}")
+    refuse_lengths(convolution)
+    batched = embedded.dim() == 3
+    rows = embedded if batched else embedded.unsqueeze(0)
+    cut = arguments.lengths(lengths, rows.device, *rows.shape[:2], batched)
+    sizes = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    geometry = arguments.geometry(convolution.kernel_size[0], *sizes)
+    checked = None if pool is None else arguments.pool(None, *pool)
+    positions, windows = limits(cut, convolution.kernel_size[0], geometry, checked)
+    activation = F.relu(convolution(rows.masked_fill(behind(cut, rows.size(1)).mT, 0).transpose(1, 2)))
+    output = _pooled(activation.masked_fill(behind(positions, activation.size(2)), 0), pool)
+    if pool is not None:
+        output = output.masked_fill(behind(windows, output.size(2)), 0)
+    return output if batched else output.squeeze(0)
+
+
+def _pooled(activation: Tensor, pool: tuple[Any, ...] | None) -> Tensor:
     if pool is None:
         return activation.max(-1).values
     *sizes, memory_format = pool

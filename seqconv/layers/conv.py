@@ -28,6 +28,7 @@ from seqconv.layers.options import (
     check_convolution,
     check_padding,
     pool_repr,
+    refuse_lengths,
     set_pool,
 )
 from seqconv.layers.windows import Windows
@@ -41,6 +42,7 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
     The arguments, by position too, the parameters and the ``state_dict`` are those of :class:`torch.nn.Conv1d`;
     ``backend`` is ``"auto"`` or a name out of :data:`seqconv.backends.BACKENDS`. In torch:
     ``F.relu(F.conv1d(input, weight, bias, ...)).max(dim=-1).values``. :class:`~seqconv.Windows` give ``(N, O)``, too.
+    A second argument ``lengths`` ``(N,)`` cuts samples off, see :func:`seqconv.functional.conv1d_relu_max_pool1d`.
 
     The layer is an ``nn.Conv1d`` by its parameters, not by its result. What looks for ``nn.Conv1d`` to initialise,
     prune, normalise, parametrise or decay ``weight`` and ``bias`` is right: they are the convolution's, and read anew
@@ -83,30 +85,32 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         )
         self.backend = backends.check_name(backend)
 
-    def forward(self, input: Tensor | Windows) -> Tensor:
-        """Return the pooled activation of ``input``."""
-        return conv.run(*self._given(input), self.backend)
+    def forward(self, input: Tensor | Windows, lengths: Tensor | None = None) -> Tensor:
+        """Return the pooled activation of ``input``, of its samples' first ``lengths`` ``(N,)`` positions."""
+        return conv.run(*self._given(input, lengths), self.backend)
 
-    def prepare(self, input: Tensor | Windows) -> conv.Call:
+    def prepare(self, input: Tensor | Windows, lengths: Tensor | None = None) -> conv.Call:
         """Check ``input`` and return the call that :meth:`forward` runs."""
-        prepare, operands, options = self._given(input)
+        prepare, operands, options = self._given(input, lengths)
         return prepare(*operands, *options)
 
     def _given(
-        self, input: Tensor | Windows
+        self, input: Tensor | Windows, lengths: Tensor | None
     ) -> tuple[Callable[..., conv.Call], tuple[Tensor | None, ...], tuple[Any, ...]]:
         """Return what checks a call, its operands and its options."""
         padding: Any = self.padding
+        if lengths is not None:
+            refuse_lengths(self)
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
                 geometry = (self.stride, padding, self.dilation, self.groups), self.pool()
-                operands = input.series, input.starts, self.weight, self.bias
+                operands = input.series, input.starts, lengths, self.weight, self.bias
                 return conv.window_call, operands, (input.length, input.step, *geometry)
             input = input.gather().transpose(1, 2)
         if self.padding_mode != "zeros":
             input, padding = _pad(input, self), 0
         options = (self.stride, padding, self.dilation, self.groups), self.pool()
-        return conv.conv_call, (input, self.weight, self.bias), options
+        return conv.conv_call, (input, lengths, self.weight, self.bias), options
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""

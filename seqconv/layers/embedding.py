@@ -29,6 +29,7 @@ from seqconv.layers.options import (
     check_padding,
     folded_repr,
     pool_repr,
+    refuse_lengths,
     set_pool,
 )
 
@@ -82,6 +83,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
     Tokens are int32 or int64, one sequence ``(L,)`` gives ``(O,)``. The parameters are ``embedding.weight``
     ``(num_embeddings, embedding_dim)``, ``conv.weight`` and ``conv.bias``; row ``padding_idx`` starts as zeros and gets
     no gradient, as in :class:`torch.nn.Embedding`. The other arguments are those of :class:`ConvReLUGlobalMaxPool1d`.
+    A second argument ``lengths`` ``(N,)`` cuts sequences off, see :func:`seqconv.functional.conv1d_relu_max_pool1d`.
     Where a child has hooks, is pruned, normalised or parametrized, or has been replaced by another module, the children
     run themselves. A table may be shared, with another layer or as the weight of an ``nn.Linear``: its gradients add
     up. Calls without gradients are faster where :class:`seqconv.frozen` promises that table and weight stay as they
@@ -131,38 +133,39 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         self.folded_dtype = arguments.folded_dtype(folded_dtype, self.embedding.weight.dtype)
         self.backend = backends.check_name(backend)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the pooled activation of the embedded ``tokens``."""
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the pooled activation of the embedded ``tokens``, of each sequence's first ``lengths`` ``(N,)``."""
         if (reason := self._call_reason()) is not None:
-            return self._children_call(tokens, reason).run(self.backend)
-        return conv.run(conv.embedding_call, *self._given(tokens), self.backend)
+            return self._children_call(tokens, lengths, reason).run(self.backend)
+        return conv.run(conv.embedding_call, *self._given(tokens, lengths), self.backend)
 
-    def prepare(self, tokens: Tensor) -> conv.Call | ChildrenCall:
+    def prepare(self, tokens: Tensor, lengths: Tensor | None = None) -> conv.Call | ChildrenCall:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
         if (reason := self._call_reason()) is not None:
-            return self._children_call(tokens, reason)
-        operands, options = self._given(tokens)
+            return self._children_call(tokens, lengths, reason)
+        operands, options = self._given(tokens, lengths)
         return conv.embedding_call(*operands, *options)
 
-    def _given(self, tokens: Tensor) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def _given(self, tokens: Tensor, lengths: Tensor | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return a call's operands and its options."""
         embedding, layer = self.embedding, self.conv
         padding: Any = layer.padding
+        if lengths is not None:
+            refuse_lengths(layer)
         if layer.padding_mode != "zeros":
             tokens, padding = _pad_tokens(tokens, layer), 0
         convolution = layer.stride, padding, layer.dilation, layer.groups
         options = embedding.padding_idx, convolution, self.pool(), self.folded_dtype
-        return (tokens, table_of(embedding), layer.weight, layer.bias), options
+        return (tokens, table_of(embedding), lengths, layer.weight, layer.bias), options
 
     def _call_reason(self) -> str | None:
         children = self._modules
         return call_reason(("embedding", children["embedding"], nn.Embedding), ("conv", children["conv"], nn.Conv1d))
 
-    def _children_call(self, tokens: Tensor, reason: str) -> ChildrenCall:
+    def _children_call(self, tokens: Tensor, lengths: Tensor | None, reason: str) -> ChildrenCall:
         pool = self.pool()
-        return ChildrenCall(
-            NAMES[Tokens][pool is None], reason, lambda: pooled(self.embedding(tokens), self.conv, pool)
-        )
+        name = NAMES[Tokens][pool is None]
+        return ChildrenCall(name, reason, lambda: pooled(self.embedding(tokens), lengths, self.conv, pool))
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

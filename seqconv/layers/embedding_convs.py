@@ -74,18 +74,22 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         self.folded_dtype = arguments.folded_dtype(folded_dtype, self.embedding.weight.dtype)
         self.backend = backends.check_name(backend)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the pooled activations of the embedded ``tokens``, those of all kernel sizes side by side."""
-        return self.prepare(tokens).run(self.backend)
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the pooled activations of the embedded ``tokens``, those of all kernel sizes side by side.
 
-    def prepare(self, tokens: Tensor) -> conv.Call | ChildrenCall:
+        ``lengths`` ``(N,)`` are as in :class:`~seqconv.EmbeddingConvReLUGlobalMaxPool1d`.
+        """
+        return self.prepare(tokens, lengths).run(self.backend)
+
+    def prepare(self, tokens: Tensor, lengths: Tensor | None = None) -> conv.Call | ChildrenCall:
         """Check ``tokens`` and return the call that :meth:`forward` runs."""
         if (reason := self._call_reason()) is not None:
-            return ChildrenCall(OPERATION, reason, lambda: self._composed(tokens))
+            return ChildrenCall(OPERATION, reason, lambda: self._composed(tokens, lengths))
         layers = _checked(self.convs)
         return embedding_conv1ds_call(
             tokens,
             table_of(self.embedding),
+            lengths,
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             self.embedding.padding_idx,
@@ -97,9 +101,9 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
         convs = [(f"convs[{number}]", layer, nn.Conv1d) for number, layer in enumerate(self.convs)]
         return call_reason(("embedding", self.embedding, nn.Embedding), *convs)
 
-    def _composed(self, tokens: Tensor) -> Tensor:
+    def _composed(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         rows = self.embedding(tokens)
-        return torch.cat([pooled(rows, layer, None) for layer in self.convs], -1)
+        return torch.cat([pooled(rows, lengths, layer, None) for layer in self.convs], -1)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

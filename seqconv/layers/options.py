@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seqconv.functional import arguments
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.kernels.source import limits
 
 __all__ = [
     "PaddingMode",
@@ -17,7 +18,9 @@ __all__ = [
     "check_convolution",
     "check_padding",
     "folded_repr",
+    "output_lengths",
     "pool_repr",
+    "refuse_lengths",
     "set_pool",
 ]
 
@@ -43,7 +46,11 @@ class Pooling:
     def memory_format(self, value: torch.memory_format) -> None:
         self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
-    def pool(self) -> tuple[Any, ...] | None:
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer."""
+        return output_lengths(getattr(self, "conv", self), self.pool(), lengths)
+
+    def pool(self) -> tuple[Any, ...]:
         """Return the pool as the functions take it."""
         sizes = self.pool_size, self.pool_stride, self.pool_padding, self.pool_dilation
         return *sizes, self.ceil_mode, torch.contiguous_format if self.contiguous else torch.preserve_format
@@ -104,6 +111,19 @@ def backend_repr(backend: str) -> str:
 def folded_repr(folded_dtype: torch.dtype | None) -> str:
     """Return the folded table's dtype, if one is set, as a layer's text goes on with it."""
     return "" if folded_dtype is None else f", folded_dtype={folded_dtype}"
+
+
+def output_lengths(layer: nn.Conv1d, pool: tuple[Any, ...], lengths: Tensor) -> Tensor:
+    """Return the lengths ``(N,)`` of a convolution's pooled results, of samples of ``lengths`` ``(N,)``."""
+    refuse_lengths(layer)
+    convolution = arguments.geometry(layer.kernel_size[0], layer.stride, layer.padding, layer.dilation, layer.groups)
+    return limits(lengths, layer.kernel_size[0], convolution, arguments.pool(None, *pool))[1].long()
+
+
+def refuse_lengths(layer: nn.Conv1d) -> None:
+    """Raise ``ValueError`` where what lies behind a sample's length would be padded with it."""
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"lengths must be None where padding_mode is not 'zeros', got {layer.padding_mode!r}")
 
 
 def check_padding(name: str, length: int, layer: nn.Conv1d) -> None:

@@ -24,9 +24,10 @@ class ImdbConvnet(nn.Module):
         self.second = ConvReLUGlobalMaxPool1d(32, 32, 7, backend=backend)
         self.head = nn.Linear(32, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits ``(N,)`` of ``tokens`` ``(N, L)``, ``L`` at least 41."""
-        return self.head(self.second(self.first(tokens))).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the logits ``(N,)`` of ``tokens`` ``(N, L)``, ``L`` at least 41; of the first ``lengths`` ``(N,)``."""
+        rest = None if lengths is None else self.first.output_lengths(lengths)
+        return self.head(self.second(self.first(tokens, lengths), rest)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class ImdbLSTM(nn.Module):

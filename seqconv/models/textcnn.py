@@ -55,10 +55,10 @@ class TextCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(len(kernel_sizes) * filters, num_classes)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of ``tokens`` ``(N, L)``, ``L`` at least the largest kernel size.
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the logits of ``tokens`` ``(N, L)``, ``L`` at least the largest kernel size; of the first ``lengths``.
 
         They are ``(N,)`` for one class, positive above zero, and ``(N, num_classes)`` for several.
         """
-        logits: Tensor = self.head(self.dropout(self.features(tokens)))
+        logits: Tensor = self.head(self.dropout(self.features(tokens, lengths)))
         return logits.squeeze(-1) if self.head.out_features == 1 else logits

@@ -57,7 +57,7 @@ def evaluate_into(
             inputs, targets = to_device(batch, device)
             # Not inference_mode: what a layer caches for inference must stay usable in training.
             with torch.no_grad():
-                outputs = model(inputs)
+                outputs = model(*inputs)
                 means.add(loss(outputs, targets), outputs, targets)
             if after_batch is not None:
                 after_batch(step)

@@ -82,10 +82,12 @@ class Feed:
             close()
 
 
-def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ``(inputs, targets)`` on ``device``."""
+def to_device(batch: tuple[Any, Tensor], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return ``(inputs, targets)`` on ``device``: a model's inputs, most models' is one, in a tuple."""
     try:
         inputs, targets = batch
-        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        given = inputs if type(inputs) is tuple else (inputs,)
+        moved = tuple(one.to(device, non_blocking=True) for one in given)
+        return moved, targets.to(device, non_blocking=True)
     except (TypeError, ValueError, AttributeError):
         raise TypeError(f"a loader must yield pairs (inputs, targets) of tensors, got {type(batch)}") from None

@@ -78,7 +78,8 @@ def fit(
     """Train ``model`` in place and return the :class:`History`; the model ends with the last epoch's weights.
 
     Args:
-        model: called as ``model(inputs)``. It is in training mode meanwhile; each submodule's own mode is restored.
+        model: called as ``model(inputs)``, or ``model(*inputs)`` where a batch's inputs are a tuple. It is in training
+            mode meanwhile; each submodule's own mode is restored.
         train: a loader: each ``iter()`` is a pass of ``(inputs, targets)`` batches. Epochs follow one another in the
             stream of passes, as with Keras' generators: an epoch of ``steps_per_epoch`` batches ends where it ends
             and the next goes on from there; a pass that is exhausted is followed by a new one. With ``state_dict`` and
@@ -276,7 +277,7 @@ def train_steps(
             require_good(run)
             run.stop(interrupt)
         inputs, targets = to_device(batch, device)
-        outputs = model(inputs)
+        outputs = model(*inputs)
         value = loss(outputs, targets)
         means.add(value, outputs, targets)
         if means.non_finite is not None:

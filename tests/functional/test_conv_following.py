@@ -114,7 +114,7 @@ def test_falls_back_with_a_reason(situation, reason, pool):
 
     def function(x, w):
         numbers = None if pool is None else (3, 2, 1, 1, False)
-        explanations.append(conv.conv_call(x, w, None, (1, 1, 1, 1), numbers).explain("auto"))
+        explanations.append(conv.conv_call(x, None, w, None, (1, 1, 1, 1), numbers).explain("auto"))
         return ours(x, w, None, pool, padding=1)
 
     result = situation(function)
@@ -140,8 +140,8 @@ def test_the_gathering_calls_look_at_every_tensor(which):
     tokens, table, starts = torch.randint(13, (2, 9)), whole(13, 4), torch.tensor([0, 3])
     convolution = (1, 0, 1, 1)
     for call, tensors in (
-        (lambda *t: conv.embedding_call(*t, None, None, convolution, None), (tokens, table, W)),
-        (lambda *t: conv.window_call(*t, None, 9, 1, convolution, None), (table, starts, W)),
+        (lambda *t: conv.embedding_call(*t, None, None, convolution, None), (tokens, table, None, W)),
+        (lambda *t: conv.window_call(*t, None, 9, 1, convolution, None), (table, starts, None, W)),
     ):
         assert call(*tensors).explain("auto").backend == "numba"
         changed = list(tensors)
@@ -151,7 +151,7 @@ def test_the_gathering_calls_look_at_every_tensor(which):
 
 def test_parameters_and_buffers_are_plain_tensors():
     for x, w in itertools.product((X, torch.nn.Parameter(X), torch.nn.Buffer(X)), (torch.nn.Parameter(W), W)):
-        assert conv.conv_call(x, w, None, (1, 0, 1, 1), None).explain("auto").backend == "numba"
+        assert conv.conv_call(x, None, w, None, (1, 0, 1, 1), None).explain("auto").backend == "numba"
         assert same(ours(x, w, None, None).detach(), composition(X, W, None, None))
 
 

@@ -180,10 +180,12 @@ def test_every_operation_is_served_by_the_reference():
 def test_the_compiled_kernels_serve_what_they_can(dtype, groups, floor):
     x, w = whole(2, 4, 13, dtype=dtype), whole(6, 4 // groups, 3, dtype=dtype)
     calls = [
-        functional.conv.conv_call(x, w, None, (1, 0, 1, groups), pool) for pool in (None, (2, None, 0, 1, False))
+        functional.conv.conv_call(x, None, w, None, (1, 0, 1, groups), pool) for pool in (None, (2, None, 0, 1, False))
     ] + [
-        functional.conv.embedding_call(torch.zeros(2, 13).long(), x[0].t(), w, None, None, (1, 0, 1, groups), None),
-        functional.conv.window_call(x[0].t(), torch.zeros(2).long(), w, None, 13, 1, (1, 0, 1, groups), None),
+        functional.conv.embedding_call(
+            torch.zeros(2, 13).long(), x[0].t(), None, w, None, None, (1, 0, 1, groups), None
+        ),
+        functional.conv.window_call(x[0].t(), torch.zeros(2).long(), None, w, None, 13, 1, (1, 0, 1, groups), None),
     ]
     served = dtype in (torch.float32, torch.float64) and groups == 1
     for call in calls:

@@ -117,7 +117,7 @@ def test_errors_name_the_argument():
 def test_takes_parameter_lists_and_explains():
     weights, biases = nn.ParameterList(tensors()[1:4]), nn.ParameterList(tensors()[4:])
     table, tokens = whole(9, 4), torch.randint(9, (30, 11))
-    call = embedding_conv1ds_call(tokens, table, weights, biases, None, (1, 0, 1, 1))
+    call = embedding_conv1ds_call(tokens, table, None, weights, biases, None, (1, 0, 1, 1))
     explanation = call.explain("auto")
     assert explanation.backend == "numba"
     assert explanation.plan.count("rows to fold") == 3

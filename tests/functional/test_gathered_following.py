@@ -144,5 +144,7 @@ def test_graphs_elsewhere_than_on_the_cpu_keep_no_tables():
 
 def test_explain_under_compilation_and_autocast():
     with torch.autocast("cpu", torch.bfloat16):
-        told = conv.embedding_call(TOKENS, torch.randn(50, 8), torch.randn(6, 8, 3), None, None, (1, 0, 1, 1), None)
+        told = conv.embedding_call(
+            TOKENS, torch.randn(50, 8), None, torch.randn(6, 8, 3), None, None, (1, 0, 1, 1), None
+        )
         assert told.explain("auto").backend == "reference"

@@ -13,7 +13,7 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.source import Dense, Tokens, Windows, name_of, options_of, tensors_of
+from seqconv.kernels.source import Dense, Tokens, Windows, name_of, options_of, source_of, tensors_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOORS = ["triton"] if INTERPRETED else ["reference", "numba"]
@@ -98,9 +98,12 @@ def test_the_floors_have_the_same_signatures(function):
 @pytest.mark.parametrize("source", list(sources(torch.Generator())))
 def test_a_source_holds_its_tensors_first(source):
     source = sources(torch.Generator())[source]
+    assert tensors_of(source)[-1] is None
+    source = source._replace(lengths=torch.ones(source.samples, dtype=torch.int64))
     tensors = tensors_of(source)
+    assert tensors[-1] is source.lengths
     assert all(isinstance(one, torch.Tensor) for one in tensors)
     assert not any(isinstance(one, torch.Tensor) for one in options_of(source))
-    assert type(source)(*tensors, *options_of(source)) == source
+    assert source_of(type(source), tensors, options_of(source)) == source
     assert name_of(source, None).endswith("conv1d_relu_global_max_pool1d")
     assert (source.samples, source.length) == tuple(reference.gathered(source).shape)[::2]

@@ -28,7 +28,7 @@ from .simd import (
     store_first,
 )
 
-__all__ = ["finish_whole", "pool_whole", "pool_windows"]
+__all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows"]
 
 
 @njit
@@ -99,6 +99,29 @@ def pool_windows(
             rows, step, first, positions, q, pool, target + (q - begin) * target_step, outputs,
             argmax + (q - begin) * argmax_step if argmax else 0, code, zero,
         )  # fmt: skip
+
+
+@njit(inline="always")
+def clear_windows(
+    begin: int,
+    first: int,
+    end: int,
+    target: int,
+    target_step: int,
+    outputs: int,
+    argmax: int,
+    argmax_step: int,
+    code: int,
+    zero: Any,
+) -> None:
+    """Write 0 to the windows from ``first`` to before ``end``, which have no winner; see :func:`pool_windows`.
+
+    ``target`` and ``argmax`` are where window ``begin``'s maxima and winners go.
+    """
+    for q in range(first - begin, end - begin):
+        store_part(broadcast(zero, zero), target + q * target_step, outputs, zero)
+        if argmax:
+            store_winners(broadcast(np.int32(-1), zero), argmax + q * argmax_step, code)
 
 
 @njit
