@@ -185,3 +185,20 @@ def test_split_takes_the_last_rows_for_validation_before_shuffling():
 def test_split_leaves_no_part_empty(share):
     with pytest.raises(ValueError, match=f"share must leave some of 10 rows on either side, got {share}"):
         ArrayBatches(np.arange(10), np.arange(10)).split(share)
+
+
+def test_several_inputs_come_as_a_tuple():
+    inputs, targets = numbered(10)
+    batches = ArrayBatches((inputs, np.arange(10)), targets, batch_size=4, shuffle=True, seed=0)
+    for (rows, numbers), labels in batches:
+        assert (
+            rows[:, 0].tolist() == [3 * number for number in numbers.tolist()] == [3 * one for one in labels.tolist()]
+        )
+    train, validation = batches.split(0.2)
+    assert [len(one.targets) for one in (train, validation)] == [8, 2]
+    ((_, numbers), _) = next(iter(validation))
+    assert numbers.tolist() == [8, 9]
+    with pytest.raises(ValueError, match=r"targets must have as many rows as inputs \(9\), got 10"):
+        ArrayBatches((inputs, np.arange(9)), targets)
+    with pytest.raises(TypeError, match=r"inputs\[1\] must be a NumPy array or a tensor, got list"):
+        ArrayBatches((inputs, [1]), targets)

@@ -58,6 +58,16 @@ def test_reviews_become_rows_of_numbers(tmp_path):
     assert json.loads(json.dumps(data.describe()))["validation"] == 1
 
 
+def test_reviews_padded_behind_come_with_their_lengths(tmp_path):
+    data = load_imdb(num_words=10, max_len=4, padding="post", data_dir=write_flat(tmp_path))
+    assert data.x_train.tolist() == [[1, 4, 2, 5], [1, 0, 0, 0], [1, 8, 2, 0], [1, 0, 0, 0], [1, 6, 0, 0]]
+    assert data.lengths_train.tolist() == [4, 1, 3, 1, 2]
+    (tokens, lengths), labels = data.validation
+    assert (tokens.tolist(), lengths.tolist(), labels.tolist()) == ([[1, 6, 0, 0]], [2], [0])
+    assert data.test[0][1].tolist() == [3]
+    assert load_imdb(data_dir=write_flat(tmp_path)).lengths_train is None
+
+
 def test_long_reviews_keep_their_end(tmp_path):
     assert load_imdb(max_len=2, data_dir=write_flat(tmp_path)).x_train[0].tolist() == [12, 5]
 
@@ -263,6 +273,7 @@ def test_sizes_that_are_no_integers_are_named(options):
     [
         ({"num_words": 3}, "num_words must be at least 4, got 3"),
         ({"max_len": 0}, "max_len must be at least 1, got 0"),
+        ({"padding": "both"}, "padding must be 'pre' or 'post', got 'both'"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -7,6 +7,8 @@ from torch import nn
 
 import seqconv
 from seqconv import functional, models
+from seqconv.data import ArrayBatches, load_imdb
+from seqconv.training import evaluate, fit
 from tests.grids import grid
 
 N, L, C, OUTPUTS, V, K = 7, 61, 6, 20, 30, 3
@@ -296,3 +298,17 @@ def test_compiled_models_take_lengths():
         results.append([out, *(one.grad.clone() for one in model.parameters())])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def test_reviews_with_lengths_train_the_convnet():
+    data = load_imdb(num_words=V, max_len=60, padding="post", source="synthetic", synthetic_size=(60, 10))
+    torch.manual_seed(0)
+    model = models.ImdbConvnet(V)
+    before = [one.clone() for one in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches, validation = (ArrayBatches(*part, batch_size=16) for part in (data.train, data.validation))
+    loss = F.binary_cross_entropy_with_logits
+    record = fit(model, batches, validation=validation, optimizer=optimizer, loss=loss, epochs=1).records[0]
+    assert 0 < record["val_loss"] < 2
+    assert all((one != other).any() for one, other in zip(before, model.parameters(), strict=True))
+    assert evaluate(model, validation, loss=loss)["loss"] == pytest.approx(record["val_loss"])
