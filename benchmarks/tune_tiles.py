@@ -151,7 +151,5 @@ def using(key: Key, tile: Sequence[int]) -> Iterator[None]:
 
 def forget() -> None:
     """Have configurations looked up anew."""
-    for name, one in vars(configurations).items():
-        if name.endswith("_configuration"):
-            one.cache_clear()
+    configurations.forget()
     replay.forget()

@@ -13,29 +13,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 
 from ..geometry import Convolution, Pool
 from ..source import Dense, Source, Tokens, Windows
-from . import (
-    backward,
-    conv_pool,
-    fold,
-    forward,
-    gather,
-    gather_backward,
-    global_backward,
-    phase_backward,
-    split,
-    transposition,
-)
+from . import configurations, conv_pool
+from .launch import Imagined, imagining
 
 __all__ = [
     "KINDS",
@@ -128,6 +115,7 @@ PRODUCT_ROWS = {
     "global_weight_gradient_kernel": "BLOCK_C",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+PROCESSORS = 132  # of an H100
 # Bytes of shared memory that a block may have.
 TARGETS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 CHECKED = ("sm_80", "sm_90")
@@ -175,19 +163,6 @@ class Figures(NamedTuple):
     matrix: str
 
 
-class _Recorder:
-    def __init__(self, kernel: Any, into: list[Launch]) -> None:
-        self.kernel, self.into = kernel, into
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def record(*positional: Any, num_warps: int, num_stages: int = 3, **named: Any) -> None:
-            arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | named
-            options = {"num_warps": num_warps, "num_stages": num_stages, "debug": bool(self.kernel.debug)}
-            self.into.append(Launch(self.kernel, grid, arguments, options))
-
-        return record
-
-
 def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: int = 3) -> list[Launch]:
     """Return the launches of a forward and a backward pass of ``samples`` x so many windows (or positions) on a GPU."""
     span = 0 if layer.pool is None else layer.pool.dilation * (layer.pool.size - 1) + 1
@@ -199,10 +174,13 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     source = _source(layer, dtype, samples, length)
     plan = None if isinstance(source, Dense) else "folded" if layer.rows == "folded" else "direct"
     recorded: list[Launch] = []
-    with (
-        _recording(recorded, "tf32" if kind == "tf32" else "ieee", target),
-        mock.patch.object(split, "serves", return_value=layer.few),
-    ):
+
+    def note(kernel: Any, grid: tuple[int, ...], positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        options = {"num_warps": named.pop("num_warps"), "num_stages": named.pop("num_stages", 3)}
+        arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
+        recorded.append(Launch(kernel, grid, arguments, {**options, "debug": bool(kernel.debug)}))
+
+    with imagining(Imagined(target, "tf32" if kind == "tf32" else "ieee", PROCESSORS, layer.few, note)):
         out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, plan=plan)
         assert argmax is not None
         wanted = (True, True, True)
@@ -220,56 +198,11 @@ def _source(layer: Layer, dtype: torch.dtype, samples: int, length: int) -> Sour
     return Tokens(torch.empty(samples, length, dtype=torch.int64, device="meta"), rows)
 
 
-@contextmanager
-def _recording(into: list[Launch], precision: str, target: str) -> Iterator[None]:
-    def recorders(load: Any) -> Any:
-        module = load()
-        kernels = {name: _Recorder(getattr(module, name), into) for name in module.__all__ if name.endswith("_kernel")}
-        return lambda: SimpleNamespace(**kernels, INTERPRETED=False)
-
-    with ExitStack() as stack:
-        for module, loaders in (
-            (forward, ("_kernels", "_weights")),
-            (backward, ("_kernels",)),
-            (phase_backward, ("_kernels",)),
-            (global_backward, ("_kernels",)),
-            (split, ("_kernels",)),
-            (transposition, ("_kernels",)),
-            (fold, ("_kernels",)),
-            (gather, ("_index", "_kernels")),
-            (gather_backward, ("_kernels",)),
-        ):
-            for name in loaders:
-                stack.enter_context(mock.patch.object(module, name, recorders(getattr(module, name))))
-        for module in (forward, backward, global_backward, phase_backward):
-            stack.enter_context(mock.patch.object(module, "precision", return_value=precision))
-        stack.enter_context(mock.patch.object(forward, "architecture", return_value=target))
-        for module in (forward, backward, global_backward, phase_backward, split):
-            stack.enter_context(mock.patch.object(module, "processors", return_value=132))
-        yield
-
-
 def choices(layer: Layer, kind: str, target: str) -> dict[str, tuple[Any, Any]]:
     """Return what a layer's configurations depend on and what they are, by the kernel that they are of."""
-    chosen: dict[str, tuple[Any, Any]] = {}
-
-    def noting(kernel: str, choose: Any) -> Any:
-        def note(described: Any) -> Any:
-            chosen[kernel] = described, choose(described)
-            return chosen[kernel][1]
-
-        return note
-
-    with ExitStack() as stack:
-        for module, kernel in (
-            (forward, "forward"),
-            (backward, "weight_gradient"),
-            (backward, "input_gradient"),
-        ):
-            name = f"{kernel}_configuration"
-            stack.enter_context(mock.patch.object(module, name, noting(kernel, getattr(module, name))))
+    with configurations.noted() as chosen:
         launches(layer, kind, target)
-    return chosen
+    return {kernel: (described, tile) for kernel, described, tile in chosen}
 
 
 def compiled(launch: Launch, target: str) -> Any:

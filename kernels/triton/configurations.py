@@ -11,8 +11,10 @@ import collections
 import functools
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "TILES",
@@ -23,8 +25,10 @@ __all__ = [
     "Layer",
     "WeightGradient",
     "folded_configuration",
+    "forget",
     "forward_configuration",
     "input_gradient_configuration",
+    "noted",
     "weight_gradient_configuration",
 ]
 
@@ -132,6 +136,7 @@ class Layer(NamedTuple):
         return self.precision == "ieee" and self.kind == "ieee"
 
 
+T = TypeVar("T")
 TILES_FILE = Path(__file__).with_name("tiles.json")
 # By the kernel's name and its layer's fields: the fields of a configuration.
 TILES: dict[tuple[Any, ...], tuple[int, ...]] = {
@@ -139,11 +144,42 @@ TILES: dict[tuple[Any, ...], tuple[int, ...]] = {
 }
 
 
+_noted: list[tuple[str, Layer, Any]] | None = None
+
+
+@contextmanager
+def noted() -> Iterator[list[tuple[str, Layer, Any]]]:
+    """Give a list of the tiles that are asked for meanwhile: the kernel's name, its layer, its configuration."""
+    global _noted
+    _noted = []
+    try:
+        yield _noted
+    finally:
+        _noted = None
+
+
+def _tile(kernel: str, layer: Layer, rule: Callable[[Layer], T]) -> T:
+    """Return the layer's own tile, or the rule's."""
+    tile = _chosen(kernel, layer, rule)
+    if _noted is not None:
+        _noted.append((kernel, layer, tile))
+    return tile
+
+
 @functools.cache
+def _chosen(kernel: str, layer: Layer, rule: Callable[[Layer], Any]) -> Any:
+    found, own = rule(layer), TILES.get((kernel, *layer))
+    return found if own is None else type(found)(*own)
+
+
+def forget() -> None:
+    """Have tiles looked up anew: for those who change :data:`TILES`."""
+    _chosen.cache_clear()
+
+
 def forward_configuration(layer: Layer) -> Forward:
     """Return the tile of the forward pass."""
-    tile = TILES.get(("forward", *layer))
-    return forward_rule(layer) if tile is None else Forward(*tile)
+    return _tile("forward", layer, forward_rule)
 
 
 def forward_rule(layer: Layer) -> Forward:
@@ -202,11 +238,9 @@ def hopper_tile(layer: Layer, block_o: int, narrow: int, shared: int) -> Forward
     return None
 
 
-@functools.cache
 def input_gradient_configuration(layer: Layer) -> InputGradient:
     """Return the tile of the input's gradient."""
-    tile = TILES.get(("input_gradient", *layer))
-    return input_gradient_rule(layer) if tile is None else InputGradient(*tile)
+    return _tile("input_gradient", layer, input_gradient_rule)
 
 
 def input_gradient_rule(layer: Layer) -> InputGradient:
@@ -218,11 +252,9 @@ def input_gradient_rule(layer: Layer) -> InputGradient:
     return InputGradient(64, block_c, block_o, 8 if wide else 4, 2)
 
 
-@functools.cache
 def weight_gradient_configuration(layer: Layer) -> WeightGradient:
     """Return the tile of the weights' gradient."""
-    tile = TILES.get(("weight_gradient", *layer))
-    return weight_gradient_rule(layer) if tile is None else WeightGradient(*tile)
+    return _tile("weight_gradient", layer, weight_gradient_rule)
 
 
 def weight_gradient_rule(layer: Layer) -> WeightGradient:

@@ -6,15 +6,19 @@ import functools
 import importlib.util
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Imagined",
     "Layout",
     "architecture",
+    "imagined",
+    "imagining",
     "interpreted",
     "layout_of",
     "on_device",
@@ -66,8 +70,39 @@ def refuse_device(device: torch.device) -> str | None:
     return None
 
 
+class Imagined(NamedTuple):
+    """A GPU that need not be there, of which launches are noted, not made: for those who compile and count."""
+
+    architecture: str
+    precision: str  # of float32 products
+    processors: int
+    few: bool  # its calls have few windows, see :func:`.split.serves`
+    note: Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+
+
+_imagined: Imagined | None = None
+
+
+def imagined() -> Imagined | None:
+    """Return the GPU that is imagined now."""
+    return _imagined
+
+
+@contextmanager
+def imagining(gpu: Imagined) -> Iterator[None]:
+    """Have all calls of this process, on tensors without memory, go on as if that GPU were there."""
+    global _imagined
+    _imagined = gpu
+    try:
+        yield
+    finally:
+        _imagined = None
+
+
 def precision(dtype: torch.dtype) -> str:
     """Return what a float32 product is computed in, ``"tf32"`` or ``"ieee"``, by torch's switch for convolutions."""
+    if _imagined is not None:
+        return _imagined.precision
     if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return "tf32"
     return "ieee"
@@ -91,14 +126,20 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device)
 
 
-@functools.cache
 def processors(device: torch.device) -> int:
     """Return the number of the device's multiprocessors."""
+    return _processors(device) if _imagined is None else _imagined.processors
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
 def architecture(device: torch.device) -> str:
-    """Return the device's architecture as the table of configurations names it: ``sm_90``, ``gfx942``, ``cpu``."""
+    """Return the device's architecture as configurations name it: ``sm_90``, ``gfx942``, ``cpu``."""
+    if _imagined is not None:
+        return _imagined.architecture
     return _architecture(device) if torch.compiler.is_compiling() else _remembered(device)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..source import Dense, Tokens, Windows
-from .launch import on_device
+from .launch import imagined, on_device
 
 __all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "remembered", "replayed", "serves"]
 
@@ -109,6 +109,9 @@ def compute(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
     """Launch ``kernel[grid](*arguments, **named)``."""
+    if (gpu := imagined()) is not None:
+        gpu.note(kernel, grid, arguments, named)
+        return
     compiled = kernel[grid](*arguments, **named)
     if _thread.tape is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | named

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, processors
+from .launch import Layout, imagined, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -35,6 +35,8 @@ def steps_of(tile: Forward, layer: Layer, positions: int) -> int:
 
 def serves(programs: int, steps: int, device: torch.device) -> bool:
     """Tell whether a forward pass of so many programs is better done in two steps."""
+    if (gpu := imagined()) is not None:
+        return gpu.few
     return programs < processors(device) and steps >= LONG
 
 

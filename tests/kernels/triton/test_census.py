@@ -140,12 +140,12 @@ def test_a_tile_of_its_own_is_what_a_launch_gets(monkeypatch):
     (layer, tile) = census.choices(census.LAYERS["jena1"], "16", "sm_90")["forward"]
     assert tile == configurations.forward_rule(layer)
     monkeypatch.setitem(TILES, ("forward", *layer), (16, 16, 16, 1, 2, 1))
-    configurations.forward_configuration.cache_clear()
+    configurations.forget()
     try:
         (_, launch, *_) = census.launches(census.LAYERS["jena1"], "16", "sm_90")  # behind the one that packs weights
         assert (launch.arguments["BLOCK_M"], launch.options["num_warps"]) == (16, 2)
     finally:
-        configurations.forward_configuration.cache_clear()
+        configurations.forget()
 
 
 def test_prints_a_table(capsys):
