@@ -104,7 +104,8 @@ NAMES: dict[type[Source], tuple[str, str]] = {
 
 def tensors_of(source: Source) -> tuple[Tensor | None, ...]:
     """Return a source's tensors, the last of them the lengths or ``None``."""
-    return (*source[: TENSORS[type(source)]], source.lengths)  # type: ignore[return-value]
+    given: Any = source[: TENSORS[type(source)]]
+    return (*given, source.lengths)
 
 
 def options_of(source: Source) -> tuple[int | None, ...]:
@@ -115,7 +116,8 @@ def options_of(source: Source) -> tuple[int | None, ...]:
 def source_of(kind: type[Source], tensors: Sequence[Tensor | None], options: Sequence[int | None]) -> Source:
     """Return the source that :func:`tensors_of` and :func:`options_of` took apart."""
     *given, lengths = tensors
-    return kind(*given, *options, lengths)  # type: ignore[arg-type]
+    make: Any = kind
+    return make(*given, *options, lengths)  # type: ignore[no-any-return]
 
 
 def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | None) -> tuple[Counts, Counts]:
@@ -126,7 +128,7 @@ def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | No
     """
     counts: Any = lengths
     positions = convolution.output_length(counts, size)
-    positions = positions * ((positions > 0) & (counts > 0))  # type: ignore[attr-defined]
+    positions = positions * ((positions > 0) & (counts > 0))
     windows = positions if pool is None else pool.output_length(positions)
     some = (windows > 0) & (positions > 0)
     return positions, (1 if pool is None else windows) * some

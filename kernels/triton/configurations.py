@@ -160,7 +160,7 @@ def noted() -> Iterator[list[tuple[str, Layer, Any]]]:
 
 def _tile(kernel: str, layer: Layer, rule: Callable[[Layer], T]) -> T:
     """Return the layer's own tile, or the rule's."""
-    tile = _chosen(kernel, layer, rule)
+    tile: T = _chosen(kernel, layer, rule)
     if _noted is not None:
         _noted.append((kernel, layer, tile))
     return tile

@@ -328,7 +328,8 @@ def embedding_call(
         arguments.positions("tokens", *tokens.shape)
     geometry = _geometry("table", table, channels, tokens.size(1), weight, bias, convolution, pool)
     kept = None if folded_dtype is None else arguments.folded_dtype(folded_dtype, table.dtype)
-    cut = None if lengths is None else arguments.lengths(lengths, table.device, *tokens.shape, batched)
+    samples, length = tokens.shape
+    cut = None if lengths is None else arguments.lengths(lengths, table.device, samples, length, batched)
     given = Tokens(tokens, table, padding_idx, cut), weight, bias, *geometry
     return Call(NAMES[Tokens][pool is None], given, batched, kept)
 

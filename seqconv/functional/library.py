@@ -200,7 +200,8 @@ def _source(source: Tensor, index: Tensor | None, lengths: Tensor | None, rows: 
     if index is None:
         return Dense(source, lengths)
     if len(rows) == 2:
-        return Windows(source, index, *rows, lengths)
+        length, step = rows
+        return Windows(source, index, length, step, lengths)
     return Tokens(index, source, None if rows[0] < 0 else rows[0], lengths)
 
 

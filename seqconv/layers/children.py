@@ -72,7 +72,8 @@ def pooled(embedded: Tensor, lengths: Tensor | None, convolution: nn.Module, poo
     refuse_lengths(convolution)
     batched = embedded.dim() == 3
     rows = embedded if batched else embedded.unsqueeze(0)
-    cut = arguments.lengths(lengths, rows.device, *rows.shape[:2], batched)
+    samples, length, _ = rows.shape
+    cut = arguments.lengths(lengths, rows.device, samples, length, batched)
     sizes = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     geometry = arguments.geometry(convolution.kernel_size[0], *sizes)
     checked = None if pool is None else arguments.pool(None, *pool)

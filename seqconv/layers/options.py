@@ -48,7 +48,8 @@ class Pooling:
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer."""
-        return output_lengths(getattr(self, "conv", self), self.pool(), lengths)
+        layer: Any = self
+        return output_lengths(getattr(layer, "conv", layer), self.pool(), lengths)
 
     def pool(self) -> tuple[Any, ...]:
         """Return the pool as the functions take it."""

@@ -13,8 +13,11 @@ from seqconv.training.randomness import random_state, restore_random_state
 
 __all__ = ["Batches", "Feed", "to_device"]
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""A loader: each ``iter()`` is a pass that yields ``(inputs, targets)``, the batch in the first dimension."""
+Batches = Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]]
+"""A loader: each ``iter()`` is a pass that yields ``(inputs, targets)``, the batch in the first dimension.
+
+Inputs of a model that takes several are a tuple.
+"""
 
 
 class Feed:
