@@ -64,6 +64,7 @@ def argmax_format(
     return (samples, windows, -(-outputs // lanes) * lanes), code_of(greatest)[0]
 
 
+@functools.lru_cache(maxsize=1024)
 def code_of(greatest: int) -> tuple[torch.dtype, Any]:
     """Return the narrowest integers that hold ``greatest``: their dtype, and a zero of them."""
     for limit, kind, zero in CODES:  # noqa: B007

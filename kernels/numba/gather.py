@@ -13,7 +13,7 @@ of a single sample keeps one thread busy; a first layer of few channels gains li
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..source import Tokens, Windows
-from .dense import DTYPES, argmax_format, code_of, limits_table, padded_outputs
+from .dense import DTYPES, code_of, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
@@ -59,7 +59,7 @@ def forward(
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax``."""
     index, samples, table = index_of(source), source.samples, source.values
     outputs, _, size = weight.shape
-    windows = 1 if pool is None else pool.output_length(convolution.output_length(index.length, size))
+    windows = _windows(index.length, size, convolution, pool)
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
     layer = describe(index, samples, weight, convolution, pool, out)
     if source.lengths is not None:
@@ -67,8 +67,8 @@ def forward(
         layer = layer._replace(limits=cut.ctypes.data)
     (kind, code), argmax = code_of(layer.pool_size - 1), None
     if want_argmax:
-        shape, _ = argmax_format(samples, outputs, windows, layer.pool_size - 1, table.dtype)
-        argmax = torch.empty(shape, dtype=kind, device=table.device)
+        width = padded_outputs(outputs, DTYPES[table.dtype])
+        argmax = torch.empty((samples, windows, width), dtype=kind, device=table.device)
     if out.numel():
         used = cache(partial(_used, index, samples, table))
         _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
@@ -116,6 +116,11 @@ def forward_several(
             ready = None if folded is None else folded[i]
             _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], code, ready, plan, used)
     return out, argmax
+
+
+@lru_cache(maxsize=1024)
+def _windows(length: int, size: int, convolution: Convolution, pool: Pool | None) -> int:
+    return 1 if pool is None else pool.output_length(convolution.output_length(length, size))
 
 
 def _compute(
@@ -179,9 +184,10 @@ def _choose(
     samples, positions, *sizes = counts
     most = min(table.size(0), samples * layer.length)
     least = 1 if layer.length else 0
-    # Rows are counted only where their number decides.
-    names = {forward_plan(samples, positions, rows, *sizes).name for rows in (least, most)}
-    if names == {"direct"} or ("direct" in names and table.size(0) > WORTH_COUNTING * most):
+    # Rows are counted only where their number decides: fewer speak for folding.
+    if forward_plan(samples, positions, least, *sizes).name == "direct":
+        return "direct", None, None
+    if forward_plan(samples, positions, most, *sizes).name == "direct" and table.size(0) > WORTH_COUNTING * most:
         return "direct", None, None
     rows, places = used()
     number = table.size(0) if rows is None else rows.size(0)

@@ -107,8 +107,11 @@ def backward_direct(
     dtable = (table.new_zeros(table.shape) if others is None else others) if wanted[0] else None
     dw = weight.new_zeros(sections, *filters.shape) if wanted[1] else None
     db = weight.new_zeros(sections, layer.outputs, dtype=torch.float64) if wanted[2] else None
-    results = tuple(0 if one is None else one.data_ptr() for one in (dtable, dw, db))
-    places = (source.data_ptr(), filters.data_ptr(), gradient.data_ptr(), argmax.data_ptr(), *results)
+    places = (
+        source.data_ptr(), filters.data_ptr(), gradient.data_ptr(), argmax.data_ptr(),
+        0 if dtable is None else dtable.data_ptr(), 0 if dw is None else dw.data_ptr(),
+        0 if db is None else db.data_ptr(),
+    )  # fmt: skip
     width = padded_outputs(layer.outputs, like)
     skipped = -1 if padding_idx is None else padding_idx
     reached = -(-positions // gcd(layer.stride, layer.dilation))

@@ -18,7 +18,7 @@ from seqconv.functional import folded, library
 from seqconv.functional.floors import floor
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
+from seqconv.kernels.source import NAMES, Source, name_of, options_of, source_of, tensors_of
 
 __all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
 
@@ -52,9 +52,14 @@ def differentiable(
     backend: str, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
 ) -> Tensor:
     """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
-    function, tensors = called(_Fused, name_of(source, pool)), (*tensors_of(source), weight, bias)
-    output: Tensor = function.apply(backend, type(source), options_of(source), convolution, pool, *tensors)
+    function, tensors = _operation(type(source), pool is None), (*tensors_of(source), weight, bias)
+    output: Tensor = function.apply(backend, source, convolution, pool, *tensors)
     return output
+
+
+@cache
+def _operation(kind: type[Source], is_global: bool) -> Any:
+    return called(_Fused, NAMES[kind][is_global])
 
 
 @cache
@@ -76,20 +81,13 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        backend: str,
-        kind: Any,
-        options: Any,
-        convolution: Convolution,
-        pool: Pool | None,
-        *tensors: Any,
+        ctx: Any, backend: str, source: Source, convolution: Convolution, pool: Pool | None, *tensors: Any
     ) -> Tensor:
         *given, weight, bias = tensors
-        source = source_of(kind, given, options)
         output: Tensor
         output, argmax = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=True)
         ctx.save_for_backward(*given, weight, argmax)
-        ctx.call = backend, kind, options, convolution, pool
+        ctx.call = backend, type(source), options_of(source), convolution, pool
         return output
 
     @staticmethod
@@ -97,7 +95,7 @@ class _Fused(torch.autograd.Function):
         *given, weight, argmax = ctx.saved_tensors
         backend, kind, options, convolution, pool = ctx.call
         source = source_of(kind, given, options)
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[4:]
         wanted = (any(needed[:-2]), *needed[-2:])
         with torch.no_grad():
             upstream = in_plain_memory(*gradient)
@@ -108,7 +106,7 @@ class _Fused(torch.autograd.Function):
             gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
         # Behind the other tensors come the lengths.
         to_source = [gradients[0] if name == "values" else None for name in (*kind._fields[: len(given) - 1], None)]
-        return None, None, None, None, None, *to_source, *gradients[1:]
+        return None, None, None, None, *to_source, *gradients[1:]
 
 
 def underivable(
