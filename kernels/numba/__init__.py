@@ -14,7 +14,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
 
     windows, rmsprop                                                     kernels of their own
     support                                                              what is served; imports no Numba
-    micro/      simd, tiles, products, sparse_products, packing, transposition, maxima, narrow, channel_blocks
+    micro/      simd, memory, tiles, products, sparse_products, packing, transposition, maxima, narrow, channel_blocks
     runtime/    compilation, threads
 
 To change: which calls are served, :mod:`.support`; how a call is cut into threads' parts, ``*_plan``; when a table is
@@ -31,6 +31,8 @@ chunk
     Positions that are convolved before they are pooled: they stay in the first cache.
 fold
     Multiply a table with a layer's weights once, so that a position of the convolution is ``K`` additions.
+limits
+    The positions and windows that a sample has, where samples have lengths of their own.
 lanes
     Numbers of a vector register.
 plan

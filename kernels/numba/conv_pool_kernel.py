@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 
 from .conv_pool_plan import Task
 from .micro.maxima import clear_windows, finish_whole, pool_whole, pool_windows
+from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import copy_rows, pack_bias, pack_panel
-from .micro.simd import REGISTERS, broadcast, bytes_of, call, lanes, load_number, store, store_codes, store_number
+from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_codes, store_number
 from .micro.tiles import TILE, VECTORS, convolve_narrow, convolve_rows
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner, intrinsic
@@ -28,8 +28,6 @@ COMPUTE, PACK, FINISH = 0, 1, 2
 # results against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128
 # it was 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
 TAPS = 96
-
-LINE = 64
 
 # So many positions are convolved between two requests for memory: the CPU waits when it is asked for too much at once.
 # jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 where a
@@ -49,26 +47,6 @@ def load_task(_typing: Any, address: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], context.get_value_type(result).as_pointer()), align=8)
 
     return result(types.int64), generate
-
-
-@intrinsic
-def prefetch(_typing: Any, address: Any) -> Any:
-    """Ask for a line of memory, which need not exist, in the second cache."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(32)
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        how = [ir.Constant(number, one) for one in (0, 2, 1)]
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *how])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@inner(inline="always")
-def aligned(address: int) -> int:
-    """Return the next address at which a vector begins a cache line."""
-    return (address + LINE - 1) // LINE * LINE
 
 
 @inner(inline="always")
@@ -261,7 +239,7 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
         return
     base, column = place + line // run * apart, line % run
     for _ in range(line, last):
-        prefetch(base + column * LINE)
+        prefetch(base + column * LINE, 2)
         column += 1
         if column == run:
             base, column = base + apart, 0
@@ -399,7 +377,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                 for o in range(outputs, outputs_end, width):
                     local = (n - samples[0]) * apart + o - outputs
                     finish(task, n, o, padded, maxima + local * size, winners + local * 4, zero)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @inner
@@ -457,7 +435,7 @@ def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch
             packed = aligned(memory.ctypes.data)
             pack_all(task, 0, (padded + VECTORS * width - 1) // (VECTORS * width), packed, zero)
         share(begin, end, threads, launch, forward_block, (table, packed, zero))
-        memory[0] = 0  # see above
+        keep(memory)
     else:
         for n in range(task.samples):
             for o in range(0, padded, width):

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .conv_pool_backward_plan import Plan, make_plan
-from .conv_pool_kernel import prefetch
 from .micro.channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
+from .micro.memory import keep, prefetch
 from .micro.simd import (
     DOUBLE,
     REGISTERS,
@@ -269,7 +269,7 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
                 )  # fmt: skip
             if dx and not plan.direct[1]:
                 copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @inner
@@ -380,8 +380,8 @@ def add_block(
             for o in range(first, min(first + plan.summed, plan.outputs)):
                 if following and group == 0:
                     for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
-                        prefetch(following + r * plan.x_strides[2])
-                        prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size)
+                        prefetch(following + r * plan.x_strides[2], 2)
+                        prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size, 2)
                 count = bounds[o, group + 1] - bounds[o, group]
                 if not count:
                     continue

@@ -14,6 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from .dense import DTYPES, lane_count, padded_outputs
+from .micro.memory import keep
 from .micro.products import TILE, multiply, odd_lines
 from .micro.simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .runtime.compilation import compiled
@@ -95,7 +96,7 @@ def fold_part(part: int, places: Any, strides: Any, count: int, channels: int, c
     goal = folded + begin * width
     taps = (1, 0, channels, tap_stride)
     multiply(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @njit

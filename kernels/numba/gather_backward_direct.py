@@ -29,6 +29,7 @@ from .conv_pool_backward_plan import outputs_at_once
 from .dense import DTYPES, padded_outputs
 from .gathered import Index, Layer, row_of
 from .micro.channel_blocks import carry_sums
+from .micro.memory import keep
 from .micro.simd import (
     DOUBLE,
     add,
@@ -242,9 +243,12 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
                     add_row(place, at, channels, zero)
             sums[:] = 0
             totals[:] = 0
-    # Numba frees an array after the last use of its name, whoever still has its address.
-    spare[0] = addresses[0] + winners[0, 0]
-    factors[0, 0] = sums[0] + totals[0]
+    keep(spare)
+    keep(addresses)
+    keep(sums)
+    keep(totals)
+    keep(winners)
+    keep(factors)
 
 
 @njit

@@ -26,8 +26,9 @@ from torch import Tensor
 from .dense import DTYPES, padded_outputs
 from .fold import copy_row
 from .gather_backward_spread import clear, spread_parts
-from .gathered import Index, Layer, aligned
+from .gathered import Index, Layer
 from .micro.channel_blocks import carry_sums
+from .micro.memory import aligned, keep
 from .micro.products import TAPS, TILE, multiply, odd_lines
 from .micro.simd import (
     REGISTERS,
@@ -233,7 +234,7 @@ def multiply_part(
         end = bounds[part + 1]
         stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]
         clear(dtable + following * channels * size, (stop - following) * channels, zero)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @njit

@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba import njit, types
 
 from .fold import copy_row
-from .gathered import Index, Layer, aligned, window_range
+from .gathered import Index, Layer, window_range
+from .micro.memory import aligned, keep
 from .micro.simd import (
     DOUBLE,
     add_doubles,
@@ -117,7 +118,7 @@ def spread_part(
                 goal, factor = place - won * step + o * size, load_number(values + o * size, zero)
                 store_number(load_number(goal, zero) + factor, goal, zero)
                 store_number(load_number(sums + o * 8, DOUBLE) + factor, sums + o * 8, DOUBLE)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @intrinsic

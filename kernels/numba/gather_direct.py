@@ -12,8 +12,9 @@ import numpy as np
 from numba import njit
 
 from .fold import copy_row
-from .gathered import CHUNK, Index, Layer, aligned, limits_of, row_of
+from .gathered import CHUNK, Index, Layer, limits_of, row_of
 from .micro.maxima import finish_whole, pool_whole
+from .micro.memory import aligned, keep
 from .micro.products import multiply
 from .micro.simd import bytes_of, lanes, load, store, store_number
 from .pooling import pool_rows
@@ -102,7 +103,7 @@ def direct_block(
             codes = argmax + (n * padded // size + o) * narrow if argmax else 0
             place = out + n * layer.sample_stride + o * size
             finish_whole(maxima + o * size, winners + o * 4, 1, 0, place, outputs, codes, narrow, zero)
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @njit

@@ -20,7 +20,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .gathered import Index, Layer, aligned, limits_of, row_of, window_range
+from .gathered import Index, Layer, limits_of, row_of, window_range
+from .micro.memory import aligned, keep
 from .micro.narrow import stored_as
 from .micro.simd import (
     byte_pointer,
@@ -45,9 +46,6 @@ from .runtime.compilation import compiled, intrinsic
 from .runtime.threads import share
 
 __all__ = ["forward_folded"]
-
-# Vectors of outputs that are summed at once: more share a row's address, fewer leave registers for sums and maxima.
-VECTORS = 4
 
 
 @compiled
@@ -149,7 +147,8 @@ def folded_block(
             place = out + n * layer.sample_stride + q * layer.window_stride
             codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
             pool_rows(layer, sums, padded, first, positions, (q, q, all_end), (place, codes), zero, code)
-    rows[0] = scratch[0]  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(rows)
+    keep(scratch)
 
 
 @njit
@@ -206,70 +205,27 @@ def sum_rows(
     vectors = (outputs + width - 1) // width
     v = 0
     while v < vectors:
-        rest = outputs - v * width
         goal, codes, shift = out + v * vector, argmax + v * width * bytes_of(code) if argmax else 0, bias + v * vector
-        if vectors - v >= 4:
-            tail = min(rest - 3 * width, width)
+        offset, taps = v * width * bytes_of(kept), layer.size
+        # More share a row's address, fewer leave registers for sums and maxima.
+        taken = 4 if vectors - v >= 4 else 2 if vectors - v >= 2 else 1
+        tail = min(outputs - (v + taken - 1) * width, width)
+        if taken == 4:
             pool_sums(
-                goal,
-                tail,
-                codes,
-                addresses,
-                v * width * bytes_of(kept),
-                steps,
-                windows,
-                first,
-                last,
-                layer.size,
-                shift,
-                zero,
-                code,
-                kept,
-                4,
+                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 4,
                 is_global,
-            )
-            v += 4
-        elif vectors - v >= 2:
-            tail = min(rest - width, width)
+            )  # fmt: skip
+        elif taken == 2:
             pool_sums(
-                goal,
-                tail,
-                codes,
-                addresses,
-                v * width * bytes_of(kept),
-                steps,
-                windows,
-                first,
-                last,
-                layer.size,
-                shift,
-                zero,
-                code,
-                kept,
-                2,
+                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 2,
                 is_global,
-            )
-            v += 2
+            )  # fmt: skip
         else:
             pool_sums(
-                goal,
-                rest,
-                codes,
-                addresses,
-                v * width * bytes_of(kept),
-                steps,
-                windows,
-                first,
-                last,
-                layer.size,
-                shift,
-                zero,
-                code,
-                kept,
-                1,
+                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 1,
                 is_global,
-            )
-            v += 1
+            )  # fmt: skip
+        v += taken
 
 
 @intrinsic
@@ -378,30 +334,29 @@ def pool_sums(
         won = builder.add(won, ir.Constant(codes, [1] * kind.count))
         values = [ahead, after(place, position_step), won, *greatest, *winners]
         again(position, maxima, values, builder.icmp_signed("<", ahead, last))
-        if True:
-            for v, vector in enumerate(greatest):
-                target = builder.gep(goal, [columns[v]])
-                if v < wide - 1:
+        for v, vector in enumerate(greatest):
+            target = builder.gep(goal, [columns[v]])
+            if v < wide - 1:
+                write(builder, vector, target, size)
+                continue
+            with builder.if_else(full, likely=True) as (whole, part):
+                with whole:
                     write(builder, vector, target, size)
-                    continue
-                with builder.if_else(full, likely=True) as (whole, part):
-                    with whole:
-                        write(builder, vector, target, size)
-                    with part:
-                        typed = builder.bitcast(target, kind.as_pointer())
-                        alignment = ir.Constant(short, size)
-                        call(
-                            builder,
-                            f"llvm.masked.store.{suffix(kind)}.p0",
-                            ir.VoidType(),
-                            [vector, typed, alignment, mask],
-                        )
-            with builder.if_then(coded):
-                for v, vector in enumerate(winners):
-                    target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(narrow))])
-                    fitting = ir.VectorType(narrow, kind.count)
-                    content = builder.trunc(vector, fitting) if vector.type != fitting else vector
-                    write(builder, content, target, size_of(narrow))
+                with part:
+                    typed = builder.bitcast(target, kind.as_pointer())
+                    alignment = ir.Constant(short, size)
+                    call(
+                        builder,
+                        f"llvm.masked.store.{suffix(kind)}.p0",
+                        ir.VoidType(),
+                        [vector, typed, alignment, mask],
+                    )
+        with builder.if_then(coded):
+            for v, vector in enumerate(winners):
+                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(narrow))])
+                fitting = ir.VectorType(narrow, kind.count)
+                content = builder.trunc(vector, fitting) if vector.type != fitting else vector
+                write(builder, content, target, size_of(narrow))
         left = builder.sub(remaining, one)
         again(
             each,

@@ -23,7 +23,6 @@ from .micro.simd import load_number
 __all__ = [
     "Index",
     "Layer",
-    "aligned",
     "argmaxes_format",
     "describe",
     "index_of",
@@ -170,9 +169,3 @@ def window_range(layer: Layer, positions: int, q: int) -> tuple[int, int, int]:
         first = max(-start + layer.pool_dilation - 1, 0) // layer.pool_dilation
         last = min((positions - start + layer.pool_dilation - 1) // layer.pool_dilation, layer.pool_size)
     return start, first, last
-
-
-@njit(inline="always")
-def aligned(address: int) -> int:
-    """Return the next address at which a cache line begins."""
-    return (address + 63) // 64 * 64

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numpy.typing import NDArray
 
 from ..reference.windows import check_rows, check_windows
+from .micro.memory import prefetch
 from .runtime.compilation import compiled, intrinsic
 
 __all__ = ["gather_rows", "gather_windows"]
@@ -91,26 +91,11 @@ def move(_typing: Any, target: Any, source: Any, width: Any) -> Any:
     return types.void(target, source, width), generate
 
 
-@intrinsic
-def prefetch(_typing: Any, source: Any) -> Any:
-    """Ask for the cache line of an address; any address will do."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        form = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
-        read, every_level, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, every_level, data])
-        return context.get_dummy_value()
-
-    return types.void(source), generate
-
-
 @njit(inline="always")
 def move_row(target: int, source: int, ahead: int, width: int) -> None:
     """Copy ``width`` >= 4 bytes and prefetch as many at ``ahead``."""
-    prefetch(ahead)
-    prefetch(ahead + width - 1)
+    prefetch(ahead, 3)
+    prefetch(ahead + width - 1, 3)
     if width < 8:
         move(target, source, 4)
         move(target + width - 4, source + width - 4, 4)
@@ -125,7 +110,7 @@ def move_row(target: int, source: int, ahead: int, width: int) -> None:
         move(target + width - 32, source + width - 32, 32)
     else:
         for offset in range(0, width - 64, 64):
-            prefetch(ahead + offset)
+            prefetch(ahead + offset, 3)
             move(target + offset, source + offset, 64)
         move(target + width - 64, source + width - 64, 64)
 

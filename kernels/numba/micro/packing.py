@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .memory import keep
 from .simd import REGISTERS, broadcast, bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .transposition import transpose
 
@@ -68,7 +69,7 @@ def pack_panel(
             b += 1
             if b == period:
                 a, b = a + 1, 0
-    scratch[0] = 0  # Numba frees an array after the last use of its name, whoever still has its address
+    keep(scratch)
 
 
 @njit

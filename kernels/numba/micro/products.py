@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
+from .memory import LINE
 from .simd import (
     REGISTERS,
     byte_pointer,
@@ -36,8 +37,6 @@ VECTORS = 2
 
 # Sums run over so many inner steps before they are added to the others: longer ones round worse than torch's.
 TAPS = 128
-
-LINE = 64
 
 
 def odd_lines(size: int) -> int:
