@@ -5,7 +5,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
     conv_pool ── dense ─────────── conv_pool_plan, conv_pool_kernel      an input (N, C, L), and windows read in place
        │         dense_backward ── conv_pool_backward_plan, winners      their gradients, at the positions that won
        │
-       ├──────── gather ────────── gather_plans, gathered                rows of a table, read through an index
+       ├──────── gather ────────── gathered, ../plans                    rows of a table, read through an index
        │           ├─ gather_folded   fold, pooling                      additions of rows of the folded table
        │           └─ gather_direct                                      products with the rows as they are read
        └──────── gather_backward
@@ -18,7 +18,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
     runtime/    compilation, threads
 
 To change: which calls are served, :mod:`.support`; how a call is cut into threads' parts, ``*_plan``; when a table is
-folded, :mod:`.gather_plans`; the register tile, :mod:`.micro.tiles`; how kernels are compiled and kept,
+folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tiles`; how kernels are compiled and kept,
 :mod:`.runtime.compilation`.
 
 Words:

@@ -2,7 +2,7 @@
 
 A dense input, and windows of a series whose gradient nobody wants, are served by :mod:`.dense` and
 :mod:`.dense_backward`; rows of a table by :mod:`.gather` and :mod:`.gather_backward`, under one of two plans (see
-:mod:`.gather_plans`). ``argmax`` has rows of whole vectors, see :func:`argmax_format`. Not served: what
+:mod:`~seqconv.kernels.plans`). ``argmax`` has rows of whole vectors, see :func:`argmax_format`. Not served: what
 :mod:`.support` names. The arguments must be checked.
 """
 

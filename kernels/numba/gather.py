@@ -1,6 +1,6 @@
 """The conv stack on rows gathered from a table, compiled for the CPU: the forward pass, without the gathered tensor.
 
-Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.numba.gather_plans`. Under *folded*
+Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.plans`. Under *folded*
 a row's products with all weights are looked up in a folded table, which a caller that keeps table and weight may
 :func:`fold` once and pass in; else the rows that the call uses are folded first. Under *direct* rows are convolved as
 they are read. Tokens and starts, int32 or int64, are read in place through their strides; the caller has checked that
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..plans import CPU, forward_plan
 from ..source import Tokens, Windows
 from .dense import DTYPES, code_of, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
-from .gather_plans import forward_plan
 from .gathered import Index, Layer, argmaxes_format, describe, index_of, split_argmaxes
 from .occurrences import list_rows
 from .runtime.threads import run, thread_count
@@ -185,13 +185,13 @@ def _choose(
     most = min(table.size(0), samples * layer.length)
     least = 1 if layer.length else 0
     # Rows are counted only where their number decides: fewer speak for folding.
-    if forward_plan(samples, positions, least, *sizes).name == "direct":
+    if forward_plan(CPU, samples, positions, least, *sizes).name == "direct":
         return "direct", None, None
-    if forward_plan(samples, positions, most, *sizes).name == "direct" and table.size(0) > WORTH_COUNTING * most:
+    if forward_plan(CPU, samples, positions, most, *sizes).name == "direct" and table.size(0) > WORTH_COUNTING * most:
         return "direct", None, None
     rows, places = used()
     number = table.size(0) if rows is None else rows.size(0)
-    if forward_plan(samples, positions, number, *sizes).name == "direct":
+    if forward_plan(CPU, samples, positions, number, *sizes).name == "direct":
         return "direct", None, None
     return "folded", rows, places
 

@@ -1,6 +1,6 @@
 """The conv stack on gathered rows: gradients of table, weight and bias on the CPU.
 
-Two plans, see :mod:`~seqconv.kernels.numba.gather_plans`: *folded* sums the gradients that meet at a row of the table
+Two plans, see :mod:`~seqconv.kernels.plans`: *folded* sums the gradients that meet at a row of the table
 and multiplies once a row, *direct* multiplies for every winner. Duplicate rows are summed in a fixed order, without
 atomics: the same bits on every run with the same number of threads.
 
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..plans import CPU, backward_plan
 from ..reference import conv_pool as reference
 from ..source import Tokens, Windows
 from .gather_backward_direct import backward_direct
 from .gather_backward_folded import backward_folded
-from .gather_plans import backward_plan
 from .gathered import describe, index_of, split_argmaxes
 
 __all__ = ["backward", "backward_several"]
@@ -81,16 +81,8 @@ def backward(
     layer = describe(index, gradient.size(0), weight, convolution, pool, gradient)
     if plan is None:
         rows = min(table.size(0), layer.samples * layer.length)  # at most
-        plan = backward_plan(
-            layer.samples,
-            layer.length,
-            layer.windows,
-            rows,
-            table.size(1),
-            layer.outputs,
-            layer.size,
-            wanted=wanted[:2],
-        ).name
+        counts = (layer.samples, layer.length, layer.windows, rows, table.size(1), layer.outputs, layer.size)
+        plan = backward_plan(CPU, *counts, wanted=wanted[:2]).name
     given = (gradient, argmax, layer, index, table, weight, padding_idx, wanted)
     if plan == "direct":
         found = backward_direct(*given, others)

@@ -40,7 +40,7 @@ def compose(source: Source, weight: Tensor, bias: Tensor | None, convolution: Co
     a ``pool``. Of equal values in a window the first one gets the gradient; a NaN in a window is its maximum.
     """
     input = gathered(source)
-    activation = _activation(input, source, weight, bias, convolution)
+    activation = _activation(input, source, weight, bias, convolution, pool)
     if pool is None:
         return activation.max(dim=2).values
     pooled = F.max_pool1d(activation, *pool[:5])
@@ -81,7 +81,7 @@ def forward(
         output = compose(source, weight, bias, convolution, pool)
         if not want_argmax:
             return output, None
-        activation = _activation(gathered(source), source, weight, bias, convolution)
+        activation = _activation(gathered(source), source, weight, bias, convolution, pool)
         if pool is None:
             won = activation.max(dim=2, keepdim=True).indices
         else:
@@ -113,6 +113,8 @@ def backward(
     with torch.no_grad():
         upstream = gradient.unsqueeze(2) if pool is None else gradient
         dx, dw, db = dense_gradients(upstream, argmax, gathered(source), weight, convolution, pool, wanted)
+        if dx is not None and source.lengths is not None:
+            dx = dx.masked_fill(behind(source.lengths, dx.size(2)), 0)  # where a weight that is no number made a NaN
         if dx is None or isinstance(source, Dense):
             return dx, dw, db
         skipped = source.padding_idx if isinstance(source, Tokens) else None
@@ -189,13 +191,18 @@ def is_channels_last(input: Tensor) -> bool:
     return input.stride(1) == 1 and input.stride(2) >= input.size(1) and not input.is_contiguous()
 
 
-def _activation(input: Tensor, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-    """Return the convolution's activation of the source's rows, 0 at positions that a cut sample has not."""
+def _activation(
+    input: Tensor, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
+) -> Tensor:
+    """Return the convolution's activation of the source's rows, the least there is where a cut sample has no position.
+
+    That is minus infinity for a pool, as padding is, and 0 for the global maximum.
+    """
     activation = F.relu(_conv1d(input, weight, bias, convolution))
     if source.lengths is None:
         return activation
-    positions = limits(source.lengths, weight.size(2), convolution, None)[0]
-    return activation.masked_fill(behind(positions, activation.size(2)), 0)
+    positions, _ = limits(source.lengths, weight.size(2), convolution, None)
+    return activation.masked_fill(behind(positions, activation.size(2)), 0 if pool is None else -torch.inf)
 
 
 def behind(counts: Tensor, size: int) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, architecture, on_device, precision, processors, winner_dtype
+from .launch import Layout, architecture, kind_of, on_device, precision, processors, winner_dtype
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
 
@@ -270,8 +270,7 @@ def cuts(weight: Tensor) -> bool:
 
 def describe(rows: Rows, weight: Tensor, phases: int, padded: bool) -> Layer:
     """Return what the kernels' configurations depend on."""
-    dtype = rows.source.dtype
-    kind = precision(dtype) if dtype == torch.float32 else "16"
+    kind = kind_of(rows.source.dtype)
     outputs, channels, size = weight.shape
     is_tokens, target = rows.mode == "tokens", architecture(rows.source.device)
     return Layer(kind, channels, outputs, size, phases, padded, is_tokens, target)

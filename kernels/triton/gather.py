@@ -1,7 +1,7 @@
 """The conv stack on rows gathered from a table, on a GPU: the forward pass, without the gathered tensor.
 
-Two plans give the reference's results but for rounding, see :mod:`.gather_plans`. Under *direct* the kernels of
-:mod:`.forward` read the rows through the index; under *folded* a row's products with all weights are looked up in a
+Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.plans`. Under *direct* the kernels
+of :mod:`.forward` read the rows through the index; under *folded* a row's products with all weights are looked up in a
 folded table, which a caller that keeps table and weight may :func:`fold` once and pass in; else the whole table is
 folded first, into float32, so that nothing is rounded that *direct* would not round. Tokens and starts, int32 or int64,
 are read in place through their strides.
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..plans import GPU, PLANS, forward_plan
 from ..source import Tokens, Windows
 from .configurations import folded_configuration
 from .fold import fold
 from .forward import is_padded, launch_global, launch_windows, neighbours, new_argmax
-from .gather_plans import PLANS, forward_plan, kind_of
-from .launch import on_device
+from .launch import kind_of, on_device
 from .replay import compute, empty, launch
 from .rows import Rows, rows_of
 
@@ -58,7 +58,7 @@ def forward(
         if plan is None:
             positions, kind = convolution.output_length(rows.length, size), kind_of(weight.dtype)
             counts = (rows.samples, positions, rows.source.size(0), channels, outputs, size)
-            plan = forward_plan(*counts, kind=kind).name
+            plan = forward_plan(GPU[kind], *counts).name
         if plan == "direct":
             if pool is None:
                 return launch_global(rows, weight, bias, convolution, want_argmax=want_argmax)

@@ -20,6 +20,7 @@ __all__ = [
     "imagined",
     "imagining",
     "interpreted",
+    "kind_of",
     "layout_of",
     "on_device",
     "precision",
@@ -106,6 +107,11 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return "tf32"
     return "ieee"
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Return the kind of number that products of ``dtype`` are, as :class:`.configurations.Layer` has it."""
+    return precision(dtype) if dtype == torch.float32 else "16"
 
 
 def winner_dtype(greatest: int, windows: int) -> torch.dtype:

@@ -51,6 +51,8 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
         drop_last: bool = False,
     ) -> None:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not given:
+            raise ValueError("inputs must hold at least one array, got ()")
         tensors = tuple(
             rows_of(one, f"inputs[{number}]" if given is inputs else "inputs") for number, one in enumerate(given)
         )

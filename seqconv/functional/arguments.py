@@ -232,8 +232,7 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
     does not exist. Values are looked at on the CPU alone: elsewhere that would stop the host until the device is idle.
     There an assertion on the device guards the read, torch's or the kernels' own.
     """
-    if index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
+    whole(name, index)
     if table.dim() != 2:
         raise ValueError(f"{table_name} must have shape (rows, channels), got {_shape(table)}")
     if index.device != table.device:
@@ -254,6 +253,12 @@ def row_index(name: str, index: Tensor, table_name: str, table: Tensor, reach: i
         )
 
 
+def whole(name: str, value: Tensor) -> None:
+    """Raise ``TypeError`` for a tensor of other than whole numbers that count."""
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {value.dtype}")
+
+
 def lengths(value: Tensor, device: torch.device, samples: int, most: int, batched: bool = True) -> Tensor:
     """Return the samples' lengths, ``(N,)``.
 
@@ -261,8 +266,7 @@ def lengths(value: Tensor, device: torch.device, samples: int, most: int, batche
     not between 0 and ``most``; on a GPU those are an assertion of torch's on the device.
     """
     tensor("lengths", value)
-    if value.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"lengths must be int32 or int64, got {value.dtype}")
+    whole("lengths", value)
     shape = (samples,) if batched else ()
     if value.shape != shape:
         raise ValueError(f"lengths must have shape {shape}, one number for each sample, got {_shape(value)}")

@@ -47,11 +47,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqconv.functional.floors import floor
+from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import gather_plans
-from seqconv.kernels.numba.gather_plans import Plan
+from seqconv.kernels.plans import Plan
 from seqconv.kernels.source import Source, Tokens
-from seqconv.kernels.triton import gather_plans as gpu_plans
+from seqconv.kernels.triton.launch import kind_of
 
 __all__ = [
     "VARIABLE",
@@ -216,19 +216,18 @@ def plan(
     """Return how a call is computed that uses ``rows`` rows of the table; on a GPU, all that there are."""
     outputs, channels, size = weight.shape
     counts = (tokens.size(0), convolution.output_length(tokens.size(1), size))
-    if backend == "triton":
-        kind = gpu_plans.kind_of(table.dtype)
-        return gpu_plans.forward_plan(*counts, table.size(0), channels, outputs, size, ready=ready, kind=kind)
-    return gather_plans.forward_plan(*counts, rows, channels, outputs, size, ready=ready)
+    used = table.size(0) if backend == "triton" else rows
+    return plans.forward_plan(_costs(backend, table), *counts, used, channels, outputs, size, ready=ready)
 
 
 def fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
     """Return what it costs to fold a whole table, in multiply-adds."""
     outputs, channels, size = weight.shape
-    if backend == "triton":
-        kind = gpu_plans.kind_of(table.dtype)
-        return gpu_plans.fold_operations(table.size(0), channels, outputs, size, kind=kind)
-    return gather_plans.fold_operations(table.size(0), channels, outputs, size)
+    return plans.fold_operations(_costs(backend, table), table.size(0), channels, outputs, size)
+
+
+def _costs(backend: str, table: Tensor) -> plans.Costs:
+    return plans.GPU[kind_of(table.dtype)] if backend == "triton" else plans.CPU
 
 
 def is_kept(backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:

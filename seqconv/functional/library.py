@@ -87,6 +87,8 @@ def _conv_relu_pool(
     given, geometry = _source(source, index, lengths, rows), _geometry(convolution, pool)
     if index is not None:  # whose values no graph knew
         _check(source, index, rows)
+    if lengths is not None:
+        arguments.lengths(lengths, source.device, given.samples, given.length)
     if not want_argmax and keeps_folded(source):
         output = folded.forward(backend, given, weight, bias, *geometry, folded_dtype)
         return output, output.new_empty(0, dtype=torch.int8)

@@ -69,7 +69,7 @@ def pooled(embedded: Tensor, lengths: Tensor | None, convolution: nn.Module, poo
         return _pooled(F.relu(convolution(embedded.transpose(-1, -2))), pool)
     if not isinstance(convolution, nn.Conv1d):
         raise ValueError(f"lengths must be None where the convolution is a {type(convolution).__name__}")
-    refuse_lengths(convolution)
+    refuse_lengths(convolution.padding_mode)
     batched = embedded.dim() == 3
     rows = embedded if batched else embedded.unsqueeze(0)
     samples, length, _ = rows.shape
@@ -79,7 +79,8 @@ def pooled(embedded: Tensor, lengths: Tensor | None, convolution: nn.Module, poo
     checked = None if pool is None else arguments.pool(None, *pool)
     positions, windows = limits(cut, convolution.kernel_size[0], geometry, checked)
     activation = F.relu(convolution(rows.masked_fill(behind(cut, rows.size(1)).mT, 0).transpose(1, 2)))
-    output = _pooled(activation.masked_fill(behind(positions, activation.size(2)), 0), pool)
+    lowest = 0 if pool is None else -torch.inf
+    output = _pooled(activation.masked_fill(behind(positions, activation.size(2)), lowest), pool)
     if pool is not None:
         output = output.masked_fill(behind(windows, output.size(2)), 0)
     return output if batched else output.squeeze(0)

@@ -100,7 +100,7 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         """Return what checks a call, its operands and its options."""
         padding: Any = self.padding
         if lengths is not None:
-            refuse_lengths(self)
+            refuse_lengths(self.padding_mode)
         if isinstance(input, Windows):
             if self.padding_mode == "zeros":
                 geometry = (self.stride, padding, self.dilation, self.groups), self.pool()

@@ -151,7 +151,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         embedding, layer = self.embedding, self.conv
         padding: Any = layer.padding
         if lengths is not None:
-            refuse_lengths(layer)
+            refuse_lengths(layer.padding_mode)
         if layer.padding_mode != "zeros":
             tokens, padding = _pad_tokens(tokens, layer), 0
         convolution = layer.stride, padding, layer.dilation, layer.groups

@@ -46,10 +46,15 @@ class Pooling:
     def memory_format(self, value: torch.memory_format) -> None:
         self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
-    def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer."""
+    def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer.
+
+        ``None``, of whole samples, gives ``None``.
+        """
         layer: Any = self
-        return output_lengths(getattr(layer, "conv", layer), self.pool(), lengths)
+        convolution = getattr(layer, "conv", layer)
+        sizes = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
+        return output_lengths(lengths, convolution.padding_mode, sizes, self.pool())
 
     def pool(self) -> tuple[Any, ...]:
         """Return the pool as the functions take it."""
@@ -114,17 +119,26 @@ def folded_repr(folded_dtype: torch.dtype | None) -> str:
     return "" if folded_dtype is None else f", folded_dtype={folded_dtype}"
 
 
-def output_lengths(layer: nn.Conv1d, pool: tuple[Any, ...], lengths: Tensor) -> Tensor:
+def output_lengths(
+    lengths: Tensor | None, padding_mode: str, sizes: tuple[Any, ...], pool: tuple[Any, ...]
+) -> Tensor | None:
     """Return the lengths ``(N,)`` of a convolution's pooled results, of samples of ``lengths`` ``(N,)``."""
-    refuse_lengths(layer)
-    convolution = arguments.geometry(layer.kernel_size[0], layer.stride, layer.padding, layer.dilation, layer.groups)
-    return limits(lengths, layer.kernel_size[0], convolution, arguments.pool(None, *pool))[1].long()
+    if lengths is None:
+        return None
+    refuse_lengths(padding_mode)
+    arguments.tensor("lengths", lengths)
+    arguments.whole("lengths", lengths)
+    (size,), *rest = sizes
+    return limits(lengths, size, arguments.geometry(size, *rest, 1), arguments.pool(None, *pool))[1].long()
 
 
-def refuse_lengths(layer: nn.Conv1d) -> None:
-    """Raise ``ValueError`` where what lies behind a sample's length would be padded with it."""
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"lengths must be None where padding_mode is not 'zeros', got {layer.padding_mode!r}")
+torch.fx.wrap("output_lengths")  # a tracer records the call, whether or not there are lengths
+
+
+def refuse_lengths(padding_mode: str) -> None:
+    """Raise ``ValueError`` where a sample would be padded with what lies behind its length."""
+    if padding_mode != "zeros":
+        raise ValueError(f"lengths must be None where padding_mode is not 'zeros', got {padding_mode!r}")
 
 
 def check_padding(name: str, length: int, layer: nn.Conv1d) -> None:

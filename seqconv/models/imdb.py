@@ -26,8 +26,8 @@ class ImdbConvnet(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the logits ``(N,)`` of ``tokens`` ``(N, L)``, ``L`` at least 41; of the first ``lengths`` ``(N,)``."""
-        rest = None if lengths is None else self.first.output_lengths(lengths)
-        return self.head(self.second(self.first(tokens, lengths), rest)).squeeze(-1)  # type: ignore[no-any-return]
+        pooled = self.first(tokens, lengths)
+        return self.head(self.second(pooled, self.first.output_lengths(lengths))).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class ImdbLSTM(nn.Module):

@@ -16,7 +16,7 @@ __all__ = ["Batches", "Feed", "to_device"]
 Batches = Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]]
 """A loader: each ``iter()`` is a pass that yields ``(inputs, targets)``, the batch in the first dimension.
 
-Inputs of a model that takes several are a tuple.
+Inputs of a model that takes several are a tuple or a list.
 """
 
 
@@ -89,7 +89,7 @@ def to_device(batch: tuple[Any, Tensor], device: torch.device) -> tuple[tuple[Te
     """Return ``(inputs, targets)`` on ``device``: a model's inputs, most models' is one, in a tuple."""
     try:
         inputs, targets = batch
-        given = inputs if type(inputs) is tuple else (inputs,)
+        given = inputs if type(inputs) in (tuple, list) else (inputs,)  # a DataLoader makes lists of tuples
         moved = tuple(one.to(device, non_blocking=True) for one in given)
         return moved, targets.to(device, non_blocking=True)
     except (TypeError, ValueError, AttributeError):

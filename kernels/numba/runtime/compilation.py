@@ -7,13 +7,16 @@ every installation or checkout has a folder of its own, and what was compiled fr
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
+import os
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ config: Any = numba.config
 logger = logging.getLogger("seqconv")
 
 FLOOR = Path(__file__).parents[1]  # the folder of all CPU kernels
+
+MAKER = uuid.uuid4().hex[:8]  # of kernels: this process, and the number of each that it becomes by a fork
 
 _setting = threading.Lock()
 
@@ -130,11 +135,21 @@ def _told(kernel: Any) -> Any:
 def _stamp(kept: Any, function: Callable[..., Any]) -> None:
     """Have what is on disk count as old once any file of this floor, or beside the function's, has changed.
 
-    Kernels are made of functions from other files, whose changes Numba does not see.
+    Kernels are made of functions from other files, whose changes Numba does not see. Files of kernels are called by
+    their sources and the process that made them: Numba counts them, and writes its index first, so that of processes
+    that compile at once one could be given what another has made, for other types or of older sources.
     """
     file = getattr(getattr(kept, "_cache", None), "_cache_file", None)
-    if file is not None and hasattr(file, "_source_stamp"):  # else another Numba: then as it has it
-        file._source_stamp = _digest(FLOOR, "**/*.py") + _digest(Path(function.__code__.co_filename).parent, "*.py")
+    if file is None or not hasattr(file, "_source_stamp") or not hasattr(file, "_data_name"):
+        return  # another Numba: then as it has it
+    stamp = _digest(FLOOR, "**/*.py") + _digest(Path(function.__code__.co_filename).parent, "*.py")
+    base, sources = file._index_name.removesuffix(".nbi"), hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    file._source_stamp = stamp
+    file._data_name = lambda number: f"{base}.{sources}.{MAKER}-{os.getpid()}.{number}.nbc"
+    for old in Path(file._cache_path).glob(f"{glob.escape(base)}.*.nbc"):
+        if not old.name.startswith(f"{base}.{sources}."):
+            with suppress(OSError):
+                old.unlink()
 
 
 @cache

@@ -26,16 +26,18 @@ def twice(number):
     return {factor} * number
 """
 PROGRAM = """
-import sys, types
+import os, sys, types
 sys.modules["seqconv"] = types.ModuleType("seqconv")  # whose own file imports torch, of which nothing is needed here
 sys.modules["seqconv"].__path__ = sys.argv[1:]
-import numba.core.dispatcher
+import numba.core.caching, numba.core.dispatcher
 compiled = []
 compile = numba.core.compiler.compile_extra
 def note(*given, **options):
     compiled.append(1)
     return compile(*given, **options)
 numba.core.compiler.compile_extra = note
+if "SLOW_DISK" in os.environ:  # the process is looked at between its writing the index and the kernel
+    numba.core.caching.IndexDataCacheFile._save_data = lambda *_: None
 from kernel import kernel
 from seqconv.kernels.numba.runtime.compilation import watched
 began = []
@@ -101,6 +103,15 @@ def test_kernels_are_kept_until_what_they_are_made_of_changes(sources, tmp_path)
     os.utime(sources / "helper.py", ns=(times.st_atime_ns, times.st_mtime_ns))  # of the same size and time, too
     assert run(sources, **cache)[0] == ["9.0", "True"]
     assert not kept(sources)
+
+
+def test_a_kernel_that_another_process_is_writing_is_not_taken_from_older_sources(sources, tmp_path):
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["6.0", "True"]
+    (sources / "helper.py").write_text(HELPER.format(factor=5))
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path), SLOW_DISK="1")[0] == ["15.0", "True"]
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["15.0", "True"]
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["15.0", "False"]
+    assert len(list(tmp_path.rglob("*.nbc"))) == 1
 
 
 def test_numbas_own_variable_is_followed(sources, tmp_path):

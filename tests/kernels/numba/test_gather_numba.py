@@ -12,8 +12,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct, gather_plans
+from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
@@ -521,14 +522,14 @@ def test_folds_every_row_or_those_listed(shared, dtype, rows, channels, outputs,
 def test_plans_follow_the_counts():
     """A vocabulary that recurs is folded, rows that occur once are not; few winners are multiplied one by one."""
     imdb = {"channels": 128, "outputs": 32, "size": 7}
-    assert gather_plans.forward_plan(128, 494, 10_000, **imdb).name == "folded"
-    assert gather_plans.forward_plan(1, 494, 500, **imdb).name == "direct"
-    assert gather_plans.forward_plan(1, 494, 500, **imdb, ready=True).name == "folded"
+    assert plans.forward_plan(plans.CPU, 128, 494, 10_000, **imdb).name == "folded"
+    assert plans.forward_plan(plans.CPU, 1, 494, 500, **imdb).name == "direct"
+    assert plans.forward_plan(plans.CPU, 1, 494, 500, **imdb, ready=True).name == "folded"
     both = {**imdb, "wanted": (True, True)}
-    assert gather_plans.backward_plan(128, 500, 98, 10_000, **both).name == "folded"
-    assert gather_plans.backward_plan(128, 500, 1, 10_000, **both).name == "direct"
-    plan = gather_plans.backward_plan(128, 500, 1, 10_000, **both)
-    assert set(plan.operations) == set(gather_plans.PLANS)
+    assert plans.backward_plan(plans.CPU, 128, 500, 98, 10_000, **both).name == "folded"
+    assert plans.backward_plan(plans.CPU, 128, 500, 1, 10_000, **both).name == "direct"
+    plan = plans.backward_plan(plans.CPU, 128, 500, 1, 10_000, **both)
+    assert set(plan.operations) == set(plans.PLANS)
     assert plan.operations["direct"] < plan.operations["folded"]
     assert "10000 rows" in plan.reason
 

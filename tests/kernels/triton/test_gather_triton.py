@@ -6,9 +6,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Tokens, Windows
-from seqconv.kernels.triton import conv_pool, fold, gather_backward, gather_plans, support
+from seqconv.kernels.triton import conv_pool, fold, gather_backward, support
 from tests.grids import grid, rounds
 from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers, reordered
 
@@ -416,16 +417,16 @@ def test_folds_every_row_or_those_listed(device, dtype, layout):
 def test_plans_follow_the_counts():
     """A vocabulary that recurs is folded; rows that occur once are not, nor rows of few channels."""
     imdb = {"channels": 128, "outputs": 32, "size": 7}
-    assert gather_plans.forward_plan(128, 494, 10_000, **imdb).name == "folded"
-    assert gather_plans.forward_plan(1, 494, 10_000, **imdb).name == "direct"
-    assert gather_plans.forward_plan(1, 494, 10_000, **imdb, ready=True).name == "folded"
-    assert gather_plans.forward_plan(128, 494, 10_000, **imdb, kind="ieee").name == "folded"
-    assert gather_plans.forward_plan(128, 236, 1000, 14, 32, 5, kind="ieee").name == "direct"
-    plan = gather_plans.forward_plan(128, 494, 10_000, **imdb)
-    assert set(plan.operations) == set(gather_plans.PLANS)
+    assert plans.forward_plan(plans.GPU["tf32"], 128, 494, 10_000, **imdb).name == "folded"
+    assert plans.forward_plan(plans.GPU["tf32"], 1, 494, 10_000, **imdb).name == "direct"
+    assert plans.forward_plan(plans.GPU["tf32"], 1, 494, 10_000, **imdb, ready=True).name == "folded"
+    assert plans.forward_plan(plans.GPU["ieee"], 128, 494, 10_000, **imdb).name == "folded"
+    assert plans.forward_plan(plans.GPU["ieee"], 128, 236, 1000, 14, 32, 5).name == "direct"
+    plan = plans.forward_plan(plans.GPU["tf32"], 128, 494, 10_000, **imdb)
+    assert set(plan.operations) == set(plans.PLANS)
     assert "10000 rows" in plan.reason
-    fold_operations = gather_plans.fold_operations(10_000, **imdb)
-    ready = gather_plans.forward_plan(128, 494, 10_000, **imdb, ready=True)
+    fold_operations = plans.fold_operations(plans.GPU["tf32"], 10_000, **imdb)
+    ready = plans.forward_plan(plans.GPU["tf32"], 128, 494, 10_000, **imdb, ready=True)
     assert plan.operations["folded"] - ready.operations["folded"] == fold_operations
 
 

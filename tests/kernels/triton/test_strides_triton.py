@@ -128,13 +128,14 @@ def check(layer, operand, layout, backend, device):
 
 @pytest.mark.parametrize(("layer", "operand", "layout"), marked(CASES))
 def test_reads_operands_of_any_strides(device, layer, operand, layout, monkeypatch):
-    from seqconv.kernels.triton import gather, gather_plans
+    from seqconv.kernels.plans import forward_plan
+    from seqconv.kernels.triton import gather
 
     plan, plans = LAYERS[layer][1], []
 
     def forced(*counts, **options):
         plans.append(plan)
-        return gather_plans.forward_plan(*counts, **options)._replace(name=plan)
+        return forward_plan(*counts, **options)._replace(name=plan)
 
     monkeypatch.setattr(gather, "forward_plan", forced)
     check(layer, operand, layout, "triton", device)
