@@ -7,9 +7,10 @@ import pytest
 
 def grid(together=2, indirect=(), **axes):
     """Return the mark that runs a test on every case of ``axes``; see :func:`marked`."""
-    numbers = list(itertools.product(*(range(len(values)) for values in axes.values())))
+    lists = [list(values) for values in axes.values()]
+    numbers = list(itertools.product(*(range(len(values)) for values in lists)))
     given = [
-        pytest.param(*(values[i] for values, i in zip(axes.values(), number.values, strict=True)), marks=number.marks)
+        pytest.param(*(values[i] for values, i in zip(lists, number.values, strict=True)), marks=number.marks)
         for number in marked(numbers, together)
     ]
     return pytest.mark.parametrize(list(axes), given, indirect=list(indirect))
