@@ -37,9 +37,7 @@ def embedding(tokens, table, weight, bias, pool, **options):
     return embedding_conv1d_relu_max_pool1d(tokens, table, weight, bias, **pool, **options)
 
 
-@grid(
-    indirect=["floor"], floor=FLOORS, index=[torch.int32, torch.int64], padding_idx=[None, 0, 3, -1], pool=POOLS
-)
+@grid(indirect=["floor"], floor=FLOORS, index=[torch.int32, torch.int64], padding_idx=[None, 0, 3, -1], pool=POOLS)
 def test_embeddings(pool, padding_idx, index, draw):
     tokens = torch.randint(7, (3, 12), dtype=index)  # far more tokens than words: every row is read several times
     for one, groups, padding in itertools.product((tokens, tokens[0], tokens.t()[:, :2].t()), (1, 2), (0, 2, "same")):
