@@ -9,20 +9,11 @@ from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
+from tests.grids import grid
+from tests.kernels.numba.conftest import THREADS
 
 PLAIN = Convolution()
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(params=[(1, True), (2, True), (3, True), (3, False)], ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -92,8 +83,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-@pytest.mark.parametrize("name", sorted(SHAPES))
+@grid(indirect=["shared"], shared=THREADS, name=SHAPES, layout=LAYOUTS)
 def test_equals_the_reference_on_exact_sums(shared, name, layout):
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     generator = torch.Generator().manual_seed(4)
@@ -136,8 +126,7 @@ def test_the_shapes_are_shared(name, monkeypatch):
     assert made[0].task.parts >= 2
 
 
-@pytest.mark.parametrize("name", sorted(SHAPES))
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@grid(together=1, name=SHAPES, layout=["contiguous", "channels-last"])
 def test_bits_depend_on_no_neighbour_and_no_thread(name, layout, monkeypatch):
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     generator = torch.Generator().manual_seed(6)

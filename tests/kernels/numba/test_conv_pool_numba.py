@@ -14,27 +14,13 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, support
-from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from tests.grids import grid
+from tests.kernels.numba.conftest import THREADS
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
-
-
-THREADS = [(1, True), (2, True), (3, True), (3, False)]
-
-
-@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):

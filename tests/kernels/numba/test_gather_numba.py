@@ -14,29 +14,15 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct, gather_plans
-from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
 from tests.grids import grid, rounds
+from tests.kernels.numba.conftest import THREADS
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
 PLANS = ["folded", "direct", "ready"]
-
-
-THREADS = [(1, True), (2, True), (3, True), (3, False)]
-
-
-@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
 
 
 def integers(generator, *shape, dtype=torch.float32):
