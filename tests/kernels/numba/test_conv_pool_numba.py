@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, support
+from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
-from tests.grids import grid
+from tests.grids import grid, rounds
 from tests.kernels.numba.conftest import THREADS
 
 NAN, INF = float("nan"), float("inf")
@@ -86,7 +87,8 @@ def calls(draw):
     return shape, draw(st.integers(1, 40)), size, convolution, pool
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(3)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     call=calls(),
     layout=st.sampled_from(sorted(LAYOUTS)),
@@ -100,7 +102,7 @@ def calls(draw):
 @example(((3, 301, 60), 5, 3, PLAIN, Pool(2, 2)), "channels-last", torch.float32, True, 1)  # several groups of windows
 @example(((2, 2, 1), 3, 2, Convolution(1, (1, 1), 2), None), "channels-last", torch.float32, False, 0)  # strides all 1
 @example(((2, 1, 2), 3, 2, Convolution(1, (2, 2), 2), Pool(1, 1)), "contiguous", torch.float32, False, 0)
-def test_equals_the_reference_on_exact_sums(shared, call, layout, dtype, has_bias, seed):
+def test_equals_the_reference_on_exact_sums(shared, turn, call, layout, dtype, has_bias, seed):
     """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
     generator = torch.Generator().manual_seed(seed)
@@ -309,7 +311,7 @@ def test_reruns_give_the_same_bits(shared, samples):
         assert all(map(torch.equal, first, step(samples=samples)))
 
 
-@pytest.mark.parametrize("pool", [THREE, None])
+@grid(together=1, indirect=["shared"], shared=THREADS, pool=[THREE, None])
 def test_many_python_threads_at_once(shared, pool):
     """Many steps, so that memory a kernel had freed too early would be another's by then."""
     alone = [step(seed, pool=pool) for seed in range(4)]
@@ -319,17 +321,8 @@ def test_many_python_threads_at_once(shared, pool):
         assert all(map(torch.equal, alone[i % 4], results))
 
 
-def child(code, **environment):
-    """Run code in a fresh process and return the last line it prints, read as JSON."""
-    finished = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
-
-
 SHORT_STEP = """
-import json, os, torch
+import json, torch
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool
 from seqconv.kernels.numba.micro import simd
@@ -337,38 +330,29 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Dense
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)
-def step():
-    generator = torch.Generator().manual_seed(3)
-    x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
-    arguments = Convolution(), Pool(3, 3)
-    out, argmax = conv_pool.forward(Dense(x), w, None, *arguments, want_argmax=True)
-    grads = conv_pool.backward(out, argmax, Dense(x), w, *arguments, wanted=(True, True, True))
-    return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *grads)]
+generator = torch.Generator().manual_seed(3)
+x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
+arguments = Convolution(), Pool(3, 3)
+out, argmax = conv_pool.forward(Dense(x), w, None, *arguments, want_argmax=True)
+grads = conv_pool.backward(out, argmax, Dense(x), w, *arguments, wanted=(True, True, True))
+sums = [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *grads)]
+print(json.dumps([simd.REGISTERS.width, sums]))
 """
-
-
-def expected_short_step():
-    generator = torch.Generator().manual_seed(3)
-    x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
-    out = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3))
-    _, gradients = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3), out)
-    return [float((one * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *gradients)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_child_makes_threads_of_its_own():
+def test_a_forked_child_makes_threads_of_its_own(monkeypatch):
     """The parent's helpers exist when it forks; the child has none of them and must not wait for them."""
-    code = """
-first = step()
-pid = os.fork()
-if not pid:
-    try:
-        os._exit(0 if step() == first and threads._executor is not None else 1)
-    finally:
-        os._exit(2)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), first]))
-"""
-    assert child(SHORT_STEP + code) == [0, expected_short_step()]
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
+    torch.set_num_threads(2)
+    first = step()
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(0 if all(map(torch.equal, first, step())) and threads._executor is not None else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.large
@@ -378,9 +362,16 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), first]))
 )
 def test_serves_smaller_cpus(name, features, width, tmp_path):
     """The same results where Numba is told of fewer features than this CPU has."""
-    code = SHORT_STEP + "print(json.dumps([simd.REGISTERS.width, step()]))"
+    generator = torch.Generator().manual_seed(3)
+    x, w = integers(generator, 5, 9, 77), integers(generator, 37, 9, 4)
+    out = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3))
+    _, gradients = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3), out)
+    value = [float((one * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *gradients)]
     environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-    assert child(code, **environment) == [width, expected_short_step()]
+    command, environment = [sys.executable, "-c", SHORT_STEP], {**os.environ, **environment}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1]) == [width, value]
 
 
 def test_refuses_with_a_reason():

@@ -19,6 +19,7 @@ from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
 from tests.grids import grid, rounds
 from tests.kernels.numba.conftest import THREADS
+from tests.kernels.triton.gather_cases import SPECIAL_VALUES
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = Convolution()
@@ -136,8 +137,8 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     return case, w, b
 
 
-@rounds(2)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(4)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     call=calls(),
     index=st.sampled_from(sorted(INDICES)),
@@ -287,13 +288,13 @@ def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels
         assert max(ratios) <= 2, (name, ratios)
 
 
-@pytest.mark.parametrize(
-    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+@grid(
+    values=SPECIAL_VALUES,
+    dtype=[torch.float32, torch.float64],
+    globally=[False, True],
+    plan=PLANS,
+    overlaps=[False, True],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("globally", [False, True])
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("overlaps", [False, True])
 def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan, overlaps):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
@@ -452,8 +453,7 @@ def step(seed=0, samples=9, pool=None, plan="folded"):
     return out, *case.backward(torch.randn(out.shape, generator=generator), argmax, w, plan)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 9])
-@pytest.mark.parametrize("plan", ["folded", "direct"])
+@grid(indirect=["shared"], shared=THREADS, samples=[1, 2, 9], plan=["folded", "direct"])
 def test_reruns_give_the_same_bits(shared, samples, plan):
     first = step(samples=samples, pool=Pool(3, 3), plan=plan)
     for _ in range(20):
@@ -477,8 +477,7 @@ def test_winners_of_many_samples_are_listed_together(shared):
         assert torch.equal(ours, case.backward(rounded, argmax, w, "direct")[0])
 
 
-@pytest.mark.parametrize("plan", ["folded", "direct"])
-@pytest.mark.parametrize("pool", [Pool(3, 3), None])
+@grid(indirect=["shared"], shared=THREADS, pool=[Pool(3, 3), None], plan=["folded", "direct"])
 def test_many_python_threads_at_once(shared, pool, plan):
     """Many steps, so that memory a kernel had freed too early would be another's by then."""
     alone = [step(seed, pool=pool, plan=plan) for seed in range(4)]
@@ -526,7 +525,8 @@ def test_a_table_without_channels_leaves_the_bias():
     assert torch.equal(case.backward(torch.ones_like(out), argmax, torch.empty(2, 0, 1))[1], torch.empty(2, 0, 1))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(2)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 20)), min_size=1, max_size=4),
     shape=st.tuples(st.integers(0, 4), st.sampled_from([9, 150])),
@@ -537,7 +537,9 @@ def test_a_table_without_channels_leaves_the_bias():
     has_padding_idx=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows, plan, wanted, has_padding_idx, seed):
+def test_several_layers_equal_the_reference(
+    shared, turn, sizes, shape, padding, rows, plan, wanted, has_padding_idx, seed
+):
     generator = torch.Generator().manual_seed(seed)
     table = integers(generator, rows, 6)
     tokens = torch.randint(rows, shape, generator=generator)
