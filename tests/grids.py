@@ -27,7 +27,12 @@ def marked(cases, together=2):
 
 def rounds(number):
     """Return the mark that draws a test's examples anew, so many times in all: those beyond the first are large."""
-    return pytest.mark.parametrize("turn", [pytest.param(turn, marks=large(turn > 0)) for turn in range(number)])
+    return pytest.mark.parametrize("turn", others_large(*range(number)))
+
+
+def others_large(*values):
+    """Return values as parameters: those behind the first are large."""
+    return [pytest.param(value, marks=large(number > 0)) for number, value in enumerate(values)]
 
 
 def large(is_large):

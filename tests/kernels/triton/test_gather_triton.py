@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Tokens, Windows
 from seqconv.kernels.triton import conv_pool, fold, gather_backward, gather_plans, support
-from tests.grids import grid, rounds
+from tests.grids import grid, others_large, rounds
 from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -80,8 +80,8 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     return Case(INDICES[index](numbers.to(device)), table, convolution, pool, **options), w, b
 
 
-@rounds(5)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@rounds(10)
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     call=calls(),
     index=st.sampled_from(sorted(INDICES)),
@@ -149,7 +149,7 @@ def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
 
 
-@grid(dtype=DTYPES, pool=[Pool(5, 5), None], plan=["direct", "folded"])
+@grid(together=1, dtype=DTYPES, pool=[Pool(5, 5), None], plan=["direct", "folded"])
 def test_is_as_precise_as_torch(device, dtype, pool, plan):
     """Against float64, at most twice the error of torch's composition in that precision, and the result's rounding."""
     case = tokens_case((2, 60), normal(7, 30, 40, dtype=dtype, device=device), PLAIN, pool)
@@ -205,7 +205,7 @@ def test_gradients_are_as_precise_as_torch(device, dtype, rows):
         assert error <= 2 * other + cut * value.abs().mean()
 
 
-@grid(values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True], plan=PLANS)
+@grid(together=1, values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True], plan=PLANS)
 def test_special_values_go_where_torch_sends_them(device, values, dtype, globally, plan):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1)
@@ -222,8 +222,7 @@ def test_special_values_go_where_torch_sends_them(device, values, dtype, globall
             np.testing.assert_array_equal(mine.cpu().double(), other)
 
 
-@pytest.mark.parametrize("padding", [0, 2])
-@pytest.mark.parametrize("plan", PLANS)
+@grid(together=1, padding=[0, 2], plan=PLANS)
 def test_an_infinite_weight_gives_torchs_nan(device, plan, padding):
     """Also where it meets padding, and in the gradients of rows that only losers read."""
     table = normal(5, 40, 3, device=device)
@@ -255,8 +254,7 @@ def test_a_nan_reaches_only_the_windows_and_rows_that_see_it(device, plan):
     assert dtable.isnan().all(1).nonzero().flatten().tolist() == [6, 7, 8]  # neighbours in the sorted sum are spared
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("padding", [0, 3])
+@grid(together=1, padding=[0, 3], plan=PLANS)
 def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, plan, padding):
     """NaN surround the table and the weights, and rows that no token names are NaN."""
     room = torch.full((90, 25), NAN, device=device)
@@ -275,14 +273,7 @@ def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, 
     np.testing.assert_array_equal(room.cpu(), before.cpu())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "pool", "plan"),
-    [
-        ((torch.int32, torch.int64)[(number + turn) % 2], pool, plan)  # any two of the three meet
-        for number, pool in enumerate((Pool(3, 2), None))
-        for turn, plan in enumerate(PLANS)
-    ],
-)
+@grid(together=1, dtype=[torch.int32, torch.int64], pool=[Pool(3, 2), None], plan=PLANS)
 def test_numbers_out_of_range_count_as_rows_of_zeros(device, dtype, pool, plan):
     """Of a window that leaves the series all rows; none gets a gradient, and the others theirs."""
     if device.type == "cuda":
@@ -362,7 +353,13 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, plan, narrow):
     assert dtable.flatten().nonzero().flatten().tolist() == winners
 
 
-@grid(special=[False, True], total=[1, 33, 64, 300], rows=[1, 3, 40, 5000, 40000], spans=[gather_backward.SPANS, 5])
+@grid(
+    together=1,
+    special=[False, True],
+    total=[300, 64, 33, 1],
+    rows=[3, 40, 1, 5000, 40000],
+    spans=[gather_backward.SPANS, 5],
+)
 def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, rows, total, spans, special):
     """Within a span of sorted tokens, in steps, over a boundary, and over more spans than are joined at a time."""
     monkeypatch.setattr(gather_backward, "SPANS", spans)
@@ -382,7 +379,8 @@ def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, r
     np.testing.assert_array_equal(dtable.cpu().double(), expected)
 
 
-@grid(together=1, pool=[Pool(3, 3), Pool(3, 2), None], plan=["folded", "direct"])
+@pytest.mark.parametrize("pool", others_large(Pool(3, 3), Pool(3, 2), None))
+@pytest.mark.parametrize("plan", others_large("direct", "folded"))
 def test_reruns_give_the_same_bits(device, pool, plan):
     interpreted = device.type == "cpu"
     case = tokens_case((2, 9) if interpreted else (500, 90), normal(0, 30, 20, device=device), PLAIN, pool)

@@ -129,7 +129,7 @@ def test_the_global_layer_equals_the_reference(device, kind, name, layout):
         assert torch.equal(gradient.cpu(), exact.to(dtype))
 
 
-@grid(kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
+@grid(together=1, kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
 def test_equals_the_reference_on_gathered_rows(device, served, kind, rows, pool, padding):
     dtype, generator = KINDS[kind], torch.Generator().manual_seed(1)
     table = integers(generator, 30, 19, dtype=dtype, device=device)
