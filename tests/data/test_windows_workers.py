@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from seqconv.data import SlidingWindows
 from seqconv.data.prefetch import prefetched
+from tests.grids import others_large
 
 
 def loader(**changes: Any) -> SlidingWindows:
@@ -97,7 +98,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.large)])
+@pytest.mark.parametrize("method", others_large("fork", "spawn"))
 def test_a_pass_repeated_by_new_workers_is_warned_of_once(method: str, tmp_path: Path) -> None:
     script = tmp_path / "passes.py"
     script.write_text(PASSES)
