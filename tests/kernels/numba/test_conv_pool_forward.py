@@ -10,10 +10,8 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from tests.grids import grid
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, integers
 from tests.kernels.numba.conftest import THREADS
-
-PLAIN = Convolution()
-NAN, INF = float("nan"), float("inf")
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -37,20 +35,6 @@ def expected(x, w, b, convolution, pool):
     won = torch.where(top > 0, torch.div(place - start, pool.dilation, rounding_mode="floor"), -1)
     return value, won.transpose(1, 2)
 
-
-def integers(generator, *shape, dtype=torch.float32):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-3, 4, shape, generator=generator).to(dtype)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-}
 
 # Samples, channels, length, outputs, kernel size, convolution, pool: what each makes the plan do.
 SHAPES = {

@@ -18,10 +18,8 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from tests.grids import grid, rounds
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, calls, integers
 from tests.kernels.numba.conftest import THREADS
-
-NAN, INF = float("nan"), float("inf")
-PLAIN = Convolution()
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -41,56 +39,10 @@ def expected(x, w, b, convolution, pool, upstream=None):
     return out.detach(), torch.autograd.grad(out, tensors, upstream.double())
 
 
-def integers(generator, *shape, dtype=torch.float32):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-3, 4, shape, generator=generator).to(dtype)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a call whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 90))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    shape = (draw(st.integers(0, 4)), draw(st.integers(1, 20)), length)
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
-
-
 @rounds(3)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    call=calls(),
+    call=calls(90),
     layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     has_bias=st.booleans(),

@@ -16,10 +16,9 @@ from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import split, support
 from tests.grids import grid, others_large, rounds
-from tests.kernels.triton.gather_cases import SPECIAL_VALUES, reordered
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, SPECIAL_VALUES, calls
+from tests.kernels.triton.gather_cases import reordered
 
-NAN, INF = float("nan"), float("inf")
-PLAIN = Convolution()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -31,47 +30,6 @@ def integers(seed, *shape, dtype=torch.float32, device="cpu", most=3):
 
 def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a call whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 20))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    shape = (draw(st.integers(0, 4)), draw(st.integers(1, 20)), length)
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
 
 
 # The forward pass in one step, or in two with as many parts as there can be.
@@ -96,7 +54,7 @@ SEVERAL_TILES = ((3, 66, 45), 66, 3, Convolution(1, (1, 1)), Pool(2, 2))
 @rounds(8)
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    call=calls(),
+    call=calls(20),
     layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from(DTYPES),
     has_bias=st.booleans(),

@@ -10,54 +10,10 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Tokens, Windows
 from seqconv.kernels.triton import conv_pool, fold, gather_backward, gather_plans, support
 from tests.grids import grid, others_large, rounds
-from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers, reordered
+from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
+from tests.kernels.triton.gather_cases import PLANS, Case, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-INDICES = {
-    "int64": lambda tokens: tokens,
-    "int32": lambda tokens: tokens.int(),
-    "transposed": lambda tokens: tokens.t().contiguous().t(),
-    "every-other": lambda tokens: tokens.int().repeat_interleave(2, -1)[..., ::2],
-    "one for all": lambda tokens: tokens[:1].expand_as(tokens),
-}
-TABLES = {
-    "contiguous": lambda table: table,
-    "cut": lambda table: torch.nn.functional.pad(table, (1, 2), value=NAN)[:, 1:-2],
-    "transposed": lambda table: table.t().contiguous().t(),
-    "every-other row": lambda table: table.repeat_interleave(2, 0)[::2],
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a layer whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 10)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 20))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    rows = draw(st.sampled_from([1, 2, 7, 200]))
-    shape = (draw(st.integers(0, 4)), length, rows, draw(st.integers(1, 20)))
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
 
 
 def build(call, index, table_layout, dtype, is_window, step, seed, device):
@@ -83,7 +39,7 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
 @rounds(10)
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    call=calls(),
+    call=gathered_calls(20, size=10),
     index=st.sampled_from(sorted(INDICES)),
     table_layout=st.sampled_from(sorted(TABLES)),
     dtype=st.sampled_from(DTYPES),

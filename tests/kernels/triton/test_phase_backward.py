@@ -12,7 +12,8 @@ from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import conv_pool, phase_backward
 from seqconv.kernels.triton.configurations import Layer
 from tests.grids import grid, large
-from tests.kernels.triton.gather_cases import Case, integers
+from tests.kernels.cases import integers
+from tests.kernels.triton.gather_cases import Case
 
 CASES = {
     "fewer outputs than a tile": ((3, 8, 23), 5, 3, Convolution(), Pool(2, 2)),
