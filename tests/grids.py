@@ -31,8 +31,9 @@ def rounds(number):
 
 
 def others_large(*values):
-    """Return values as parameters: those behind the first are large."""
-    return [pytest.param(value, marks=large(number > 0)) for number, value in enumerate(values)]
+    """Return values, or tuples of them, as parameters: those behind the first are large."""
+    cases = [value if type(value) is tuple else (value,) for value in values]
+    return [pytest.param(*case, marks=large(number > 0)) for number, case in enumerate(cases)]
 
 
 def large(is_large):

@@ -1,8 +1,5 @@
 """The fused conv stack's kernels against the reference in float64, in every shape, layout and trap."""
 
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
@@ -308,16 +305,3 @@ def test_follows_torchs_switches_for_tf32():
         assert precision(torch.float32) == "ieee"
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="it is the same in the interpreter")
-def test_triton_is_not_imported_before_the_first_call():
-    """Nor is it to tell that a call cannot be served."""
-    code = (
-        "import sys, torch; import seqconv; from seqconv.kernels.triton import conv_pool, support;"
-        "from seqconv.kernels.geometry import Convolution; from seqconv.kernels.source import Dense;"
-        "assert support.refuse(Dense(torch.ones(1, 1, 9)), torch.ones(1, 1, 3), Convolution(), None) is not None;"
-        "sys.exit('triton' in sys.modules)"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False).returncode == 0
