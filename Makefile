@@ -23,6 +23,7 @@ compare: $(READY)  ## train and compare the notebook's models; DATA and options 
 	$(BIN)/seqconv compare all $(ARGS)
 
 test: $(READY)  ## all tests but the large and GPU ones, with coverage
+	@$(BIN)/seqconv warmup --dtype float32 float64 > /dev/null  # once, instead of in every process of tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not large and not gpu" --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 test-large: $(READY)  ## tests that need much memory or time

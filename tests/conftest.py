@@ -16,7 +16,10 @@ def _settings(monkeypatch):
     torch.set_default_dtype(dtype)
 
 
-@pytest.fixture(params=["reference", "auto"])
+FLOORS = ("reference", "auto")
+
+
+@pytest.fixture(params=FLOORS)
 def floor(request, monkeypatch):
     """Run a test on torch's own operations, and on what is chosen: compiled kernels, where they serve."""
     if request.param != "auto":

@@ -7,9 +7,10 @@ import pytest
 
 def grid(together=2, indirect=(), **axes):
     """Return the mark that runs a test on every case of ``axes``; see :func:`marked`."""
-    numbers = list(itertools.product(*(range(len(values)) for values in axes.values())))
+    lists = [list(values) for values in axes.values()]
+    numbers = list(itertools.product(*(range(len(values)) for values in lists)))
     given = [
-        pytest.param(*(values[i] for values, i in zip(axes.values(), number.values, strict=True)), marks=number.marks)
+        pytest.param(*(values[i] for values, i in zip(lists, number.values, strict=True)), marks=number.marks)
         for number in marked(numbers, together)
     ]
     return pytest.mark.parametrize(list(axes), given, indirect=list(indirect))
@@ -26,7 +27,13 @@ def marked(cases, together=2):
 
 def rounds(number):
     """Return the mark that draws a test's examples anew, so many times in all: those beyond the first are large."""
-    return pytest.mark.parametrize("turn", [pytest.param(turn, marks=large(turn > 0)) for turn in range(number)])
+    return pytest.mark.parametrize("turn", others_large(*range(number)))
+
+
+def others_large(*values):
+    """Return values, or tuples of them, as parameters: those behind the first are large."""
+    cases = [value if type(value) is tuple else (value,) for value in values]
+    return [pytest.param(*case, marks=large(number > 0)) for number, case in enumerate(cases)]
 
 
 def large(is_large):

@@ -381,7 +381,7 @@ def test_reuse(prefetch: bool) -> None:
 
 @pytest.mark.parametrize("place", ["whole", "rows", "columns", "backwards"])
 def test_memmap_pickles_by_path(tmp_path: Any, place: str) -> None:
-    content = numbered(30_000, 4, np.float32)
+    content = numbered(3000, 4, np.float32)
     with open(tmp_path / "series.bin", "wb") as file:
         file.write(b"x" * 5000 + content.tobytes())
     mapped = np.memmap(tmp_path / "series.bin", np.float32, mode="r", offset=5000, shape=content.shape)

@@ -2,88 +2,74 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import datetime
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
-
-from seqconv.data import SlidingWindows
-
-RANK = """
-import datetime, json, sys
-import numpy as np
+import pytest
 import torch
 from torch import distributed, nn
+
 from seqconv.data import SlidingWindows
 
-rank, meeting = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-distributed.init_process_group(
-    "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
-told = []
-for uneven in ("pad", "drop"):
-    torch.manual_seed(0)
-    model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1).double())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    windows = SlidingWindows(
+UNEVEN = ("pad", "drop")
+
+
+def loader(rank: int, uneven: str) -> SlidingWindows:
+    return SlidingWindows(
         np.sin(np.arange(129.0)), lookback=1, delay=-1, target_column=0, batch_size=64, shuffle=True, seed=1, rank=rank,
         world_size=2, uneven=uneven,
-    )
-    batches = 0
-    for inputs, targets in windows:
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(inputs[:, 0]), targets[:, None]).backward()
-        optimizer.step()
-        batches += 1
-    distributed.barrier()
-    told.append([batches, [parameter.item() for parameter in model.parameters()]])
-print(json.dumps(told))
-distributed.destroy_process_group()
-"""
+    )  # fmt: skip
 
 
-def test_an_epoch_of_129_windows_ends_on_both_ranks(tmp_path: Path) -> None:
+def drawn() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1).double()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return nn.functional.mse_loss(model(batch[0][:, 0]), batch[1][:, None])
+
+
+def of_a_rank(rank: int, meeting: Path) -> list[tuple[int, list[float]]]:
+    """Return how many batches it saw, and the parameters behind them; this is run in a process of its own."""
+    waits = datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=waits)
+    told = []
+    for uneven in UNEVEN:
+        model, optimizer = drawn()
+        parallel, batches = nn.parallel.DistributedDataParallel(model), 0
+        for batch in loader(rank, uneven):
+            optimizer.zero_grad()
+            loss_of(parallel, batch).backward()
+            optimizer.step()
+            batches += 1
+        distributed.barrier()
+        told.append((batches, [parameter.item() for parameter in model.parameters()]))
+    distributed.destroy_process_group()
+    return told
+
+
+def test_an_epoch_of_129_windows_ends_on_both_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank steps as one process does with the mean of both ranks' gradients."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0]
-    assert told[0] == told[1]
-    assert [batches for batches, _ in told[0]] == [2, 1]
-    for uneven, (_, parameters) in zip(("pad", "drop"), told[0], strict=True):
-        # float64 sums of 64 values of size 1: relative errors below 64 * 2**-53, of a few steps.
-        np.testing.assert_allclose(parameters, of_one_process(uneven), rtol=1e-13)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    expected = [of_one_process(uneven) for uneven in UNEVEN]  # and what torch imports for it, before the fork
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as executor:
+        first, second = executor.map(of_a_rank, range(2), [tmp_path / "meeting"] * 2, timeout=120)
+    assert first == second
+    assert [batches for batches, _ in first] == [2, 1]
+    # float64 sums of 64 values of size 1: relative errors below 64 * 2**-53, of a few steps.
+    np.testing.assert_allclose([parameters for _, parameters in first], expected, rtol=1e-13)
 
 
 def of_one_process(uneven: str) -> list[float]:
     """Return the parameters after an epoch of the batches of both ranks."""
-    torch.manual_seed(0)
-    model = torch.nn.Linear(1, 1).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ranks = [
-        SlidingWindows(np.sin(np.arange(129.0)), lookback=1, delay=-1, target_column=0, batch_size=64, shuffle=True,
-                       seed=1, rank=rank, world_size=2, uneven=uneven)
-        for rank in range(2)
-    ]  # fmt: skip
-    for each in zip(*ranks, strict=True):
+    model, optimizer = drawn()
+    for both in zip(*(loader(rank, uneven) for rank in range(2)), strict=True):
         optimizer.zero_grad()
-        losses = [torch.nn.functional.mse_loss(model(inputs[:, 0]), targets[:, None]) for inputs, targets in each]
-        (sum(losses) / 2).backward()
+        (sum(loss_of(model, batch) for batch in both) / 2).backward()
         optimizer.step()
     return [parameter.item() for parameter in model.parameters()]

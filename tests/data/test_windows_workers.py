@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from seqconv.data import SlidingWindows
 from seqconv.data.prefetch import prefetched
+from tests.grids import others_large
 
 
 def loader(**changes: Any) -> SlidingWindows:
@@ -62,7 +63,7 @@ def test_workers_without_a_seed_draw_new_orders() -> None:
 
 
 PASSES = """
-import copy, sys, warnings
+import copy, gc, sys
 import numpy as np
 from torch.utils.data import DataLoader
 from seqconv.data import SlidingWindows
@@ -80,6 +81,7 @@ def passes(name, loader, count=2, each=None, **options):
         list(workers)
 
 if __name__ == "__main__":
+    gc.freeze()  # or every worker that ends copies the memory of torch's modules
     passes("repeated", windows())
     if sys.argv[1] == "fork":  # a process that is spawned imports torch again
         passes("several workers", windows(), count=3, num_workers=2)
@@ -96,7 +98,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", others_large("fork", "spawn"))
 def test_a_pass_repeated_by_new_workers_is_warned_of_once(method: str, tmp_path: Path) -> None:
     script = tmp_path / "passes.py"
     script.write_text(PASSES)

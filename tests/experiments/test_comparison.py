@@ -14,6 +14,7 @@ from seqconv import models
 from seqconv.experiments import PRESETS, Settings, compare, load_task, report, write_report
 from seqconv.experiments.comparison import served_by, step_milliseconds, train_model
 from seqconv.training import load_checkpoint
+from tests.grids import others_large
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,8 @@ def test_the_text_convnet_trains(imdb, tmp_path):
     assert served_by(imdb.entries["textcnn"].build("reference"), next(iter(imdb.test))[0][:2]) == "reference"
 
 
-def test_models_of_the_temperature_read_the_series_from_starts(tmp_path):
+@pytest.mark.parametrize("name", others_large("convnet", "conv_gru", "dense"))
+def test_models_of_the_temperature_read_the_series_from_starts(tmp_path, name):
     """The same models with windows gathered by the loader get the same figures; the series is in no checkpoint."""
     settings = Settings(epochs=1, steps_per_epoch=3, validation_steps=2, batch_size=16)
     starts = load_task("jena", settings=settings, source="synthetic")
@@ -91,18 +93,17 @@ def test_models_of_the_temperature_read_the_series_from_starts(tmp_path):
         test=gathering(starts.test),
     )
     assert next(iter(starts.test))[0].shape == (16,)
-    for name in ("convnet", "conv_gru", "dense"):
-        outcomes = [
-            train_model(replace(task, test=task.validation), name, tmp_path / str(number) / name, progress=False)
-            for number, task in enumerate((starts, gathered))
-        ]
-        (_, one, scores), (_, other, again) = outcomes
-        columns = ["loss", "mean_absolute_error", "val_loss"]
-        assert one.frame[columns].to_numpy() == pytest.approx(other.frame[columns].to_numpy(), rel=1e-4)
-        assert scores == pytest.approx(again, rel=1e-4)
-        model = starts.entries[name].build("auto")
-        weights = load_checkpoint(tmp_path / "0" / name / "last.pt")["model"]
-        assert sum(weight.numel() for weight in weights.values()) == sum(p.numel() for p in model.parameters())
+    outcomes = [
+        train_model(replace(task, test=task.validation), name, tmp_path / str(number), progress=False)
+        for number, task in enumerate((starts, gathered))
+    ]
+    (_, one, scores), (_, other, again) = outcomes
+    columns = ["loss", "mean_absolute_error", "val_loss"]
+    assert one.frame[columns].to_numpy() == pytest.approx(other.frame[columns].to_numpy(), rel=1e-4)
+    assert scores == pytest.approx(again, rel=1e-4)
+    model = starts.entries[name].build("auto")
+    weights = load_checkpoint(tmp_path / "0" / "last.pt")["model"]
+    assert sum(weight.numel() for weight in weights.values()) == sum(p.numel() for p in model.parameters())
     assert served_by(starts.entries["convnet"].build("reference"), next(iter(starts.test))[0]) == "reference"
 
 

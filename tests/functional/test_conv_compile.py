@@ -11,7 +11,7 @@ from torch._inductor import config as inductor
 import seqconv
 from seqconv.functional import library
 from tests.conv_cases import LAYOUTS, channels_last, ours, same, whole
-from tests.grids import grid, marked
+from tests.grids import large, marked, others_large
 
 POOL = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
 OPERATOR = "seqconv.conv_relu_max_pool.default"
@@ -76,7 +76,7 @@ def test_one_operator_and_the_same_bits(layout, dtype, pools, is_padded, compile
     assert not any("conv1d" in target for graph in graphs for target in graph)
 
 
-@pytest.mark.parametrize("wanted", [(0, 0, 0), (0, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 0)])
+@pytest.mark.parametrize("wanted", others_large([0, 1, 0], [0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0]))
 def test_frozen_parameters(wanted, compiler):
     compile_, graphs = compiler
     tensors = torch.randn(2, 4, 13), torch.randn(6, 4, 3), torch.randn(6)
@@ -163,14 +163,20 @@ def test_inductor_gives_the_same_bits():
 
 
 GEOMETRIES = [
-    ([1, 0, 0, 1], [2, 2, 0, 1, False]),
     ([2, 1, 2, 2], [3, 2, 1, 2, True]),
-    ([1, 1, 1, 1], [2, 2, 0, 1, False, True]),
     ([1, 2, 2, 1], []),
+    ([1, 0, 0, 1], [2, 2, 0, 1, False]),
+    ([1, 1, 1, 1], [2, 2, 0, 1, False, True]),
 ]
 
 
-@grid(together=1, layout=["contiguous", "channels_last", "batch_last"], geometry=GEOMETRIES)
+def with_geometries(*values):
+    """Return every value with every geometry: all are large but the first two values with one geometry each."""
+    pairs = itertools.product(enumerate(values), enumerate(GEOMETRIES))
+    return [pytest.param(value, geometry, marks=large(i != j or i > 1)) for (i, value), (j, geometry) in pairs]
+
+
+@pytest.mark.parametrize(("layout", "geometry"), with_geometries("channels_last", "contiguous", "batch_last"))
 def test_the_operators_are_what_they_say(layout, geometry):
     """Their descriptions, for graphs, tell shapes, strides and dtypes as they come; nothing is aliased or mutated."""
     convolution, pool = geometry
@@ -197,7 +203,7 @@ def test_the_operators_are_what_they_say(layout, geometry):
             torch.library.opcheck(library._conv_relu_pool_backward, arguments)
 
 
-@grid(together=1, rows=[[-1], [2], [11, 2]], geometry=GEOMETRIES)
+@pytest.mark.parametrize(("rows", "geometry"), with_geometries([2], [11, 2], [-1]))
 def test_the_operators_on_gathered_rows_are_what_they_say(rows, geometry):
     convolution, pool = geometry
     index = torch.tensor([0, 7, 3]) if len(rows) == 2 else torch.randint(9, (3, 13), dtype=torch.int32)

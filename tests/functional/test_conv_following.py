@@ -155,33 +155,6 @@ def test_parameters_and_buffers_are_plain_tensors():
         assert same(ours(x, w, None, None).detach(), composition(X, W, None, None))
 
 
-def test_a_default_device_is_not_that_of_the_kernels_memory():
-    """In a process of its own: kernels that write to memory that is not there would end this one."""
-    program = """
-import torch
-from seqconv import functional
-x, w = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 13), (6, 4, 3)))
-table, infinite = torch.randn(30, 4, requires_grad=True), torch.randn(30, 4)
-infinite[3] = torch.inf
-tokens, starts = torch.randint(30, (2, 13)), torch.tensor([0, 9])
-outcomes = []
-for device in ("cpu", "meta"):
-    with torch.device(device):
-        results = [functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")]
-        for rows in (table, infinite.requires_grad_()):
-            results += [
-                functional.embedding_conv1d_relu_max_pool1d(tokens, rows, w, pool_size=2, backend="numba"),
-                functional.embedding_conv1ds_relu_global_max_pool1d(tokens, rows, [w, w], backend="numba"),
-                functional.window_conv1d_relu_max_pool1d(rows, starts, w, length=13, pool_size=2, backend="numba"),
-            ]
-        gradients = torch.autograd.grad(results, [x, w, table, infinite], [one.detach() for one in results])
-        outcomes.append([one.nan_to_num() for one in (*results, *gradients)])
-assert all(torch.equal(one, other) for one, other in zip(*outcomes))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("operation", [conv1d_relu_max_pool1d, conv1d_relu_global_max_pool1d])
 def test_upstream_gradients_that_are_negated_or_have_no_memory(operation):
     """What a complex head sends back: memory holds the numbers with the other sign, or there is none."""
@@ -201,10 +174,14 @@ def test_upstream_gradients_that_are_negated_or_have_no_memory(operation):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_child_of_a_process_that_used_torch_alone():
-    """torch's threads are the parent's: a kernel that waited for them would wait for ever."""
+def test_a_child_of_a_process_that_used_torch_alone_and_a_default_device():
+    """In a process of its own: a kernel that took torch's threads, its parent's, for its own would wait for ever.
+
+    Then, with a default device, kernels that wrote to memory that is not there would end it.
+    """
     program = """
-import os, torch, seqconv
+import os, torch
+from seqconv import functional
 torch.set_num_threads(2)
 (torch.randn(4_000_000) * 2).sin().sum()
 pid = os.fork()
@@ -212,10 +189,27 @@ if not pid:
     torch.set_num_threads(1)
     x, w = torch.ones(64, 32, 200), torch.ones(32, 32, 7)
     torch.set_num_threads(2)
-    y = seqconv.functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")
+    y = functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")
     torch.set_num_threads(1)  # torch's own operations would wait
     os._exit(0 if float(y.max()) == 32 * 7 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+x, w = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 13), (6, 4, 3)))
+table, infinite = torch.randn(30, 4, requires_grad=True), torch.randn(30, 4)
+infinite[3] = torch.inf
+tokens, starts = torch.randint(30, (2, 13)), torch.tensor([0, 9])
+outcomes = []
+for device in ("cpu", "meta"):
+    with torch.device(device):
+        results = [functional.conv1d_relu_max_pool1d(x, w, pool_size=2, backend="numba")]
+        for rows in (table, infinite.requires_grad_()):
+            results += [
+                functional.embedding_conv1d_relu_max_pool1d(tokens, rows, w, pool_size=2, backend="numba"),
+                functional.embedding_conv1ds_relu_global_max_pool1d(tokens, rows, [w, w], backend="numba"),
+                functional.window_conv1d_relu_max_pool1d(rows, starts, w, length=13, pool_size=2, backend="numba"),
+            ]
+        gradients = torch.autograd.grad(results, [x, w, table, infinite], [one.detach() for one in results])
+        outcomes.append([one.nan_to_num() for one in (*results, *gradients)])
+assert all(torch.equal(one, other) for one, other in zip(*outcomes))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,9 @@ import torch
 
 from seqconv import BackendError, backends, functional
 from seqconv.functional import conv1d_relu_global_max_pool1d, conv1d_relu_max_pool1d
+from tests.conftest import FLOORS
 from tests.conv_cases import CONVOLUTIONS, LAYOUTS, POOLS, assert_same, channels_last, composition, ours, same, whole
+from tests.grids import grid, rounds
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 pytestmark = [
@@ -27,11 +29,14 @@ def _seed():
 @pytest.mark.parametrize(
     ("number", "pool"), list(enumerate([*POOLS, *({**pool, "ceil_mode": True} for pool in POOLS if pool)])), ids=str
 )
-def test_every_combination_of_arguments(number, pool, draw):
-    """The layouts take turns: over the pools, every convolution and kernel size has each."""
+@rounds(5)
+def test_every_combination_of_arguments(turn, number, pool, draw):
+    """A fifth of the convolutions and kernel sizes each, another one of each pool; the layouts take turns."""
     layouts = ("contiguous", "channels_last", "unbatched")
-    for turn, (convolution, size) in enumerate(itertools.product(CONVOLUTIONS, (2, 3))):
-        layout = layouts[(number + turn) % 3]
+    for case, (convolution, size) in enumerate(itertools.product(CONVOLUTIONS, (2, 3))):
+        if case % 5 != (number + turn) % 5:
+            continue
+        layout = layouts[(number + case) % 3]
         x, b, w = draw(2, 4, 17), draw(6), draw(6, 4 // convolution["groups"], size)
         assert_same(
             [lambda x, w, b, f=f: f(LAYOUTS[layout](x), w, b, pool, **convolution) for f in (ours, composition)],  # noqa: B023
@@ -39,10 +44,14 @@ def test_every_combination_of_arguments(number, pool, draw):
         )
 
 
-@pytest.mark.parametrize("pool", [POOLS[1], POOLS[5], None], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("groups", [1, 2])
+@grid(
+    indirect=["floor"],
+    floor=FLOORS,
+    pool=[POOLS[1], POOLS[5], None],
+    layout=LAYOUTS,
+    dtype=DTYPES,
+    groups=[1, 2],
+)
 def test_every_layout_and_dtype(groups, dtype, layout, pool, draw):
     x, w = draw(2, 4, 13, dtype=torch.float64).to(dtype), draw(6, 4 // groups, 3, dtype=torch.float64).to(dtype)
     functions = [
@@ -124,9 +133,13 @@ def test_gradients_of_those_that_want_one(pool, wanted, draw):
         assert not ours(*leaves, pool).requires_grad
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("pool", [POOLS[1], POOLS[3], POOLS[5], None], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "unbatched"])
+@grid(
+    indirect=["floor"],
+    floor=FLOORS,
+    groups=[1, 2],
+    pool=[POOLS[1], POOLS[3], POOLS[5], None],
+    layout=["contiguous", "channels_last", "unbatched"],
+)
 def test_gradcheck_once_and_twice(layout, pool, groups, floor):
     shapes = ((2, 4, 9), (4, 4 // groups, 3), (4,))
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

@@ -12,7 +12,9 @@ from seqconv.functional import (
     window_conv1d_relu_global_max_pool1d,
     window_conv1d_relu_max_pool1d,
 )
+from tests.conftest import FLOORS
 from tests.conv_cases import POOLS, assert_same, channels_last, composition, whole
+from tests.grids import grid
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
@@ -35,9 +37,7 @@ def embedding(tokens, table, weight, bias, pool, **options):
     return embedding_conv1d_relu_max_pool1d(tokens, table, weight, bias, **pool, **options)
 
 
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
-@pytest.mark.parametrize("padding_idx", [None, 0, 3, -1])
-@pytest.mark.parametrize("pool", POOLS, ids=str)
+@grid(indirect=["floor"], floor=FLOORS, index=[torch.int32, torch.int64], padding_idx=[None, 0, 3, -1], pool=POOLS)
 def test_embeddings(pool, padding_idx, index, draw):
     tokens = torch.randint(7, (3, 12), dtype=index)  # far more tokens than words: every row is read several times
     for one, groups, padding in itertools.product((tokens, tokens[0], tokens.t()[:, :2].t()), (1, 2), (0, 2, "same")):
@@ -77,8 +77,7 @@ def window(series, starts, weight, bias, pool, **options):
     return window_conv1d_relu_max_pool1d(series, starts, weight, bias, **pool, **options)
 
 
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
-@pytest.mark.parametrize("pool", POOLS, ids=str)
+@grid(indirect=["floor"], floor=FLOORS, index=[torch.int32, torch.int64], pool=POOLS)
 def test_windows(pool, index):
     """Windows overlap and repeat, so gradients of a row are sums: of small integers, exact in any order."""
     starts = torch.tensor([0, 5, 3, 3, 17], dtype=index)

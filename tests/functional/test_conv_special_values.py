@@ -6,7 +6,9 @@ All other numbers are small and whole, and upstream gradients are positive, so t
 import pytest
 import torch
 
+from tests.conftest import FLOORS
 from tests.conv_cases import LAYOUTS, POOLS, assert_same, composition, ours, same, whole
+from tests.grids import grid
 
 NAN, INF = float("nan"), float("inf")
 NON_FINITE = [NAN, INF, -INF]
@@ -35,17 +37,11 @@ def planted(value, *shape):
     return x
 
 
-def everywhere(test):
-    for mark in (
-        pytest.mark.parametrize("pool", POOLS, ids=str),
-        pytest.mark.parametrize("layout", ["contiguous", "channels_last"]),
-    ):
-        test = mark(test)
-    return test
+def everywhere(*values):
+    return grid(indirect=["floor"], floor=FLOORS, value=values, pool=POOLS, layout=["contiguous", "channels_last"])
 
 
-@everywhere
-@pytest.mark.parametrize("value", [*NON_FINITE, *FINITE], ids=str)
+@everywhere(*NON_FINITE, *FINITE)
 def test_results(value, layout, pool):
     for x in (planted(value, 2, 4, 13), torch.full((2, 4, 13), value)):
         w = whole(6, 4, 3)
@@ -61,8 +57,7 @@ def test_results(value, layout, pool):
         assert same(one, other)
 
 
-@everywhere
-@pytest.mark.parametrize("value", FINITE, ids=str)
+@everywhere(*FINITE)
 def test_gradients_of_finite_numbers(value, layout, pool):
     w = whole(6, 4, 3)
     w = w.abs() if abs(value) == 3.4e38 else w
@@ -71,20 +66,17 @@ def test_gradients_of_finite_numbers(value, layout, pool):
     assert_same(functions(layout, pool), [whole(2, 4, 13).abs(), planted(value, 6, 4, 3)], positive)
 
 
-@everywhere
-@pytest.mark.parametrize("value", NON_FINITE, ids=str)
+@everywhere(*NON_FINITE)
 def test_gradients_where_the_input_is_not_finite(value, layout, pool):
     assert_same(functions(layout, pool, padding=1), [planted(value, 2, 4, 13), whole(6, 4, 3)], positive)
 
 
-@everywhere
-@pytest.mark.parametrize("value", NON_FINITE, ids=str)
+@everywhere(*NON_FINITE)
 def test_gradients_where_a_weight_is_not_finite(value, layout, pool):
     assert_same(functions(layout, pool), [whole(2, 4, 13), planted(value, 6, 4, 3)], positive)
 
 
-@everywhere
-@pytest.mark.parametrize("value", [*NON_FINITE, *FINITE], ids=str)
+@everywhere(*NON_FINITE, *FINITE)
 def test_gradients_where_the_upstream_gradient_is_special(value, layout, pool):
     """In one window of each channel, subnormal ones everywhere: no sum depends on its order."""
 

@@ -45,7 +45,7 @@ CASES = [
     for i, source in enumerate(sources(torch.Generator()))
     for j, convolution in enumerate(CONVOLUTIONS)
     for k, pool in enumerate(POOLS)
-][:: 4 if INTERPRETED else 1]  # the interpreter takes a second for each
+][:: 8 if INTERPRETED else 1]  # the interpreter takes a second for each, and the floor's own tests have more
 
 
 def floor_of(name):

@@ -97,7 +97,7 @@ def assert_same(ours, theirs, *tensors):
         assert same(one, other)
 
 
-@grid(indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
+@grid(together=1, indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
 def test_equals_torch_for_every_option(padding_mode, pool, floor, draw):
     options_of = itertools.product((0, 3, "same", "valid"), (1, 2), (1, 2), (1, 2), (True, False))
     for number, (padding, stride, dilation, groups, bias) in enumerate(options_of):
@@ -121,7 +121,7 @@ def test_equals_torch_for_every_option(padding_mode, pool, floor, draw):
             assert ours(x).is_contiguous()
 
 
-@grid(indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
+@grid(together=1, indirect=["floor"], pool=POOLS, padding_mode=MODES, floor=["reference", "auto"])
 def test_embedding_layers_equal_torch_for_every_option(padding_mode, pool, floor):
     """Whole numbers: padding tokens instead of rows adds the same gradients to the table in another order."""
     options_of = itertools.product((0, 3, "same"), (1, 2), (1, 2), (True, False))

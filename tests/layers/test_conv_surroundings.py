@@ -18,6 +18,7 @@ import seqconv
 from seqconv import BackendError
 from seqconv.kernels.numba.runtime import threads
 from tests.conv_cases import same, whole
+from tests.grids import others_large
 
 ROOT = Path(seqconv.__file__).parent.parent
 LAYERS = [
@@ -234,7 +235,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", others_large("fork", "spawn"))
 def test_workers_of_a_data_loader(method, tmp_path):
     """Forward and backward in workers, on their one thread and on two, as in the parent, whose threads are awake."""
     if method == "fork" and not hasattr(os, "fork"):

@@ -29,6 +29,7 @@ from seqconv.training import (
     mean_absolute_error,
     rmsprop,
 )
+from tests.grids import grid, others_large
 
 TIMES = ["seconds", "ms_per_step"]
 
@@ -163,8 +164,7 @@ def test_interrupted_anywhere_resumes_to_the_same_bits(tmp_path_factory, stops, 
     assert len(best["history"]) == resumed[1].best_epoch
 
 
-@pytest.mark.parametrize("steps", [5, 6, 13, None])
-@pytest.mark.parametrize("stop", [1, 5, 6, 7, 12, 17])
+@grid(together=1, steps=[5, 6, 13, None], stop=[1, 5, 6, 7, 12, 17])
 def test_epochs_shorter_and_longer_than_a_pass(tmp_path, steps, stop):
     unbroken = run(None, steps_per_epoch=steps, epochs=3)
     with pytest.raises(Interrupted):
@@ -428,11 +428,7 @@ except Interrupted as stop:
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [
-        (signal.SIGINT, 130, []),
-        (signal.SIGTERM, 143, ["uncaught"]),
-        (signal.SIGTERM, 143, ["workers"]),
-    ],
+    others_large((signal.SIGTERM, 143, ["workers"]), (signal.SIGTERM, 143, ["uncaught"]), (signal.SIGINT, 130, [])),
 )
 def test_real_signal_to_a_process(tmp_path, number, code, words):
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from seqconv.training import CheckpointError, Interrupted, fit, learning_rate_schedule, load_checkpoint, rmsprop
+from tests.grids import grid
 
 MSE = nn.functional.mse_loss
 
@@ -93,8 +94,7 @@ def run(folder, name, *, loss=MSE, epochs=4, **options):
     return model, optimizer, history, callback
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("stops", [[1], [5], [6, 3], [7], [8, 8], [13, 1, 2], [28]])
+@grid(together=1, name=SCHEDULES, stops=[[1], [5], [6, 3], [7], [8, 8], [13, 1, 2], [28]])
 @pytest.mark.filterwarnings("error")
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, name, stops):
     model, optimizer, history, callback = run(None, name)

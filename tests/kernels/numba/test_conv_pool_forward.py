@@ -9,20 +9,9 @@ from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
-
-PLAIN = Convolution()
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(params=[(1, True), (2, True), (3, True), (3, False)], ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
+from tests.grids import grid
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, integers
+from tests.kernels.numba.conftest import THREADS
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -46,20 +35,6 @@ def expected(x, w, b, convolution, pool):
     won = torch.where(top > 0, torch.div(place - start, pool.dilation, rounding_mode="floor"), -1)
     return value, won.transpose(1, 2)
 
-
-def integers(generator, *shape, dtype=torch.float32):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-3, 4, shape, generator=generator).to(dtype)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-}
 
 # Samples, channels, length, outputs, kernel size, convolution, pool: what each makes the plan do.
 SHAPES = {
@@ -92,8 +67,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-@pytest.mark.parametrize("name", sorted(SHAPES))
+@grid(indirect=["shared"], shared=THREADS, name=SHAPES, layout=LAYOUTS)
 def test_equals_the_reference_on_exact_sums(shared, name, layout):
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     generator = torch.Generator().manual_seed(4)
@@ -136,8 +110,7 @@ def test_the_shapes_are_shared(name, monkeypatch):
     assert made[0].task.parts >= 2
 
 
-@pytest.mark.parametrize("name", sorted(SHAPES))
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@grid(together=1, name=SHAPES, layout=["contiguous", "channels-last"])
 def test_bits_depend_on_no_neighbour_and_no_thread(name, layout, monkeypatch):
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     generator = torch.Generator().manual_seed(6)

@@ -17,24 +17,9 @@ from seqconv.kernels.numba import conv_pool, support
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
-from tests.grids import grid
-
-NAN, INF = float("nan"), float("inf")
-PLAIN = Convolution()
-
-
-THREADS = [(1, True), (2, True), (3, True), (3, False)]
-
-
-@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
+from tests.grids import grid, rounds
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, calls, integers
+from tests.kernels.numba.conftest import THREADS
 
 
 def forward(x, w, b, convolution, pool, want_argmax=True):
@@ -54,55 +39,10 @@ def expected(x, w, b, convolution, pool, upstream=None):
     return out.detach(), torch.autograd.grad(out, tensors, upstream.double())
 
 
-def integers(generator, *shape, dtype=torch.float32):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-3, 4, shape, generator=generator).to(dtype)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a call whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 90))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    shape = (draw(st.integers(0, 4)), draw(st.integers(1, 20)), length)
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(3)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    call=calls(),
+    call=calls(90),
     layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     has_bias=st.booleans(),
@@ -114,7 +54,7 @@ def calls(draw):
 @example(((3, 301, 60), 5, 3, PLAIN, Pool(2, 2)), "channels-last", torch.float32, True, 1)  # several groups of windows
 @example(((2, 2, 1), 3, 2, Convolution(1, (1, 1), 2), None), "channels-last", torch.float32, False, 0)  # strides all 1
 @example(((2, 1, 2), 3, 2, Convolution(1, (2, 2), 2), Pool(1, 1)), "contiguous", torch.float32, False, 0)
-def test_equals_the_reference_on_exact_sums(shared, call, layout, dtype, has_bias, seed):
+def test_equals_the_reference_on_exact_sums(shared, turn, call, layout, dtype, has_bias, seed):
     """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
     generator = torch.Generator().manual_seed(seed)
@@ -323,7 +263,7 @@ def test_reruns_give_the_same_bits(shared, samples):
         assert all(map(torch.equal, first, step(samples=samples)))
 
 
-@pytest.mark.parametrize("pool", [THREE, None])
+@grid(together=1, indirect=["shared"], shared=THREADS, pool=[THREE, None])
 def test_many_python_threads_at_once(shared, pool):
     """Many steps, so that memory a kernel had freed too early would be another's by then."""
     alone = [step(seed, pool=pool) for seed in range(4)]
@@ -333,17 +273,8 @@ def test_many_python_threads_at_once(shared, pool):
         assert all(map(torch.equal, alone[i % 4], results))
 
 
-def child(code, **environment):
-    """Run code in a fresh process and return the last line it prints, read as JSON."""
-    finished = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
-
-
 SHORT_STEP = """
-import json, os, torch
+import json, torch
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool
 from seqconv.kernels.numba.micro import simd
@@ -351,38 +282,29 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Dense
 threads.WORTH_A_THREAD = 1
 torch.set_num_threads(2)
-def step():
-    generator = torch.Generator().manual_seed(3)
-    x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
-    arguments = Convolution(), Pool(3, 3)
-    out, argmax = conv_pool.forward(Dense(x), w, None, *arguments, want_argmax=True)
-    grads = conv_pool.backward(out, argmax, Dense(x), w, *arguments, wanted=(True, True, True))
-    return [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *grads)]
+generator = torch.Generator().manual_seed(3)
+x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
+arguments = Convolution(), Pool(3, 3)
+out, argmax = conv_pool.forward(Dense(x), w, None, *arguments, want_argmax=True)
+grads = conv_pool.backward(out, argmax, Dense(x), w, *arguments, wanted=(True, True, True))
+sums = [float((one.double() * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *grads)]
+print(json.dumps([simd.REGISTERS.width, sums]))
 """
-
-
-def expected_short_step():
-    generator = torch.Generator().manual_seed(3)
-    x, w = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((5, 9, 77), (37, 9, 4)))
-    out = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3))
-    _, gradients = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3), out)
-    return [float((one * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *gradients)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_child_makes_threads_of_its_own():
+def test_a_forked_child_makes_threads_of_its_own(monkeypatch):
     """The parent's helpers exist when it forks; the child has none of them and must not wait for them."""
-    code = """
-first = step()
-pid = os.fork()
-if not pid:
-    try:
-        os._exit(0 if step() == first and threads._executor is not None else 1)
-    finally:
-        os._exit(2)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), first]))
-"""
-    assert child(SHORT_STEP + code) == [0, expected_short_step()]
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
+    torch.set_num_threads(2)
+    first = step()
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(0 if all(map(torch.equal, first, step())) and threads._executor is not None else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.large
@@ -392,9 +314,16 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), first]))
 )
 def test_serves_smaller_cpus(name, features, width, tmp_path):
     """The same results where Numba is told of fewer features than this CPU has."""
-    code = SHORT_STEP + "print(json.dumps([simd.REGISTERS.width, step()]))"
+    generator = torch.Generator().manual_seed(3)
+    x, w = integers(generator, 5, 9, 77), integers(generator, 37, 9, 4)
+    out = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3))
+    _, gradients = expected(x, w, torch.zeros(37), PLAIN, Pool(3, 3), out)
+    value = [float((one * torch.arange(one.numel()).reshape(one.shape)).sum()) for one in (out, *gradients)]
     environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-    assert child(code, **environment) == [width, expected_short_step()]
+    command, environment = [sys.executable, "-c", SHORT_STEP], {**os.environ, **environment}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1]) == [width, value]
 
 
 def test_refuses_with_a_reason():

@@ -15,34 +15,14 @@ from hypothesis import strategies as st
 from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct
-from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import clearly_won, median_ratios, wide_layer
 from tests.grids import grid, rounds
+from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
+from tests.kernels.numba.conftest import THREADS
 
-NAN, INF = float("nan"), float("inf")
-PLAIN = Convolution()
 PLANS = ["folded", "direct", "ready"]
-
-
-THREADS = [(1, True), (2, True), (3, True), (3, False)]
-
-
-@pytest.fixture(params=THREADS, ids=["1", "2", "3", "3 of Python"])
-def shared(request, monkeypatch):
-    """Share even the smallest work among so many threads, of OpenMP's or of Python's."""
-    count, has_openmp = request.param
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    if not has_openmp:
-        monkeypatch.setattr(threads, "_launch", 0)
-    return count
-
-
-def integers(generator, *shape, dtype=torch.float32):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-3, 4, shape, generator=generator).to(dtype)
 
 
 class Case:
@@ -79,58 +59,6 @@ class Case:
         return out.detach(), torch.autograd.grad(out, tensors, upstream.double())
 
 
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-INDICES = {
-    "int64": lambda tokens: tokens,
-    "int32": lambda tokens: tokens.int(),
-    "transposed": lambda tokens: tokens.t().contiguous().t(),
-    "every-other": lambda tokens: tokens.int().repeat_interleave(2, -1)[..., ::2],
-    "one for all": lambda tokens: tokens[:1].expand_as(tokens),
-}
-TABLES = {
-    "contiguous": lambda table: table,
-    "cut": lambda table: torch.nn.functional.pad(table, (1, 2), value=NAN)[:, 1:-2],
-    "transposed": lambda table: table.t().contiguous().t(),
-    "every-other row": lambda table: table.repeat_interleave(2, 0)[::2],
-}
-
-
-@st.composite
-def calls(draw):
-    """Draw a layer whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 90))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    rows = draw(st.sampled_from([1, 2, 7, 200]))
-    return (
-        (draw(st.integers(0, 4)), length, rows, draw(st.integers(1, 20))),
-        draw(st.integers(1, 40)),
-        size,
-        convolution,
-        pool,
-    )
-
-
 def build(call, index, table_layout, dtype, is_window, step, seed):
     """Return the case and exact weights and bias."""
     (samples, length, rows, channels), outputs, size, convolution, pool = call
@@ -151,10 +79,10 @@ def build(call, index, table_layout, dtype, is_window, step, seed):
     return case, w, b
 
 
-@rounds(2)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(4)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    call=calls(),
+    call=gathered_calls(90),
     index=st.sampled_from(sorted(INDICES)),
     table_layout=st.sampled_from(sorted(TABLES)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -302,13 +230,13 @@ def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels
         assert max(ratios) <= 2, (name, ratios)
 
 
-@pytest.mark.parametrize(
-    "values", [[NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0]]
+@grid(
+    values=SPECIAL_VALUES,
+    dtype=[torch.float32, torch.float64],
+    globally=[False, True],
+    plan=PLANS,
+    overlaps=[False, True],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("globally", [False, True])
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("overlaps", [False, True])
 def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan, overlaps):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
@@ -467,8 +395,7 @@ def step(seed=0, samples=9, pool=None, plan="folded"):
     return out, *case.backward(torch.randn(out.shape, generator=generator), argmax, w, plan)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 9])
-@pytest.mark.parametrize("plan", ["folded", "direct"])
+@grid(indirect=["shared"], shared=THREADS, samples=[1, 2, 9], plan=["folded", "direct"])
 def test_reruns_give_the_same_bits(shared, samples, plan):
     first = step(samples=samples, pool=Pool(3, 3), plan=plan)
     for _ in range(20):
@@ -492,8 +419,7 @@ def test_winners_of_many_samples_are_listed_together(shared):
         assert torch.equal(ours, case.backward(rounded, argmax, w, "direct")[0])
 
 
-@pytest.mark.parametrize("plan", ["folded", "direct"])
-@pytest.mark.parametrize("pool", [Pool(3, 3), None])
+@grid(indirect=["shared"], shared=THREADS, pool=[Pool(3, 3), None], plan=["folded", "direct"])
 def test_many_python_threads_at_once(shared, pool, plan):
     """Many steps, so that memory a kernel had freed too early would be another's by then."""
     alone = [step(seed, pool=pool, plan=plan) for seed in range(4)]
@@ -541,7 +467,8 @@ def test_a_table_without_channels_leaves_the_bias():
     assert torch.equal(case.backward(torch.ones_like(out), argmax, torch.empty(2, 0, 1))[1], torch.empty(2, 0, 1))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@rounds(2)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 20)), min_size=1, max_size=4),
     shape=st.tuples(st.integers(0, 4), st.sampled_from([9, 150])),
@@ -552,7 +479,9 @@ def test_a_table_without_channels_leaves_the_bias():
     has_padding_idx=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_several_layers_equal_the_reference(shared, sizes, shape, padding, rows, plan, wanted, has_padding_idx, seed):
+def test_several_layers_equal_the_reference(
+    shared, turn, sizes, shape, padding, rows, plan, wanted, has_padding_idx, seed
+):
     generator = torch.Generator().manual_seed(seed)
     table = integers(generator, rows, 6)
     tokens = torch.randint(rows, shape, generator=generator)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, fold, gather
-from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.source import Tokens, Windows
 
 NARROW = [torch.float16, torch.bfloat16]
@@ -32,12 +31,7 @@ def oracle(folded, tokens, bias, convolution, pool, outputs):
     return F.max_pool1d(active, pool.size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
 
 
-@pytest.fixture(params=[1, 3])
-def shared(request, monkeypatch):
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-
-
+@pytest.mark.parametrize("shared", [(1, True), (3, True)], indirect=True)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_sums_what_the_narrow_table_holds(dtype, shared):
     """Exactly: all widths of outputs, pools that overlap and global ones, padding, and both widths of tokens."""

@@ -1,11 +1,11 @@
 """Sums over listed rows against numpy, for every length of a run, of the weight's gradient, the input's and both."""
 
 import numpy as np
-import pytest
 
 from seqconv.kernels.numba.micro.simd import lanes
 from seqconv.kernels.numba.micro.sparse_products import add_products
 from seqconv.kernels.numba.runtime.compilation import compiled
+from tests.grids import grid
 
 
 @compiled
@@ -14,9 +14,7 @@ def products(dw, weight, x, dx, rows, factors, count, step, numbers, zero):
     return lanes(zero)
 
 
-@pytest.mark.parametrize("kinds", ["dw", "dx", "both"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("events", [1, 2, 3, 4, 5, 11])
+@grid(kinds=["dw", "dx", "both"], dtype=[np.float32, np.float64], events=[1, 2, 3, 4, 5, 11])
 def test_runs_of_every_length(dtype, kinds, events):
     """What lies behind a run is left alone, though its last vector is read and written; rows overlap."""
     generator = np.random.default_rng(events)

@@ -46,7 +46,7 @@ def test_lists_every_window_that_has_a_winner(dtype, kind, layout, windows):
         np.zeros((outputs, capacity), np.int32),
         np.zeros((outputs, capacity), dtype),
         np.zeros((outputs, groups + 1), np.int64),
-        np.zeros((outputs, width), dtype),
+        np.zeros((outputs, width)),  # float64, whatever the gradient's dtype
     )
     scratch = np.empty(capacity * width * 16, np.uint8)
     base, window_step, code_step = 5, 6, 2

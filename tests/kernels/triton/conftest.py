@@ -21,10 +21,16 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def quicken(interpreter):
-    """Keep what the interpreter looks up about a dtype, in a tenth of its time."""
-    look_up = interpreter._get_np_dtype
+    """Keep what the interpreter looks up of a dtype; patch its language for a kernel, not for every call in it."""
+    look_up, patch, language = interpreter._get_np_dtype, interpreter._patch_lang, interpreter.tl
     kept = functools.cache(look_up)
     interpreter._get_np_dtype = lambda of: look_up(of) if of.scalar.is_ptr() else kept(of.scalar)
+
+    def patch_once(function):
+        seen = language if language in function.__globals__.values() else language.core
+        return patch(function) if language.core.is_builtin(seen.load) else interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
 
 
 if INTERPRETED:

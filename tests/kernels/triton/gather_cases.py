@@ -4,22 +4,10 @@ import copy
 
 import torch
 
-from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 
-PLAIN = Convolution()
 PLANS = ["direct", "folded", "ready"]
-NAN, INF = float("nan"), float("inf")
-# What a window may see, where it is not a matter of course which position wins.
-SPECIAL_VALUES = [
-    [NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0],
-]  # fmt: skip
-
-
-def integers(generator, *shape, dtype=torch.float32, device="cpu", most=3):
-    """Return small integers: every sum of their products is exact, and ties abound."""
-    return torch.randint(-most, most + 1, shape, generator=generator).to(device, dtype)
 
 
 def tf32(tensor):

@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from seqconv.kernels.triton import census, configurations
 from seqconv.kernels.triton.configurations import TILES
+from tests.grids import grid
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
 SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16")]
@@ -24,10 +25,9 @@ def check(name, kind, target):
     assert not wrong
 
 
-@pytest.mark.parametrize("target", census.CHECKED)
-@pytest.mark.parametrize(("name", "kind"), SOME)
-def test_some_layers_compile_without_spills(name, kind, target):
-    check(name, kind, target)
+@grid(together=1, some=SOME, target=census.CHECKED)
+def test_some_layers_compile_without_spills(some, target):
+    check(*some, target)
 
 
 @pytest.mark.large

@@ -1,8 +1,5 @@
 """The fused conv stack's kernels against the reference in float64, in every shape, layout and trap."""
 
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
@@ -15,11 +12,10 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import split, support
-from tests.grids import grid, rounds
-from tests.kernels.triton.gather_cases import SPECIAL_VALUES, reordered
+from tests.grids import grid, others_large, rounds
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, SPECIAL_VALUES, calls
+from tests.kernels.triton.gather_cases import reordered
 
-NAN, INF = float("nan"), float("inf")
-PLAIN = Convolution()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -33,49 +29,8 @@ def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
 
 
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels-last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "time-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "cut": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous()[:, 1:-1, 1:-2],
-    "every-other": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "channels-last, cut": lambda x: torch.nn.functional.pad(x.transpose(1, 2), (1, 2))[..., 1:-2].transpose(1, 2),
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a call whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 20))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    shape = (draw(st.integers(0, 4)), draw(st.integers(1, 20)), length)
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
-
-
 # The forward pass in one step, or in two with as many parts as there can be.
-WAYS = pytest.mark.parametrize("way", ["one step", "two steps"], indirect=True)
+WAYS = ["one step", "two steps"]
 
 
 def in_two_steps(is_so):
@@ -89,19 +44,14 @@ def way(request):
         yield
 
 
-# Any two options meet.
-IN_TURN = [
-    (dtype, globally, ("contiguous", "channels-last")[(number + globally) % 2])
-    for number, dtype in enumerate(DTYPES)
-    for globally in (False, True)
-]
+IN_TURN = grid(together=1, dtype=DTYPES, globally=[False, True], layout=["contiguous", "channels-last"])
 SEVERAL_TILES = ((3, 66, 45), 66, 3, Convolution(1, (1, 1)), Pool(2, 2))
 
 
-@rounds(4)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@rounds(8)
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    call=calls(),
+    call=calls(20),
     layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from(DTYPES),
     has_bias=st.booleans(),
@@ -144,7 +94,7 @@ def test_equals_the_reference_on_exact_sums(device, floor, turn, call, layout, d
         assert torch.equal(gradient.cpu(), other.to(dtype))
 
 
-@pytest.mark.parametrize(("dtype", "globally", "layout"), IN_TURN)
+@IN_TURN
 def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
     """Against float64, at most twice the error of torch's composition in that precision, and the result's rounding."""
     shape, outputs, size, pool = (2, 40, 60), 24, 7, None if globally else Pool(5, 5)
@@ -161,15 +111,7 @@ def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
     assert mine.max() <= 2 * theirs.max() + (cut + eps / 2) * value.max()
 
 
-@WAYS
-@pytest.mark.parametrize(
-    ("values", "dtype", "globally"),
-    [
-        (values, dtype, (number + other) % 2 == 1)  # any two of the three meet
-        for number, values in enumerate(SPECIAL_VALUES)
-        for other, dtype in enumerate(DTYPES)
-    ],
-)
+@grid(indirect=["way"], way=WAYS, values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True])
 def test_special_values_go_where_torch_sends_them(device, floor, way, values, dtype, globally):
     """The weight is one: the activation is the input's positive part; the gradient shows which position won."""
     x = torch.tensor(values, dtype=dtype, device=device).reshape(1, 1, -1)
@@ -183,8 +125,13 @@ def test_special_values_go_where_torch_sends_them(device, floor, way, values, dt
         np.testing.assert_array_equal(mine.cpu().double(), other)
 
 
-@WAYS
-@grid(channels=[1, 16], special=[NAN, 9.0], places=[[10, 74, 138, 202], [20, 21], [21, 20 + 128]])
+@grid(
+    indirect=["way"],
+    way=WAYS,
+    channels=[1, 16],
+    special=[NAN, 9.0],
+    places=[[10, 74, 138, 202], [20, 21], [21, 20 + 128]],
+)
 def test_the_first_of_several_global_maxima_wins(device, floor, way, channels, special, places):
     """Wherever they lie in tiles of positions, and NaN before all."""
     x = integers(0, 1, channels, 210, device=device, most=1)
@@ -197,8 +144,7 @@ def test_the_first_of_several_global_maxima_wins(device, floor, way, channels, s
     assert argmax.flatten().tolist() == [min(places) - (special != special)] * 20  # the other tap's NaN comes sooner
 
 
-@WAYS
-@pytest.mark.parametrize("globally", [False, True])
+@grid(together=1, indirect=["way"], way=WAYS, globally=[False, True])
 def test_a_nan_reaches_only_the_windows_that_see_it(device, floor, way, globally):
     x = torch.ones(3, 20, 64, device=device)
     x[1, 7, 30] = NAN
@@ -282,7 +228,7 @@ def test_expanded_inputs_and_gradients(device, floor):
             assert torch.equal(mine.cpu().double(), other)
 
 
-@pytest.mark.parametrize(("dtype", "globally", "layout"), IN_TURN)
+@IN_TURN
 def test_gradients_are_as_precise_as_torch(device, floor, dtype, globally, layout):
     """On inputs whose maxima are clear, so that every precision chooses the same positions."""
     pool = None if globally else Pool(4, 4)
@@ -307,7 +253,7 @@ def test_gradients_are_as_precise_as_torch(device, floor, dtype, globally, layou
         assert error <= 2 * other + cut * value.abs().mean()
 
 
-@pytest.mark.parametrize("pool", [Pool(3, 3), Pool(3, 2), None])
+@pytest.mark.parametrize("pool", others_large(Pool(3, 3), Pool(3, 2), None))
 def test_reruns_give_the_same_bits(device, floor, pool):
     interpreted = device.type == "cpu"
     x = normal(0, *((2, 3, 30) if interpreted else (500, 20, 90)), device=device)
@@ -318,7 +264,7 @@ def test_reruns_give_the_same_bits(device, floor, pool):
         assert all(map(torch.equal, first, floor.step(x, w, None, PLAIN, pool, upstream)))
 
 
-@pytest.mark.parametrize("splits", [1, 3, 100])
+@pytest.mark.parametrize("splits", others_large(3, 1, 100))
 def test_weight_gradients_are_sums_over_splits(device, floor, monkeypatch, splits):
     """However many multiprocessors there are."""
     from seqconv.kernels.triton import backward
@@ -359,16 +305,3 @@ def test_follows_torchs_switches_for_tf32():
         assert precision(torch.float32) == "ieee"
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="it is the same in the interpreter")
-def test_triton_is_not_imported_before_the_first_call():
-    """Nor is it to tell that a call cannot be served."""
-    code = (
-        "import sys, torch; import seqconv; from seqconv.kernels.triton import conv_pool, support;"
-        "from seqconv.kernels.geometry import Convolution; from seqconv.kernels.source import Dense;"
-        "assert support.refuse(Dense(torch.ones(1, 1, 9)), torch.ones(1, 1, 3), Convolution(), None) is not None;"
-        "sys.exit('triton' in sys.modules)"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False).returncode == 0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.grids import others_large
+
 ROOT = Path(__file__).resolve().parents[3]
 PLANTED = """
 import pytest
@@ -20,7 +22,7 @@ def test_second():
 """
 
 
-@pytest.mark.parametrize("processes", [pytest.param([], marks=pytest.mark.large), ["-n", "1"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("processes", others_large([], ["-n", "1"]), ids=["alone", "xdist"])
 def test_a_failure_on_a_gpu_is_told_at_once(tmp_path, processes):
     hooks = "pytest_configure, pytest_runtest_logreport"
     (tmp_path / "conftest.py").write_text(f"from tests.kernels.triton.conftest import {hooks}")

@@ -5,7 +5,8 @@ import torch
 
 from seqconv import functional
 from seqconv.kernels.geometry import Convolution, Pool
-from tests.kernels.triton.gather_cases import PLAIN, PLANS, Case, tf32
+from tests.kernels.cases import PLAIN
+from tests.kernels.triton.gather_cases import PLANS, Case, tf32
 
 pytestmark = [
     pytest.mark.gpu,

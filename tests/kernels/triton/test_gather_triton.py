@@ -10,55 +10,11 @@ from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Tokens, Windows
 from seqconv.kernels.triton import conv_pool, fold, gather_backward, support
-from tests.grids import grid, rounds
-from tests.kernels.triton.gather_cases import INF, NAN, PLAIN, PLANS, SPECIAL_VALUES, Case, integers, reordered
+from tests.grids import grid, others_large, rounds
+from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
+from tests.kernels.triton.gather_cases import PLANS, Case, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-INDICES = {
-    "int64": lambda tokens: tokens,
-    "int32": lambda tokens: tokens.int(),
-    "transposed": lambda tokens: tokens.t().contiguous().t(),
-    "every-other": lambda tokens: tokens.int().repeat_interleave(2, -1)[..., ::2],
-    "one for all": lambda tokens: tokens[:1].expand_as(tokens),
-}
-TABLES = {
-    "contiguous": lambda table: table,
-    "cut": lambda table: torch.nn.functional.pad(table, (1, 2), value=NAN)[:, 1:-2],
-    "transposed": lambda table: table.t().contiguous().t(),
-    "every-other row": lambda table: table.repeat_interleave(2, 0)[::2],
-}
-
-
-def every_window_has_a_position(length, pool):
-    """Where one has none, torch's gradient goes to a neighbouring sample, or behind the tensor's end."""
-    windows = pool.output_length(length)
-    starts = range(-pool.padding, windows * pool.stride - pool.padding, pool.stride)
-    return windows > 0 and all(
-        any(0 <= start + p * pool.dilation < length for p in range(pool.size)) for start in starts
-    )
-
-
-@st.composite
-def calls(draw):
-    """Draw a layer whose convolution and pool windows have at least one position."""
-    size, dilation = draw(st.integers(1, 10)), draw(st.integers(1, 3))
-    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
-    shortest = max(1, dilation * (size - 1) + 1 - sum(padding))
-    length = draw(st.integers(shortest, shortest + 20))
-    convolution = Convolution(draw(st.integers(1, 3)), padding, dilation)
-    pool_size = draw(st.integers(1, 6))
-    pool = Pool(
-        pool_size,
-        draw(st.integers(1, 7)),
-        draw(st.integers(0, pool_size // 2)),
-        draw(st.integers(1, 3)),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()) or not every_window_has_a_position(convolution.output_length(length, size), pool):
-        pool = None
-    rows = draw(st.sampled_from([1, 2, 7, 200]))
-    shape = (draw(st.integers(0, 4)), length, rows, draw(st.integers(1, 20)))
-    return shape, draw(st.integers(1, 40)), size, convolution, pool
 
 
 def build(call, index, table_layout, dtype, is_window, step, seed, device):
@@ -81,10 +37,10 @@ def build(call, index, table_layout, dtype, is_window, step, seed, device):
     return Case(INDICES[index](numbers.to(device)), table, convolution, pool, **options), w, b
 
 
-@rounds(5)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@rounds(10)
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    call=calls(),
+    call=gathered_calls(20, size=10),
     index=st.sampled_from(sorted(INDICES)),
     table_layout=st.sampled_from(sorted(TABLES)),
     dtype=st.sampled_from(DTYPES),
@@ -150,7 +106,7 @@ def normal(seed, *shape, dtype=torch.float32, device="cpu", scale=1.0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(device, dtype)
 
 
-@grid(dtype=DTYPES, pool=[Pool(5, 5), None], plan=["direct", "folded"])
+@grid(together=1, dtype=DTYPES, pool=[Pool(5, 5), None], plan=["direct", "folded"])
 def test_is_as_precise_as_torch(device, dtype, pool, plan):
     """Against float64, at most twice the error of torch's composition in that precision, and the result's rounding."""
     case = tokens_case((2, 60), normal(7, 30, 40, dtype=dtype, device=device), PLAIN, pool)
@@ -206,7 +162,7 @@ def test_gradients_are_as_precise_as_torch(device, dtype, rows):
         assert error <= 2 * other + cut * value.abs().mean()
 
 
-@grid(values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True], plan=PLANS)
+@grid(together=1, values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True], plan=PLANS)
 def test_special_values_go_where_torch_sends_them(device, values, dtype, globally, plan):
     """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
     table = torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1)
@@ -223,8 +179,7 @@ def test_special_values_go_where_torch_sends_them(device, values, dtype, globall
             np.testing.assert_array_equal(mine.cpu().double(), other)
 
 
-@pytest.mark.parametrize("padding", [0, 2])
-@pytest.mark.parametrize("plan", PLANS)
+@grid(together=1, padding=[0, 2], plan=PLANS)
 def test_an_infinite_weight_gives_torchs_nan(device, plan, padding):
     """Also where it meets padding, and in the gradients of rows that only losers read."""
     table = normal(5, 40, 3, device=device)
@@ -256,8 +211,7 @@ def test_a_nan_reaches_only_the_windows_and_rows_that_see_it(device, plan):
     assert dtable.isnan().all(1).nonzero().flatten().tolist() == [6, 7, 8]  # neighbours in the sorted sum are spared
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("padding", [0, 3])
+@grid(together=1, padding=[0, 3], plan=PLANS)
 def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, plan, padding):
     """NaN surround the table and the weights, and rows that no token names are NaN."""
     room = torch.full((90, 25), NAN, device=device)
@@ -276,14 +230,7 @@ def test_memory_around_the_tensors_is_not_read_into_results_nor_written(device, 
     np.testing.assert_array_equal(room.cpu(), before.cpu())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "pool", "plan"),
-    [
-        ((torch.int32, torch.int64)[(number + turn) % 2], pool, plan)  # any two of the three meet
-        for number, pool in enumerate((Pool(3, 2), None))
-        for turn, plan in enumerate(PLANS)
-    ],
-)
+@grid(together=1, dtype=[torch.int32, torch.int64], pool=[Pool(3, 2), None], plan=PLANS)
 def test_numbers_out_of_range_count_as_rows_of_zeros(device, dtype, pool, plan):
     """Of a window that leaves the series all rows; none gets a gradient, and the others theirs."""
     if device.type == "cuda":
@@ -363,7 +310,13 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, plan, narrow):
     assert dtable.flatten().nonzero().flatten().tolist() == winners
 
 
-@grid(special=[False, True], total=[1, 33, 64, 300], rows=[1, 3, 40, 5000, 40000], spans=[gather_backward.SPANS, 5])
+@grid(
+    together=1,
+    special=[False, True],
+    total=[300, 64, 33, 1],
+    rows=[3, 40, 1, 5000, 40000],
+    spans=[gather_backward.SPANS, 5],
+)
 def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, rows, total, spans, special):
     """Within a span of sorted tokens, in steps, over a boundary, and over more spans than are joined at a time."""
     monkeypatch.setattr(gather_backward, "SPANS", spans)
@@ -383,7 +336,8 @@ def test_gradients_meet_at_rows_however_often_these_recur(device, monkeypatch, r
     np.testing.assert_array_equal(dtable.cpu().double(), expected)
 
 
-@grid(together=1, pool=[Pool(3, 3), Pool(3, 2), None], plan=["folded", "direct"])
+@pytest.mark.parametrize("pool", others_large(Pool(3, 3), Pool(3, 2), None))
+@pytest.mark.parametrize("plan", others_large("direct", "folded"))
 def test_reruns_give_the_same_bits(device, pool, plan):
     interpreted = device.type == "cpu"
     case = tokens_case((2, 9) if interpreted else (500, 90), normal(0, 30, 20, device=device), PLAIN, pool)

@@ -1,8 +1,8 @@
 """No kernel touches memory outside its tensors: in the interpreter, every tensor lies against a page that is locked.
 
-A read or write outside ends the process, so that the calls are made in processes of their own, of which this file is
-the program too: ``python test_guard_pages.py 8`` makes all fixed calls and 8 drawn ones, with locked pages right behind
-every tensor's last number, and again with those before its first one.
+A read or write outside ends the process, so that this file is a program, too: ``TRITON_INTERPRET=1 python -m
+tests.kernels.triton.test_guard_pages 8`` makes all fixed calls and 8 drawn ones, with locked pages right behind every
+tensor's last number, and again with those before its first one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
 import random
-import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +20,10 @@ import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows
+from tests.grids import others_large
+from tests.kernels.triton.conftest import INTERPRETED
 
 PLAIN = Convolution()
-ROOT = Path(__file__).parents[3]
 
 
 class Call(NamedTuple):
@@ -158,31 +156,21 @@ def run(call: Call, fence: Fence, seed: int) -> None:
             raise AssertionError("something was left unwritten, or was computed from what is not there")
 
 
-def main(seeds: int) -> None:
-    """Make the calls, and say which before each."""
+def main(seeds: int, sides: int = 2) -> None:
+    """Make the calls, on one side in turn or on both, and say which before each."""
     for seed, call in enumerate([*FIXED, *map(drawn, range(seeds))]):
-        for side in ("behind", "before"):
+        for side in (("behind", "before") * 2)[seed % 2 :][:sides]:
             print(seed, side, call, flush=True)
             run(call, Fence(side), seed)
     print("all done", flush=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are locked by Linux's call")
-@pytest.mark.parametrize("drawn", [2, pytest.param(12, marks=pytest.mark.large)])
-def test_nothing_outside_the_tensors_is_touched(drawn):
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    finished = subprocess.run(
-        [sys.executable, "-X", "faulthandler", __file__, str(drawn)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    said = finished.stdout[-2000:] + finished.stderr[-4000:]
-    assert finished.returncode == 0, f"exit status {finished.returncode}, the last call is the one:\n{said}"
-    assert finished.stdout.endswith("all done\n")
+@pytest.mark.skipif(not INTERPRETED, reason="test_interpreter.py runs it")
+@pytest.mark.parametrize(("drawn", "sides"), others_large((2, 1), (12, 2)))
+def test_nothing_outside_the_tensors_is_touched(drawn, sides, capsys):
+    with capsys.disabled():  # the last line before the process ends is the call that ended it
+        main(drawn, sides)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import pytest
 
 HERE = Path(__file__).parent
 PROCESSES = [  # that take about as long as each other
-    ["gather_triton"],
-    ["conv_pool_triton", "rmsprop_triton"],
-    ["phase_backward", "public_triton", "remembered", "strides_triton"],
-    ["non_finite_triton", "../test_conv_pool"],
+    ["gather_triton", "strides_triton", "rmsprop_triton", "guard_pages"],
+    ["conv_pool_triton", "remembered", "../test_conv_pool"],
+    ["phase_backward", "public_triton", "non_finite_triton"],
 ]
 
 

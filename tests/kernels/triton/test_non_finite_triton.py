@@ -25,6 +25,8 @@ CONVOLUTIONS = {
 POOLS = [{"pool_size": 3}, {"pool_size": 4, "pool_padding": 1}, {"pool_size": 3, "pool_stride": 2}]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES, LENGTH, STEP, ROWS, SIZE = 3, 20, 2, 60, 3
+# A value, its position in a sample, and the weight's tap that has it.
+PLACES = [(float("nan"), 0, 0), (float("inf"), LENGTH // 2, 1), (float("-inf"), LENGTH - 1, 2)]
 CASES = [
     pytest.param(layer, convolution, pool, dtype, outputs, id=f"{layer}-{convolution}-{number}-{dtype}-{outputs}")
     for turn, layer in enumerate(LAYERS)
@@ -73,19 +75,20 @@ def check(layer, convolution, pool, dtype, outputs, value, position, tap, backen
 
 
 @pytest.mark.parametrize(
-    ("layer", "convolution", "pool", "dtype", "outputs"),
-    [pytest.param(*case.values, id=case.id, marks=large(number % 2)) for number, case in enumerate(CASES)],
+    ("layer", "convolution", "pool", "dtype", "outputs", "place"),
+    [
+        pytest.param(*case.values, place, id=f"{case.id}-{place}", marks=large(number % 3 or number // 3 % 3 != place))
+        for number, case in enumerate(CASES)
+        for place in range(len(PLACES))
+    ],
 )
-def test_they_stand_where_torch_has_them(device, layer, convolution, pool, dtype, outputs):
+def test_they_stand_where_torch_has_them(device, layer, convolution, pool, dtype, outputs, place):
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"  # the fixture that all tests have here puts it back
-    values = [float("nan"), float("inf"), float("-inf")]
-    for number, position in enumerate((0, LENGTH // 2, LENGTH - 1)):
-        value, tap = values[number % 3], number % SIZE
-        check(layer, convolution, pool, dtype, outputs, value, position, tap, "triton", device)
+    check(layer, convolution, pool, dtype, outputs, *PLACES[place], "triton", device)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing of Triton's: a plain process runs it")
 @pytest.mark.parametrize(("layer", "convolution", "pool", "dtype", "outputs"), CASES)
 def test_they_do_on_the_cpu(layer, convolution, pool, dtype, outputs):
-    for position, value in ((0, float("nan")), (LENGTH // 2, float("inf")), (LENGTH - 1, float("-inf"))):
-        check(layer, convolution, pool, "float32", outputs, value, position, position % SIZE, "numba", "cpu")
+    for place in PLACES:
+        check(layer, convolution, pool, "float32", outputs, *place, "numba", "cpu")

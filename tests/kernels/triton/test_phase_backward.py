@@ -12,7 +12,8 @@ from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import conv_pool, phase_backward
 from seqconv.kernels.triton.configurations import Layer
 from tests.grids import grid, large
-from tests.kernels.triton.gather_cases import Case, integers
+from tests.kernels.cases import integers
+from tests.kernels.triton.gather_cases import Case
 
 CASES = {
     "fewer outputs than a tile": ((3, 8, 23), 5, 3, Convolution(), Pool(2, 2)),
@@ -129,7 +130,7 @@ def test_the_global_layer_equals_the_reference(device, kind, name, layout):
         assert torch.equal(gradient.cpu(), exact.to(dtype))
 
 
-@grid(kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
+@grid(together=1, kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
 def test_equals_the_reference_on_gathered_rows(device, served, kind, rows, pool, padding):
     dtype, generator = KINDS[kind], torch.Generator().manual_seed(1)
     table = integers(generator, 30, 19, dtype=dtype, device=device)
