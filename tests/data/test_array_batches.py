@@ -202,3 +202,5 @@ def test_several_inputs_come_as_a_tuple():
         ArrayBatches((inputs, np.arange(9)), targets)
     with pytest.raises(TypeError, match=r"inputs\[1\] must be a NumPy array or a tensor, got list"):
         ArrayBatches((inputs, [1]), targets)
+    with pytest.raises(ValueError, match=r"inputs must hold at least one array, got \(\)"):
+        ArrayBatches((), targets)

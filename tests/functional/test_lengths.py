@@ -19,7 +19,8 @@ POOLS = {
     "overlapping": {"pool_size": 5, "pool_stride": 2, "pool_padding": 1},
     "ceil": {"pool_size": 4, "pool_stride": 4, "ceil_mode": True},
     "dilated": {"pool_size": 3, "pool_stride": 2, "pool_dilation": 2},
-    "wide": {"pool_size": 40, "pool_stride": 3},
+    "padding alone": {"pool_size": 2, "pool_stride": 2, "pool_padding": 1, "pool_dilation": 2},
+    "wide": {"pool_size": 25, "pool_stride": 3},
 }
 CONVOLUTIONS = {
     "plain": {},
@@ -52,7 +53,7 @@ def whole(x, weight, bias, convolution, pool):
 
 
 def expected(x, weight, bias, lengths, convolution, pool):
-    """Return each sample's result alone, cut off at its length, then zeros; a window of padding alone gives 0, too."""
+    """Return each sample's result alone, cut off at its length, then zeros."""
     windows = whole(x[:1], weight, bias, convolution, pool).size(2)
     rows = []
     for sample, length in zip(x, lengths.tolist(), strict=True):
@@ -60,7 +61,6 @@ def expected(x, weight, bias, lengths, convolution, pool):
             row = whole(sample[None, :, :length], weight, bias, convolution, pool)
         except RuntimeError:  # too short
             row = x.new_zeros(1, weight.size(0), 0)
-        row = row.where(row > -torch.inf, 0)
         rows.append(F.pad(row, (0, windows - row.size(2))))
     out = torch.cat(rows)
     return out.squeeze(2) if pool is None else out
@@ -104,7 +104,7 @@ def test_a_sample_gives_what_it_gives_alone(kind, convolution, pool, backend, dt
         out, rows = called(kind, *leaves, tokens, starts, **options)
         exact = expected(rows, *leaves[2:], lengths, geometry, pooling)
     torch.testing.assert_close(out, exact, atol=0, rtol=0)
-    if not with_gradient:
+    if not with_gradient or pool == "padding alone":  # torch's own gradient of such windows goes anywhere
         return
     upstream = torch.randint(-3, 4, out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wanted = [leaves[0] if kind in ("dense", "channels_last") else leaves[1], *leaves[2:]]
@@ -145,6 +145,26 @@ def test_every_way_of_cutting_the_work(outputs, samples, length):
         name = "conv1d_relu_global_max_pool1d" if pool is None else "conv1d_relu_max_pool1d"
         out = getattr(functional, name)(x, weight, lengths=lengths, **(pool or {}))
         torch.testing.assert_close(out, expected(x, weight, None, lengths, {}, pool), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("pool", ["global", "plain"])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_nothing_behind_a_sample_gets_a_gradient_of_weights_that_are_not_finite(backend, pool, kind):
+    x, table, weight, bias, tokens, starts = drawn(torch.float32)
+    weight[0, 0, 0] = torch.inf
+    tokens[:, 9:] = 1  # a row that is read behind the samples alone
+    tokens[:, :9] += 2 * (tokens[:, :9] < 2)
+    values = (x if kind in ("dense", "channels_last") else table).requires_grad_()
+    given = (values, table) if values is x else (x, values)
+    lengths, options = torch.full((N,), 9), {"backend": backend, **(POOLS[pool] or {})}
+    out, _ = called(kind, *given, weight, bias, tokens, starts, lengths=lengths, **options)
+    (gradient,) = torch.autograd.grad(out[:, 1:].sum(), values)
+    assert gradient.isnan().any()
+    if kind == "tokens":
+        assert not gradient[1].any()
+    elif kind != "windows":
+        assert not gradient[..., 9:].any()
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -312,3 +332,52 @@ def test_reviews_with_lengths_train_the_convnet():
     assert 0 < record["val_loss"] < 2
     assert all((one != other).any() for one, other in zip(before, model.parameters(), strict=True))
     assert evaluate(model, validation, loss=loss)["loss"] == pytest.approx(record["val_loss"])
+
+
+def test_lengths_that_a_graph_is_given_are_checked():
+    """Too great ones would have a kernel read and write behind its memory."""
+    _, table, weight, bias, tokens, _ = drawn(torch.float32)
+
+    @torch.compile(backend="aot_eager")
+    def run(lengths):
+        return functional.embedding_conv1d_relu_max_pool1d(tokens, table, weight, bias, pool_size=4, lengths=lengths)
+
+    assert run(torch.tensor(LENGTHS)).shape == (N, OUTPUTS, 14)
+    for wrong in (L + 1, -1):
+        with pytest.raises(ValueError, match=f"lengths must be between 0 and 61, the number of positions, got {wrong}"):
+            run(torch.full((N,), wrong))
+
+
+def test_traced_models_take_lengths_or_none():
+    model, tokens, lengths = models.ImdbConvnet(V), torch.randint(V, (4, 90)), torch.tensor([90, 41, 60, 50])
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(tokens), model(tokens))
+    torch.testing.assert_close(traced(tokens, lengths), model(tokens, lengths))
+
+
+def test_output_lengths_are_those_of_the_results():
+    layer = seqconv.ConvReLUMaxPool1d(C, OUTPUTS, K, 4, stride=2, padding=1, pool_stride=3, ceil_mode=True)
+    lengths = torch.arange(L + 1, dtype=torch.int32)
+    found = layer.output_lengths(lengths)
+    assert found.dtype == torch.int64
+    for length, windows in zip(lengths.tolist(), found.tolist(), strict=True):
+        try:
+            alone = layer(torch.ones(1, C, length)).size(2)
+        except ValueError:  # too short
+            alone = 0
+        assert windows == alone
+    assert layer.output_lengths(None) is None
+    for wrong, message in (([3], "a tensor, got list"), (torch.ones(2), "int32 or int64, got torch.float32")):
+        with pytest.raises(TypeError, match=f"lengths must be {message}"):
+            layer.output_lengths(wrong)
+
+
+def test_a_data_loader_s_lists_of_inputs_are_taken():
+    draw = torch.Generator().manual_seed(0)
+    rows = [((torch.randint(V, (60,), generator=draw), torch.tensor(45)), torch.tensor(1.0)) for _ in range(6)]
+    model = models.ImdbConvnet(V)
+    loader = torch.utils.data.DataLoader(rows, batch_size=3)
+    found = evaluate(model, loader, loss=F.binary_cross_entropy_with_logits)["loss"]
+    tokens = torch.stack([tokens for (tokens, _), _ in rows])
+    logits = model(tokens, torch.full((6,), 45))
+    assert found == pytest.approx(F.binary_cross_entropy_with_logits(logits, torch.ones(6)).item(), rel=1e-5)
