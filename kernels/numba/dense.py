@@ -61,7 +61,7 @@ def argmax_format(
 ) -> tuple[tuple[int, int, int], torch.dtype]:
     """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
     lanes = REGISTERS.width // dtype.itemsize
-    return (samples, windows, -(-outputs // lanes) * lanes), code_of(greatest)[0]
+    return (samples, windows, -(-outputs // lanes) * lanes), code_of.__wrapped__(greatest)[0]  # symbols of a graph
 
 
 @functools.lru_cache(maxsize=1024)

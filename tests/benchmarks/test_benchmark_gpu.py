@@ -314,10 +314,10 @@ def test_who_refuses_a_layer_is_left_out(monkeypatch):
 
 def test_large_batches_take_turns_on_copies_that_no_cache_holds(kernels):
     layer = gpu_parts.Layer(replace(ALONE.case, shape={**SHAPE, "N": gpu_parts.LARGE, "L": 400}), "numba")
-    (first,) = layer.sources[0]
+    first = layer.sources[0].values
     assert first.nbytes == 4 * gpu_parts.LARGE * 3 * 400
-    assert layer.copies == gpu_parts.MOST_COPIES == len({one.data_ptr() for (one,) in layer.sources})
-    assert all(torch.equal(one, first) and one.stride() == first.stride() for (one,) in layer.sources)
+    assert layer.copies == gpu_parts.MOST_COPIES == len({one.values.data_ptr() for one in layer.sources})
+    assert all(torch.equal(one.values, first) and one.values.stride() == first.stride() for one in layer.sources)
     assert gpu_parts.Layer(ALONE.case, "numba").copies == 1
     assert "warm" in gpu_parts.label(ALONE.case)
     assert "warm" not in gpu_parts.label(layer.case)

@@ -181,18 +181,19 @@ def test_the_operators_are_what_they_say(layout, geometry):
     """Their descriptions, for graphs, tell shapes, strides and dtypes as they come; nothing is aliased or mutated."""
     convolution, pool = geometry
     x, w, b = (tensor.requires_grad_() for tensor in (LAYOUTS[layout](whole(2, 4, 13)), whole(6, 4, 3), whole(6)))
-    torch.library.opcheck(library._conv_relu_pool, (x, w, b, None, "numba", [], convolution, pool, True))
+    torch.library.opcheck(library._conv_relu_pool, (x, w, b, None, None, "numba", [], convolution, pool, True))
     with torch.no_grad():
         torch.library.opcheck(
-            library._conv_relu_pool, (x.detach(), w.detach(), None, None, "numba", [], convolution, pool, False)
+            library._conv_relu_pool, (x.detach(), w.detach(), None, None, None, "numba", [], convolution, pool, False)
         )
-        output, argmax = library._conv_relu_pool(x, w, b, None, "numba", [], convolution, pool, True)
+        output, argmax = library._conv_relu_pool(x, w, b, None, None, "numba", [], convolution, pool, True)
         for wanted in ([True, True, True], [False, True, False]):
             arguments = (
                 torch.ones_like(output),
                 argmax,
                 x.detach(),
                 w.detach(),
+                None,
                 None,
                 "numba",
                 [],
@@ -209,7 +210,7 @@ def test_the_operators_on_gathered_rows_are_what_they_say(rows, geometry):
     index = torch.tensor([0, 7, 3]) if len(rows) == 2 else torch.randint(9, (3, 13), dtype=torch.int32)
     source = whole(40 if len(rows) == 2 else 9, 4).requires_grad_()
     w, b = (whole(*shape).requires_grad_() for shape in ((6, 4, 3), (6,)))
-    options = (index, "numba", rows, convolution, pool)
+    options = (index, torch.tensor([11, 0, 4]), "numba", rows, convolution, pool)
     torch.library.opcheck(library._conv_relu_pool, (source, w, b, *options, True))
     with torch.no_grad():
         torch.library.opcheck(library._conv_relu_pool, (source.detach(), w.detach(), None, *options, False))

@@ -135,13 +135,14 @@ def test_a_mode_sees_torchs_own_operations():
     assert any("convolution" in name for name in mode.seen)
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_the_gathering_calls_look_at_every_tensor(which):
     tokens, table, starts = torch.randint(13, (2, 9)), whole(13, 4), torch.tensor([0, 3])
+    lengths = torch.tensor([9, 4])
     convolution = (1, 0, 1, 1)
     for call, tensors in (
-        (lambda *t: conv.embedding_call(*t, None, None, convolution, None), (tokens, table, None, W)),
-        (lambda *t: conv.window_call(*t, None, 9, 1, convolution, None), (table, starts, None, W)),
+        (lambda *t: conv.embedding_call(*t, None, None, convolution, None), (tokens, table, lengths, W)),
+        (lambda *t: conv.window_call(*t, None, 9, 1, convolution, None), (table, starts, lengths, W)),
     ):
         assert call(*tensors).explain("auto").backend == "numba"
         changed = list(tensors)
