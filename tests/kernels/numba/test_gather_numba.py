@@ -230,6 +230,33 @@ def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels
         assert max(ratios) <= 2, (name, ratios)
 
 
+@pytest.mark.parametrize("plan", ["folded", "direct"])
+def test_is_as_precise_as_torch_where_few_rows_win_often(plan):
+    """Five rows that thousands of winners read: positions of the same row are equal, and the first of them wins."""
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        table = torch.randn(5, 16, generator=generator)
+        w, b = torch.randn(150, 16, 1, generator=generator) / 4, torch.randn(150, generator=generator)
+        case = Case(torch.randint(5, (64, 150), generator=generator), table, PLAIN, None)
+        upstream = torch.randn(64, 150, generator=generator)
+
+        class Step(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, table, w, b):
+                out, ctx.argmax = case.forward(w, b, plan)
+                return out
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return case.backward(gradient, ctx.argmax, w, plan)
+
+        return Step.apply, case.reference, (table, w, b), upstream
+
+    for name, ratios in zip(("result", "table", "weight", "bias"), median_ratios(draw, range(5)), strict=True):
+        assert max(ratios) <= 2, (name, ratios)
+
+
 @grid(
     values=SPECIAL_VALUES,
     dtype=[torch.float32, torch.float64],
