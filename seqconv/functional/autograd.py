@@ -52,7 +52,8 @@ def differentiable(
     backend: str, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
 ) -> Tensor:
     """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
-    function, tensors = _operation(type(source), pool is None), (*tensors_of(source), weight, bias)
+    kind: Any = type(source)
+    function, tensors = _operation(kind, pool is None), (*tensors_of(source), weight, bias)
     output: Tensor = function.apply(backend, source, convolution, pool, *tensors)
     return output
 

@@ -128,8 +128,9 @@ def output_lengths(
     refuse_lengths(padding_mode)
     arguments.tensor("lengths", lengths)
     arguments.whole("lengths", lengths)
-    (size,), *rest = sizes
-    return limits(lengths, size, arguments.geometry(size, *rest, 1), arguments.pool(None, *pool))[1].long()
+    (size,), stride, padding, dilation = sizes
+    convolution = arguments.geometry(size, stride, padding, dilation, 1)
+    return limits(lengths, size, convolution, arguments.pool(None, *pool))[1].long()
 
 
 torch.fx.wrap("output_lengths")  # a tracer records the call, whether or not there are lengths
