@@ -134,6 +134,7 @@ def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | No
     return positions, (1 if pool is None else windows) * some
 
 
-def name_of(source: Source, pool: Pool | None) -> str:
-    """Return what users call the operation."""
-    return NAMES[type(source)][pool is None]
+def name_of(kind: type[Source], pool: Any) -> str:
+    """Return what users call the operation on a kind of source; ``pool`` is ``None`` for the global maximum."""
+    pooled, over_all = NAMES[kind]  # torch 2.11's graphs index no tuple with a bool
+    return over_all if pool is None else pooled

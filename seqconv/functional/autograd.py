@@ -44,7 +44,7 @@ def fused(
         return differentiable(backend, source, weight, bias, convolution, pool)
     if _is_profiled():
         given = backend, source, weight, bias, convolution, pool, folded_dtype
-        return recorded(name_of(source, pool), folded.forward, *given)
+        return recorded(name_of(type(source), pool), folded.forward, *given)
     return folded.forward(backend, source, weight, bias, convolution, pool, folded_dtype)
 
 
@@ -104,7 +104,7 @@ class _Fused(torch.autograd.Function):
                 upstream, argmax, source, weight, convolution, pool, wanted=wanted
             )
         if torch.is_grad_enabled():  # somebody may differentiate again
-            gradients = underivable(backend, name_of(source, pool), (*gradient, source.values, weight), gradients)
+            gradients = underivable(backend, name_of(type(source), pool), (*gradient, source.values, weight), gradients)
         # Behind the other tensors come the lengths.
         to_source = [gradients[0] if name == "values" else None for name in (*kind._fields[: len(given) - 1], None)]
         return None, None, None, None, *to_source, *gradients[1:]

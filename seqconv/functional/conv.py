@@ -23,7 +23,7 @@ from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import NAMES, Dense, Tokens, Windows
+from seqconv.kernels.source import Dense, Tokens, Windows, name_of
 from seqconv.kernels.triton import replay
 
 __all__ = [
@@ -288,7 +288,7 @@ def conv_call(
         arguments.positions("input", samples, length)
     geometry = _geometry("input", input, channels, length, weight, bias, convolution, pool)
     cut = None if lengths is None else arguments.lengths(lengths, input.device, samples, length, batched)
-    return Call(NAMES[Dense][pool is None], (Dense(input, cut), weight, bias, *geometry), batched)
+    return Call(name_of(Dense, pool), (Dense(input, cut), weight, bias, *geometry), batched)
 
 
 def embedding_call(
@@ -331,7 +331,7 @@ def embedding_call(
     samples, length = tokens.shape
     cut = None if lengths is None else arguments.lengths(lengths, table.device, samples, length, batched)
     given = Tokens(tokens, table, padding_idx, cut), weight, bias, *geometry
-    return Call(NAMES[Tokens][pool is None], given, batched, kept)
+    return Call(name_of(Tokens, pool), given, batched, kept)
 
 
 def window_call(
@@ -359,7 +359,7 @@ def window_call(
     geometry = _geometry("series", series, series.size(1), length, weight, bias, convolution, pool)
     cut = None if lengths is None else arguments.lengths(lengths, series.device, starts.size(0), length)
     given = Windows(series, starts, length, step, cut), weight, bias, *geometry
-    return Call(NAMES[Windows][pool is None], given)
+    return Call(name_of(Windows, pool), given)
 
 
 def _traced(

@@ -79,7 +79,7 @@ def find(key: Key) -> Known | None:
 def remember(key: Key, call: tuple[Source, Tensor, Tensor | None, Convolution, Pool | None]) -> None:
     """Remember a call that Triton's floor has served, by what its kernel was given."""
     source, weight, bias, convolution, pool = call
-    kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(source, pool)
+    kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(type(source), pool)
     if key[-1]:
 
         def known(operands: tuple[Any, ...]) -> Tensor:

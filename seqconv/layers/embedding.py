@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
-from seqconv.kernels.source import NAMES, Tokens
+from seqconv.kernels.source import Tokens, name_of
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
 from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
@@ -164,7 +164,7 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
 
     def _children_call(self, tokens: Tensor, lengths: Tensor | None, reason: str) -> ChildrenCall:
         pool = self.pool()
-        name = NAMES[Tokens][pool is None]
+        name = name_of(Tokens, pool)
         return ChildrenCall(name, reason, lambda: pooled(self.embedding(tokens), lengths, self.conv, pool))
 
     def extra_repr(self) -> str:

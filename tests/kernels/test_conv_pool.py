@@ -105,5 +105,5 @@ def test_a_source_holds_its_tensors_first(source):
     assert all(isinstance(one, torch.Tensor) for one in tensors)
     assert not any(isinstance(one, torch.Tensor) for one in options_of(source))
     assert source_of(type(source), tensors, options_of(source)) == source
-    assert name_of(source, None).endswith("conv1d_relu_global_max_pool1d")
+    assert name_of(type(source), None).endswith("conv1d_relu_global_max_pool1d")
     assert (source.samples, source.length) == tuple(reference.gathered(source).shape)[::2]
