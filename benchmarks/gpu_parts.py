@@ -176,8 +176,9 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
 
     def backward(wanted: tuple[bool, bool, bool]) -> Part:
         moved = output + layer.gradients[0][1].nbytes + weights
-        moved += layer.read if wanted == parameters else sum(one.nbytes for one in tensors_of(layer.sources[0])[:-1])
-        return Part(layer.on_copies(layer.backward, wanted=wanted), moved, product)
+        moved += layer.read if wanted[1] else 0
+        moved += sum(one.nbytes for one in tensors_of(layer.sources[0])[:-1]) if wanted[0] else 0
+        return Part(layer.on_copies(layer.backward, wanted=wanted), moved, sum(wanted[:2]) * product)
 
     def over_weights(wanted: tuple[bool, bool, bool]) -> Part:
         call, size = layer.launch_over_weights(wanted)
@@ -191,6 +192,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
             "forward, folded table ready": folded,
             "weight gradient, its sums too": partial(backward, parameters),
             "table gradient": partial(backward, inputs),
+            "all gradients": partial(backward, (True, True, True)),
         }
     else:
         made = {

@@ -19,13 +19,15 @@ PLANS = ("direct", "folded")
 class Costs(NamedTuple):
     """What it costs to add a number of a folded row at a position, to write one, and to pool a position's number.
 
-    ``scattered`` is what adding a product somewhere in memory costs.
+    ``scattered`` is what adding a product somewhere in memory costs, ``stored`` what writing a number of a gradient and
+    reading it again does, for floors that do not keep it nearby.
     """
 
     addition: int
     write: int
     pooling: int
     scattered: int = 1
+    stored: int = 0
 
 
 # Measured on a Zen 4, where most rows come from the third cache.
@@ -38,7 +40,7 @@ CPU = Costs(addition=4, write=16, pooling=1, scattered=2)
 CACHE = 5.5e12
 PRODUCTS = {"16": 495e12 / 3, "tf32": 247e12 / 3, "ieee": 33e12 * 2 / 3}
 GPU = {
-    kind: Costs(addition=round(4 / CACHE * products), write=round(4 / CACHE * products), pooling=0)
+    kind: Costs(addition=round(4 / CACHE * products), write=round(4 / CACHE * products), pooling=0, stored=round(8 / CACHE * products))
     for kind, products in PRODUCTS.items()
 }
 
@@ -94,12 +96,16 @@ def backward_plan(
     *,
     wanted: tuple[bool, bool],
 ) -> Plan:
-    """Return the plan of a backward pass; ``wanted`` are the gradients of table and weight."""
+    """Return the plan of a backward pass; ``wanted`` are the gradients of table and weight.
+
+    Of ``windows`` a sample has so many, or, where zeros are multiplied, too, so many positions.
+    """
     each = size * outputs * channels
-    winners = samples * windows
+    winners, positions = samples * windows, samples * length
     operations = {
-        "folded": sum(wanted) * rows * each + costs.addition * samples * length * size * outputs,
-        "direct": (wanted[0] * costs.scattered + wanted[1]) * winners * each,
+        "folded": sum(wanted) * rows * each + (costs.addition * positions + costs.stored * rows) * size * outputs,
+        "direct": (wanted[0] * costs.scattered + wanted[1]) * winners * each
+        + wanted[0] * costs.stored * positions * channels,
     }
     return _cheaper(operations, f"{rows} rows to multiply with, {winners} windows whose winners have a gradient")
 

@@ -84,6 +84,7 @@ LAYERS = {
     "imdb1, folded": layer(128, 32, 7, 5, rows="folded"),
     "textcnn": layer(300, 100, 3, None, rows="tokens"),
     "textcnn, folded": layer(300, 100, 3, None, rows="folded"),
+    "long kernel, folded": layer(64, 70, 31, 2, padding=(15, 15), rows="folded"),
     "padded tokens": layer(64, 64, 3, 2, padding=(1, 1), rows="tokens"),
     "jena1, windows": layer(14, 32, 5, 3, rows="windows"),
 }
@@ -93,6 +94,8 @@ NO_PRODUCTS = {
     "folded_windows_kernel",
     "folded_global_kernel",
     "sum_spans_kernel",
+    "sum_occurrences_kernel",
+    "keys_kernel",
     "join_spans_kernel",
     "check_index_kernel",
     "transpose_kernel",
@@ -113,6 +116,7 @@ PRODUCT_ROWS = {
     "weight_gradient_kernel": "BLOCK_R",
     "phase_weight_gradient_kernel": "BLOCK_C",
     "global_weight_gradient_kernel": "BLOCK_C",
+    "table_weight_gradient_kernel": "BLOCK_O",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 PROCESSORS = 132  # of an H100
@@ -183,8 +187,8 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     with imagining(Imagined(target, "tf32" if kind == "tf32" else "ieee", PROCESSORS, layer.few, note)):
         out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, plan=plan)
         assert argmax is not None
-        wanted = (True, True, True)
-        conv_pool.backward(out, argmax, source, w, layer.convolution, layer.pool, wanted=wanted)
+        given = (out, argmax, source, w, layer.convolution, layer.pool)
+        conv_pool.backward(*given, wanted=(True, True, True), plan=plan)
     return recorded
 
 

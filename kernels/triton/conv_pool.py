@@ -57,14 +57,15 @@ def backward(
     pool: Pool | None,
     *,
     wanted: tuple[bool, bool, bool],
-    plan: str | None = None,  # noqa: ARG001  (there is one)
+    plan: str | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
 
-    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept.
+    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept; ``plan`` as in
+    :func:`forward`.
     """
     if pool is None:
         gradient = gradient.unsqueeze(1).transpose(1, 2)  # outputs are neighbours of each other
     if isinstance(source, Dense):
         return dense_backward.backward(gradient, argmax, source.values, weight, convolution, pool, wanted)
-    return gather_backward.backward(gradient, argmax, source, weight, convolution, pool, wanted)
+    return gather_backward.backward(gradient, argmax, source, weight, convolution, pool, wanted, plan)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..source import Dense, Source, Tokens
 from .launch import VECTOR_BYTES, Layout, layout_of
 from .transposition import channels_together, columns_together
 
-__all__ = ["Rows", "layout_of_rows", "rows_of", "tokens_of_windows"]
+__all__ = ["Rows", "layout_of_rows", "rows_of"]
 
 
 class Rows(NamedTuple):
@@ -49,13 +48,6 @@ def rows_of(source: Source) -> Rows:
     layout = layout_of_rows(table, source.step)
     starts = source.starts
     return Rows("windows", table, layout, starts, starts.stride(0), 0, below, starts.size(0), source.length)
-
-
-def tokens_of_windows(starts: Tensor, length: int, step: int, below: int, count: int) -> Tensor:
-    """Return the numbers of all rows, ``(N, L)``, of a series of ``count``; ``count`` for windows that leave it."""
-    offsets = torch.arange(length, device=starts.device) * step
-    outside = (starts < 0) | (starts >= below)
-    return starts.to(torch.int64).masked_fill(outside, count).unsqueeze(1) + offsets  # none of its rows is there
 
 
 def layout_of_rows(table: Tensor, step: int) -> Layout:

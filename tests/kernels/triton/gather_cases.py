@@ -49,15 +49,16 @@ class Case:
         options = {"folded": conv_pool.fold(self.table, w)} if plan == "ready" else {"plan": plan}
         return conv_pool.forward(self.source(), w, b, self.convolution, self.pool, want_argmax=want_argmax, **options)
 
-    def backward(self, upstream, argmax, w, wanted=(True, True, True)):
+    def backward(self, upstream, argmax, w, wanted=(True, True, True), plan=None):
         from seqconv.kernels.triton import conv_pool
 
-        return conv_pool.backward(upstream, argmax, self.source(), w, self.convolution, self.pool, wanted=wanted)
+        options = {"wanted": wanted, "plan": "folded" if plan == "ready" else plan}
+        return conv_pool.backward(upstream, argmax, self.source(), w, self.convolution, self.pool, **options)
 
     def step(self, w, b, upstream, plan=None):
         """Return the result and all gradients."""
         out, argmax = self.forward(w, b, plan)
-        return out, *self.backward(upstream, argmax, w)
+        return out, *self.backward(upstream, argmax, w, plan=plan)
 
     def reference(self, table, w, b, index=None):
         return reference.compose(self.source(table, index), w, b, self.convolution, self.pool)

@@ -150,7 +150,7 @@ def run(call: Call, fence: Fence, seed: int) -> None:
     with fence.around_all():
         out, argmax = conv_pool.forward(source, weight, bias, *geometry, want_argmax=True, **plan)
         upstream = normal(*out.shape)
-        gradients = conv_pool.backward(upstream, argmax, source, weight, *geometry, wanted=(True, True, True))
+        gradients = conv_pool.backward(upstream, argmax, source, weight, *geometry, wanted=(True, True, True), **plan)
     for made in (out, *gradients):
         if not made[made != float("-inf")].isfinite().all():  # minus infinity is a window without a position
             raise AssertionError("something was left unwritten, or was computed from what is not there")

@@ -1,0 +1,174 @@
+"""Gradients of the conv stack on rows of a table through the folded table, on a GPU.
+
+Five steps, each a launch or two: the occurrences of every row are found by sorting the tokens; the gradients that meet
+at a row's taps are added up; the result is multiplied with the table and summed over its rows to the weights'
+gradient; weights are repacked; and it is multiplied with the weights to the table's. See
+:mod:`.folded_backward_kernels`. No atomics: the same bits on every run. A row's sums are float32, and so is what is
+multiplied, in products of TF32 or, of exact float32, as exact as the forward pass has them.
+
+Where a weight or a row is infinite, what torch has as NaN or infinity is not finite here either, but may be infinite
+where torch has a NaN: zeros that torch multiplies one by one were added to other numbers before.
+
+Where this is slow: every row of the table is visited, and ``(V + 1) * K * O`` numbers of memory are taken, though only
+written where rows occur.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..geometry import Convolution, Pool
+from .backward import Gradients, launch_backward, new_gradient, overlap
+from .configurations import Layer, power_of_two, shared_phases
+from .forward import describe, launch_over_weights
+from .launch import layout_of, on_device, processors
+from .occurrences import join_spans, sorted_tokens, spans_of
+from .phase_backward import is_packed
+from .replay import compute, empty, launch
+from .rows import Rows
+from .transposition import channels_together
+
+__all__ = ["backward", "whole_tap"]
+
+# Occurrences whose gradients are on their way at once, and sums of taps x outputs that a warp holds of each.
+STEP, SUMS = 8, 512
+SPANS = 2048  # at most so many spans of occurrences
+# Rows that are multiplied at a time for the weights' gradient, and taps whose sums a program's registers hold.
+ROWS, TAPS = 32, 4
+
+
+def backward(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    step: int,
+    padding_idx: int | None,
+    weight: Tensor,
+    convolution: Convolution,
+    pool: Pool | None,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    """Return the gradients of table, weight and bias that are wanted; ``gradient`` ``(N, O, Q)`` has elements.
+
+    ``step`` is that of windows.
+    """
+    (outputs, channels, size), table = weight.shape, rows.source
+    count, skipped = table.size(0), -1 if padding_idx is None else padding_idx
+    whole = whole_tap(rows.length, size, convolution) if wanted[2] else None
+    dtable = empty(table, (count, channels)) if wanted[0] else None
+    dw = new_gradient(gradient, weight, weight.shape) if wanted[1] else None
+    db = None if whole is None else new_gradient(gradient, weight, weight.shape[:1])
+    layer = describe(rows, weight, 1, convolution.padding != (0, 0))
+    kernels, kind = _kernels(), products_of(layer)
+    with on_device(table):
+        dfolded, seen = _sum_occurrences(gradient, argmax, rows, step, (size, outputs), convolution, pool)
+        partials = None
+        if dw is not None or db is not None:
+            taken = -1 if whole is None else whole
+            partials = _launch_weight_gradient(dfolded, seen, rows, layer, taken, dw is not None)
+        splits = 0 if partials is None else len(partials)
+        packed = launch_over_weights(weight, dtable is not None, partials, splits, dw, db)
+        if packed is not None and dtable is not None:
+            block_c = min(max(power_of_two(channels), 16), 64)
+            block_o = min(max(power_of_two(outputs), 16), 32)
+            launch(
+                kernels.table_gradient_kernel, (-(-count // 64) * -(-channels // block_c),),
+                dfolded, seen, packed, dtable, count, skipped,
+                C=channels, O=outputs, K=size, PITCH=packed.size(1),
+                BLOCK_M=64, BLOCK_C=block_c, BLOCK_O=block_o, **kind,
+                num_warps=8 if kind["PRECISION"] == "ieee" else 4, num_stages=3,
+            )  # fmt: skip
+        if wanted[2] and whole is None:
+            _, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, (False, True), None)
+    return dtable, dw, db
+
+
+def whole_tap(length: int, size: int, convolution: Convolution) -> int | None:
+    """Return a tap that meets no padding at any position, so that its gradients are the bias', or ``None``."""
+    last = (convolution.output_length(length, size) - 1) * convolution.stride
+    starts = ((tap, tap * convolution.dilation - convolution.padding[0]) for tap in range(size))
+    return next((tap for tap, start in starts if start >= 0 and start + last < length), None)
+
+
+def products_of(layer: Layer) -> dict[str, object]:
+    """Return how sums of gradients are multiplied: 16-bit numbers as TF32, which holds all of them."""
+    exact = layer.kind == "ieee"
+    rounds = not exact and layer.architecture.startswith("sm_")
+    return {"PRECISION": layer.precision if exact else "tf32", "ROUND": rounds}
+
+
+def _sum_occurrences(
+    gradient: Tensor,
+    argmax: Tensor,
+    rows: Rows,
+    step: int,
+    sums: tuple[int, int],
+    convolution: Convolution,
+    pool: Pool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the folded table's gradient, ``(V + 1, K, O)`` float32, and ``(V + 1, K)``, 1 where it was written."""
+    (size, outputs), count = sums, rows.source.size(0)
+    in_order, order = sorted_tokens(rows, step)
+    gradient = channels_together(gradient)
+    upstream, positions = layout_of(gradient), convolution.output_length(rows.length, size)
+    pool = Pool(positions, positions) if pool is None else pool
+    dfolded = empty(rows.source, (count + 1, size, outputs), torch.float32)
+    seen = compute(_unseen, rows.source, (count + 1, size))
+    block_k = power_of_two(size)
+    block_o = min(power_of_two(outputs), max(SUMS // block_k, 16))
+    span, spans = spans_of(in_order.numel(), STEP, SPANS)
+    partials = empty(dfolded, (spans, 2, size * outputs))
+    beside = pool.stride == pool.size and pool.size < positions
+    launch(
+        _kernels().sum_occurrences_kernel, (spans * -(-outputs // block_o),),
+        gradient, argmax, in_order, order, dfolded, seen, partials, in_order.numel(), span,
+        gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, pool.size, pool.stride,
+        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
+        P=pool.size if beside else 0, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
+        O=outputs, K=size, OVERLAP=overlap(pool), ALIGN=upstream.align,
+        SAME=is_packed(upstream, outputs, gradient.size(2)), NARROW=in_order.numel() < 2**31,
+        # Numbers that come one by one take an address each.
+        STEP=STEP if outputs % 4 == 0 else STEP // 2, BLOCK_K=block_k, BLOCK_O=block_o, num_warps=1,
+    )  # fmt: skip
+    join_spans(in_order, dfolded.view(count + 1, size * outputs), partials, span, count + 1, -1)
+    return dfolded, seen
+
+
+def _launch_weight_gradient(
+    dfolded: Tensor, seen: Tensor, rows: Rows, layer: Layer, whole: int, want_w: bool
+) -> Tensor:
+    """Return partial gradients of weights and, if there is a ``whole`` tap, bias, ``(splits, O * K * C + O)``."""
+    table, kind = rows.source, products_of(layer)
+    block_c = min(max(power_of_two(layer.channels), 16), 64)
+    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    taps = shared_phases(layer.size, TAPS) if want_w else 1
+    blocks = -(-layer.outputs // block_o)
+    blocks *= -(-layer.channels // block_c) * -(-layer.size // taps) if want_w else 1
+    tiles = -(-(table.size(0) + 1) // ROWS)
+    tiles_of_split = -(-tiles // min(tiles, max(1, processors(table.device) // blocks)))
+    splits = -(-tiles // tiles_of_split)
+    partials = empty(dfolded, (splits, layer.outputs * (layer.channels * layer.size + 1)))
+    launch(
+        _kernels().table_weight_gradient_kernel, (splits * blocks,),
+        dfolded, seen, table, partials, table.size(0), tiles_of_split * ROWS, rows.layout.stride_n,
+        C=layer.channels, O=layer.outputs, K=layer.size, ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w, TAPS=taps,
+        BLOCK_M=ROWS, BLOCK_C=block_c, BLOCK_O=block_o, **kind, num_warps=8,
+        num_stages=1 if kind["PRECISION"] == "tf32x3" else 2,  # an exact product's parts take registers
+    
+    )  # fmt: skip
+    return partials
+
+
+def _unseen(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return like.new_zeros(shape, dtype=torch.int8)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from . import folded_backward_kernels
+
+    return folded_backward_kernels
