@@ -33,14 +33,13 @@ class Costs(NamedTuple):
 # Measured on a Zen 4, where most rows come from the third cache.
 CPU = Costs(addition=4, write=16, pooling=1, scattered=2)
 
-# Of an H100, by kind of product, from the vendor's figures and not measured: bytes that its second cache gives in a
-# second; multiply-adds in a second, of which a third is taken for what kernels reach on the tensor cores, two thirds of
-# exact float32's. A table that is folded in the forward pass has 4 bytes a number. An addition, or a write, is 120
-# multiply-adds of 16-bit numbers, 60 of TF32, 16 of exact float32.
-CACHE = 5.5e12
-PRODUCTS = {"16": 495e12 / 3, "tf32": 247e12 / 3, "ieee": 33e12 * 2 / 3}
+# Seconds on an H100 and an H200, imdb1 from tokens: multiply-adds of the direct plan, by kind of product (N 4096: 499
+# and 785 us, dense float32 3,116); an addition (N 128: 10.5 us, N 4096: 128 to 191); a number of a folded table written
+# (7.5 and 9.5 us for 2.2 million). What is stored is taken for 8 bytes at the speed of copies.
+PRODUCTS = {"16": 117e12, "tf32": 74e12, "ieee": 19e12}
+ADDITION, WRITE, STORED = 0.5e-12, 2.4e-12, 2e-12
 GPU = {
-    kind: Costs(addition=round(4 / CACHE * products), write=round(4 / CACHE * products), pooling=0, stored=round(8 / CACHE * products))
+    kind: Costs(*(round(seconds * products) for seconds in (ADDITION, WRITE)), 0, stored=round(STORED * products))
     for kind, products in PRODUCTS.items()
 }
 

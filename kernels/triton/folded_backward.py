@@ -158,7 +158,7 @@ def _launch_weight_gradient(
         C=layer.channels, O=layer.outputs, K=layer.size, ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w, TAPS=taps,
         BLOCK_M=ROWS, BLOCK_C=block_c, BLOCK_O=block_o, **kind, num_warps=8,
         num_stages=1 if kind["PRECISION"] == "tf32x3" else 2,  # an exact product's parts take registers
-    
+
     )  # fmt: skip
     return partials
 

@@ -102,7 +102,8 @@ def sum_occurrences_kernel(
             b_u = b_t + POOL_PADDING
             p_won = argmax + i_n * windows * O
             p_g = gradient + (i_n * windows * O if SAME else i_n * (gradient_n * ALIGN))
-            for i in tl.static_range(OVERLAP):
+            b_dy = b_none
+            for i in range(OVERLAP):
                 b_q = b_u // step - i
                 b_rest = b_u - b_q * step
                 b_p = b_rest // POOL_DILATION
@@ -116,13 +117,12 @@ def sum_occurrences_kernel(
                 else:
                     b_place_g = (b_q.to(tl.int64) * (gradient_q * ALIGN))[:, None] + b_o[None, :]
                 b_g = tl.load(p_g + b_place_g, mask=m_load, other=0.0).to(tl.float32)
-                b_dy = tl.where(m_t[:, None], tl.where(b_won == b_p[:, None], b_g, 0.0), b_none)
-                arrived = arrived + (b_dy,)  # noqa: RUF005
+                b_dy += tl.where(m_t[:, None], tl.where(b_won == b_p[:, None], b_g, 0.0), b_none)
+            arrived = arrived + (b_dy,)  # noqa: RUF005
             i_next = tl.load(tokens + i_step + j + 1, mask=i_step + j + 1 < total, other=NONE).to(tl.int64)
             following = following + (i_next,)  # noqa: RUF005
         for j in tl.static_range(STEP):
-            for i in tl.static_range(OVERLAP):
-                b_sum += arrived[j * OVERLAP + i]
+            b_sum += arrived[j]
             is_last = following[j] != i_v
             ends = (i_step + j < i_end) & (is_last | (i_step + j + 1 == i_end))
             if ends:

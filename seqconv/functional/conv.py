@@ -374,7 +374,8 @@ def _traced(
     if pool is not None:
         fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
         options |= dict(zip(fields, pool, strict=True))
-    traced: Any = TracedCall(functions[pool is not None], given, options)
+    over_all, pooled = functions
+    traced: Any = TracedCall(over_all if pool is None else pooled, given, options)
     return traced  # type: ignore[no-any-return]
 
 

@@ -1,5 +1,7 @@
 """torch.compile: the CPU kernels are one operator of the graph, and give the bits that they give in eager calls."""
 
+import ast
+import inspect
 import itertools
 
 import pytest
@@ -9,7 +11,9 @@ from torch._dynamo import lookup_backend
 from torch._inductor import config as inductor
 
 import seqconv
-from seqconv.functional import library
+from seqconv.functional import conv, library
+from seqconv.kernels import source
+from seqconv.layers import embedding
 from tests.conv_cases import LAYOUTS, channels_last, ours, same, whole
 from tests.grids import large, marked, others_large
 
@@ -230,3 +234,11 @@ def test_rows_that_are_not_there_are_noticed_in_a_graph(compiler):
     function(torch.randint(9, (2, 12)))
     with pytest.raises(IndexError, match=r"^tokens must be between 0 and 8 for the 9 rows of table, got 9"):
         function(torch.full((2, 12), 9))
+
+
+@pytest.mark.parametrize("module", [conv, embedding, source])
+def test_nothing_is_indexed_with_a_truth_value(module):
+    """The graphs of torch 2.11, which is not installed here, have none: ``pair[pool is None]``."""
+    indices = [node.slice for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Subscript)]
+    assert indices
+    assert not any(isinstance(index, ast.Compare | ast.BoolOp) for index in indices)

@@ -409,19 +409,26 @@ def test_plans_follow_the_counts():
     assert plans.forward_plan(plans.GPU["tf32"], 1, 494, 10_000, **imdb).name == "direct"
     assert plans.forward_plan(plans.GPU["tf32"], 1, 494, 10_000, **imdb, ready=True).name == "folded"
     assert plans.forward_plan(plans.GPU["ieee"], 128, 494, 10_000, **imdb).name == "folded"
-    assert plans.forward_plan(plans.GPU["ieee"], 128, 236, 1000, 14, 32, 5).name == "direct"
+    assert plans.forward_plan(plans.GPU["ieee"], 128, 236, 1000, 4, 32, 5).name == "direct"
     plan = plans.forward_plan(plans.GPU["tf32"], 128, 494, 10_000, **imdb)
     assert set(plan.operations) == set(plans.PLANS)
     assert "10000 rows" in plan.reason
     fold_operations = plans.fold_operations(plans.GPU["tf32"], 10_000, **imdb)
     ready = plans.forward_plan(plans.GPU["tf32"], 128, 494, 10_000, **imdb, ready=True)
     assert plan.operations["folded"] - ready.operations["folded"] == fold_operations
+    for costs in plans.GPU.values():
+        assert plans.backward_plan(costs, 128, 500, 494, 10_000, **imdb, wanted=(True, True)).name == "folded"
+        assert plans.backward_plan(costs, 1, 500, 494, 10_000, **imdb, wanted=(True, True)).name == "direct"
+        assert plans.backward_plan(costs, 128, 500, 494, 2_000_000, **imdb, wanted=(True, True)).name == "direct"
 
 
 def test_a_plan_that_is_none_is_rejected(device):
     case = tokens_case((2, 9), torch.ones(3, 4, device=device), PLAIN, Pool(2, 2))
     with pytest.raises(ValueError, match="plan must be one of"):
         case.forward(torch.ones(2, 4, 3, device=device), None, "best")
+    upstream, argmax = torch.ones(2, 2, 3, device=device), torch.zeros(2, 3, 2, dtype=torch.int8, device=device)
+    with pytest.raises(ValueError, match="plan must be one of"):
+        case.backward(upstream, argmax, torch.ones(2, 4, 3, device=device), plan="best")
 
 
 def test_refuses_with_a_reason(device):
