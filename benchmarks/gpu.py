@@ -2,7 +2,8 @@
 
 Without a GPU it says so, says what would run, and ends well. The tests get at most 45 % of ``--minutes`` and 100
 seconds, the benchmarks what is left (see :mod:`.gpu_plan` for their order); what did not fit is listed in the report.
-``--parts sanitizer`` runs a few tests under compute-sanitizer. Red tests do not keep the benchmarks from what passes
+``--parts sanitizer`` runs a few tests under compute-sanitizer, ``--parts counters`` a few layers under Nsight Compute,
+see :mod:`.gpu_counters`. Red tests do not keep the benchmarks from what passes
 its own check, nor does a provider that raises, but the exit code is 1.
 
 The packages torch, triton and numpy are needed. Without pytest no test runs, without pytest-xdist they run one by one,
@@ -25,12 +26,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_plan, gpu_run, gpu_tests, gpu_warm, report, results, roofline
+from benchmarks import gpu_counters, gpu_plan, gpu_run, gpu_tests, gpu_warm, report, results, roofline
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tests", "sanitizer", "benchmarks")
+PARTS = ("tests", "sanitizer", "benchmarks", "counters")
 TESTS_SHARE, TESTS_SECONDS = 0.45, 110.0
 SANITIZER_SECONDS = 120.0
+COUNTERS_SECONDS = 90.0
 REPORT_SECONDS = 15.0
 NEEDED = ("triton", "numpy")
 OF_USE = {
@@ -98,6 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = gpu_plan.stages(options.device, quick=options.quick)
         plan = [stage for stage in plan if not options.stages or stage.name in ("limits", *options.stages)]
         found = gpu_run.run(plan, options.device, budget - (time.monotonic() - start) - REPORT_SECONDS, save=save)
+    if on_gpu and "counters" in options.parts:
+        left = max(budget - (time.monotonic() - start), REPORT_SECONDS)
+        counted = gpu_counters.count(min(left, COUNTERS_SECONDS))
+        print(f"benchmarks: counters: {counted['summary']}")
+        found.quantities += counted["quantities"]
     whole = save(found)
     print()
     print(report.terminal(whole))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from . import split
-from .configurations import Forward, Layer, forward_configuration
+from .configurations import Forward, Layer, forward_configuration, power_of_two
 from .launch import Layout, architecture, kind_of, on_device, precision, processors, winner_dtype
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
@@ -48,8 +48,9 @@ NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
 GROUP = 16  # rows of a global maximum's tile that are of one sample
 NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
 WARPS = {True: 16, False: 12}
-WEIGHTS = 64  # so many weights a program repacks and sums,
-SPLITS = 64  # so many partial sums of each at a time: 264 splits of jena1 took 40 us by 16
+# Partial sums that a program reads at once, and how many of them are one number's, at least and at most. 264 splits of jena1 took 40 us
+# by 256 weights x 16 splits and 5.5 by 64 x 64; of 396, seven steps of 36 programs, 12 us behind an empty cache.
+SUMMED, SPLITS = 4096, (64, 256)
 
 
 def launch_windows(
@@ -241,15 +242,17 @@ def launch_over_weights(
     """
     outputs, channels, size = weight.shape
     pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
+    together = min(max(power_of_two(splits), SPLITS[0]), SPLITS[1])
+    block = SUMMED // together
     packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
     launch(
-        _weights().weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
+        _weights().weights_kernel, (-(-(weight.numel() + outputs) // block),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
-        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
+        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=block, BLOCK_S=together, num_warps=4,
     )  # fmt: skip
     return packed
 

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import (
     gpu,
+    gpu_counters,
     gpu_parts,
     gpu_plan,
     gpu_run,
@@ -467,6 +468,12 @@ def gpu_figure(provider: str, seconds: float, baseline: str = "torch eager", **m
     }  # fmt: skip
 
 
+COUNTED = {
+    "suite": "counters", "case": "a layer", "provider": "some_kernel",
+    "quantity": "time", "unit": "µs", "samples": [3.0],
+}  # fmt: skip
+
+
 @pytest.fixture
 def on_a_gpu(monkeypatch, tmp_path):
     """Make the command believe in a card, and return what it does with what is ``found``."""
@@ -478,6 +485,7 @@ def on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "smi", lambda on_gpu: "550.1, 1980 MHz")
     monkeypatch.setattr(gpu_tests, "run_tests", tests)
     monkeypatch.setattr(gpu_tests, "sanitize", lambda limit: {"exit_code": state.memcheck, "summary": "0 errors"})
+    monkeypatch.setattr(gpu_counters, "count", lambda limit: {"quantities": [COUNTED], "summary": "1 launch"})
     monkeypatch.setattr(gpu_warm, "beside", lambda device, processes: contextlib.nullcontext())
 
     def run(plan, device, seconds, *, save):
@@ -508,7 +516,14 @@ def test_a_results_file_has_the_card_its_limits_and_shares_of_the_roofline(on_a_
     assert ours["roofline"] == pytest.approx(1e-3 / floor)
     assert peer["roofline"] == pytest.approx(3e-3 / floor)
     text, written = capsys.readouterr().out, on_a_gpu.path.with_suffix(".md").read_text()
-    for words in ("GPU tests: 7 passed", "compute-sanitizer: 0 errors", "copy 3 TB/s", "out of memory", "x roofline"):
+    for words in (
+        "GPU tests: 7 passed",
+        "compute-sanitizer: 0 errors",
+        "copy 3 TB/s",
+        "out of memory",
+        "x roofline",
+        "some_kernel",
+    ):
         assert words in text
         assert words in written
     assert on_a_gpu.path.with_name("gpu-conv_pool-forward.png").exists()

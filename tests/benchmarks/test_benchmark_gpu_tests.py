@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import gpu_tests
+from benchmarks import gpu_counters, gpu_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tool(tmp_path, monkeypatch, text: str) -> None:
-    path = tmp_path / "compute-sanitizer"
+def tool(tmp_path, monkeypatch, text: str, name: str = "compute-sanitizer") -> None:
+    path = tmp_path / name
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -164,3 +167,59 @@ def test_large_tests_run_behind_the_others_one_by_one(monkeypatch):
     assert found["exit_code"] == 1
     assert found["summary"] == "1 failed in 2 s; then no tests ran in 1 s"
     assert found["failures"] == ["tests/a.py::b"]
+
+
+# As ncu 2025.3 wrote it on an H200: a line of units first; columns that nobody asked for are there, too.
+COUNTED = """==PROF== Connected to process 5
+launches of: a layer
+==PROF== Profiling "forward_windows_kernel" - 0: 0%....50%....100% - 5 passes
+==PROF== Profiling "vectorized_elementwise_kernel<4, ...>" - 1: 0%....50%....100% - 5 passes
+launches of: another
+==PROF== Profiling "forward_windows_kernel" - 2: 0%....50%....100% - 5 passes
+==PROF== Disconnected from process 5
+"ID","Kernel Name","device__attribute_chip","gpu__time_duration.sum","lts__t_bytes.sum","launch__registers_per_thread"
+"","","","ns","byte","register/thread"
+"0","forward_windows_kernel","","286,144","1,350,314,784","122"
+"1","void at::native::vectorized_elementwise_kernel<4, at::native::Add>(int)","","9536","420219136","16"
+"2","forward_windows_kernel","","36288","","88"
+"""
+
+
+def test_the_profiler_s_counters_are_told_launch_by_launch(tmp_path, monkeypatch):
+    (tmp_path / "said").write_text(COUNTED)
+    tool(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/words; cat {tmp_path}/said; exit 3', "ncu")
+    found = gpu_counters.count(60.0)
+    assert found["summary"] == "3 launches counted, exit code 3"
+    assert "gpu__time_duration.sum" in (tmp_path / "words").read_text()
+    values = {(one["case"], one["provider"], one["quantity"]): one["samples"] for one in found["quantities"]}
+    assert values == {
+        ("a layer", "1. forward_windows_kernel", "time"): [286.144],
+        ("a layer", "1. forward_windows_kernel", "second cache"): [1350.314784],
+        ("a layer", "1. forward_windows_kernel", "registers"): [122.0],
+        ("a layer", "2. void at::native::vectorized_elementwise_kernel", "time"): [9.536],
+        ("a layer", "2. void at::native::vectorized_elementwise_kernel", "second cache"): [420.219136],
+        ("a layer", "2. void at::native::vectorized_elementwise_kernel", "registers"): [16.0],
+        ("another", "1. forward_windows_kernel", "time"): [36.288],
+        ("another", "1. forward_windows_kernel", "registers"): [88.0],
+    }
+
+
+def test_counters_that_take_too_long_are_stopped(tmp_path, monkeypatch):
+    tool(tmp_path, monkeypatch, "echo launches of: a layer; exec sleep 60", "ncu")
+    assert gpu_counters.count(0.5)["summary"] == "0 launches counted, stopped after 0 s"
+
+
+def test_no_profiler_is_told(monkeypatch):
+    monkeypatch.setattr(gpu_counters, "profiler", lambda: None)
+    assert gpu_counters.count(1.0)["summary"].startswith("not run: ncu is not on PATH")
+
+
+def test_what_the_profiler_looks_at_runs(monkeypatch, capsys):
+    """In the interpreter, on a case of two samples."""
+    monkeypatch.setattr(gpu_counters, "BACKEND", "numba")
+    few = [one for one in gpu_counters.cases("cpu") if one.name == "jena1" and one.dtype == "tf32"]
+    monkeypatch.setattr(gpu_counters, "cases", lambda: [dataclasses.replace(few[0], shape={**few[0].shape, "N": 2})])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaProfilerStart=int, cudaProfilerStop=int))
+    gpu_counters.main()
+    assert capsys.readouterr().out == "launches of: jena1 tf32 N 2\n"
