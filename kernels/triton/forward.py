@@ -48,8 +48,8 @@ NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
 GROUP = 16  # rows of a global maximum's tile that are of one sample
 NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
 WARPS = {True: 16, False: 12}
-# Partial sums that a program reads at once, and how many of them are one number's, at least and at most. 264 splits of jena1 took 40 us
-# by 256 weights x 16 splits and 5.5 by 64 x 64; of 396, seven steps of 36 programs, 12 us behind an empty cache.
+# Partial sums that a program reads at once, and how many of them are one number's, at least and at most. 264 splits of
+# jena1 took 40 us by 256 weights x 16 splits and 5.5 by 64 x 64; of 396 seven steps of 36 programs 12, caches empty.
 SUMMED, SPLITS = 4096, (64, 256)
 
 
