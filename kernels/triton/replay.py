@@ -25,7 +25,7 @@ from torch import Tensor
 from ..source import Dense, Tokens, Windows
 from .launch import imagined, on_device
 
-__all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "remembered", "replayed", "serves"]
+__all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "layouts", "remembered", "replayed", "serves"]
 
 MOST = 1024  # calls of a function that are remembered; texts of any length would be more and more
 NVIDIA = torch.version.hip is None
@@ -53,11 +53,7 @@ def replayed(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **options)
         tape = tapes.get(kind)
         if tape is not None and not is_hooked():
-            device = tensors[0].get_device()
-            if device < 0 or device == _current_device():
-                return tape.replay(tensors)
-            with on_device(tensors[0]):
-                return tape.replay(tensors)
+            return tape.replay(tensors)
         tape = _thread.tape = Tape(tensors)
         try:
             result = function(*arguments, **options)
@@ -76,18 +72,26 @@ def replayed(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def layouts(tensors: list[Tensor]) -> list[Any]:
+    """Return what of a call's tensors, and of torch's switch, tells which calls are alike."""
+    found: list[Any] = [tensors[0].get_device(), _precision("cuda", "conv")]
+    for one in tensors:
+        found += (one.shape, one.stride(), one.dtype)
+    return found
+
+
 def _kind_of(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """Return the tensors among a call's arguments, and what they and the others tell of the call."""
     tensors: list[Tensor] = []
-    key: list[Any] = [_precision("cuda", "conv"), *options]
+    others: list[Any] = [*options]
     for given in (*arguments, *options.values()):
         for one in given if isinstance(given, SOURCES) else (given,):
             if isinstance(one, Tensor):
                 tensors.append(one)
-                key += (one.shape, one.stride(), one.dtype)
+                others.append(Tensor)
             else:
-                key.append(one)
-    return tensors, (tensors[0].get_device(), *key)
+                others.append(one)
+    return tensors, (*layouts(tensors), *others)
 
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
@@ -180,6 +184,10 @@ class Tape:
 
     def replay(self, tensors: list[Tensor]) -> Any:
         """Do the same with other tensors."""
+        device = tensors[0].get_device()
+        if device >= 0 and device != _current_device():
+            with on_device(tensors[0]):
+                return self.replay(tensors)
         pointers = [one.data_ptr() for one in tensors]
         for step in self.steps:
             step(tensors, pointers)
