@@ -246,6 +246,16 @@ def _requested(backend: str) -> str:
     return check_name(variable, VARIABLE) if variable else "auto"
 
 
+def variable() -> object:
+    """Return the environment variable's value, encoded, or ``None``."""
+    return _environment.get(_VARIABLE)
+
+
+# Read past os.environ, which takes a microsecond to raise and catch an error where a variable is not set.
+_environment: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+_VARIABLE = os.environ.encodekey(VARIABLE)
+
+
 def _load(operation: str, backend: str) -> None:
     candidate = next(candidate for candidate in _of(operation) if candidate.backend == backend)
     with _lock:

@@ -9,9 +9,9 @@ the long way. So are the numbers of rows and lengths on the CPU.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from functools import partial
+from marshal import dumps
 from typing import Any
 
 import torch
@@ -44,9 +44,11 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
     ``operands`` are tensors or ``None``, the first of them a tensor.
     """
     first = operands[0]
-    if not isinstance(first, Tensor) or not (first.is_cuda or first.is_cpu) or active(first.device.type) is not None:
+    if not isinstance(first, Tensor) or not (first.is_cuda or first.is_cpu):
         return None
-    requested = os.environ.get(backends.VARIABLE) if backend == "auto" else backend
+    if active("cuda" if first.is_cuda else "cpu") is not None:
+        return None
+    requested = backends.variable() if backend == "auto" else backend
     key = [prepare, requested, _precision("cuda", "conv"), torch.is_grad_enabled()]
     for one in operands:
         kind = type(one)
@@ -57,15 +59,14 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
             key.append(None)
         else:
             return None
-    for one in options:
-        if type(one) is tuple:
-            types = tuple(map(type, one))  # which count: 1.0 is no 1
-            if tuple in types:  # torch's layers keep sizes along one axis as tuples of one
-                for each in one:
-                    if type(each) is tuple and (len(each) != 1 or type(each[0]) is not int):
-                        return None
-            key.append(types)
-        key += (one, type(one))
+    try:
+        for one in options:
+            if type(one) is tuple:  # of numbers, and behind five of a pool its memory format
+                key += (dumps(one[:5], 2), one[5:])  # types count: 1.0 is no 1
+            else:
+                key += (one, type(one))
+    except ValueError:  # what is no number, or one of another library
+        return None
     return tuple(key)
 
 
