@@ -31,9 +31,10 @@ MOST = 1024  # calls of a function that are remembered; texts of any length woul
 NVIDIA = torch.version.hip is None
 ALIGNED = 16  # bytes: Triton compiles another kernel where a tensor does not begin at a multiple
 
-# Asked at every call: torch's switch is read past its properties, which take 2 microseconds.
+# Asked at every call: torch's switch is read past its properties, which take 2 microseconds, and the device past what
+# looks whether CUDA is in use.
 _precision = torch._C._get_fp32_precision_getter
-_current_device = torch.cuda.current_device
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 SOURCES = (Dense, Tokens, Windows)  # whose fields are looked at as if they were arguments
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from seqconv import backends
-from seqconv.functional import arguments
+from seqconv.functional import arguments, folded
 from seqconv.functional.autograd import Passes, needs_gradient, recorded, undifferentiated
 from seqconv.functional.floors import floor
 from seqconv.functional.following import active
@@ -81,19 +81,18 @@ def find(key: Key) -> Known | None:
 def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.dtype | None) -> None:
     """Remember a call that a backend's kernel has served, by what that was given."""
     source, weight, bias, convolution, pool = call
-    kind, count, options = type(source), len(tensors_of(source)), options_of(source)
+    kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(source, pool)
     tape, differentiable = None, needs_gradient(source, weight, bias)
-    if backend == "triton" and (differentiable or kind is not Tokens):  # whose folded table may come to be kept
+    if backend == "triton":
         tape = floor(backend).forward.tape_of(source, weight, bias, convolution, pool, want_argmax=differentiable)
     known: Known
     if differentiable:
         passes = Passes(backend, kind, options, convolution, pool, tape)
         known = partial(passes.apply, passes)
     else:
-        name = name_of(source, pool)
 
         def known(*operands: Any) -> Tensor:
-            if tape is not None and not replay.is_hooked():
+            if tape is not None and not (kind is Tokens and folded.is_any_frozen()) and not replay.is_hooked():
                 return recorded(name, _first_of, tape, [one for one in operands if one is not None])
             again, (weight, bias) = source_of(kind, operands[:count], options), operands[count:]
             return undifferentiated(backend, again, weight, bias, convolution, pool, folded_dtype)

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import seqconv
+from seqconv.functional import folded, remembered
 from seqconv.functional.autograd import Passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, options_of, tensors_of
@@ -273,6 +275,22 @@ def test_what_was_saved_may_come_back_in_another_layout(launched):
     looked_up = launched.looked_up
     call()
     assert launched.looked_up == looked_up
+
+
+def test_tokens_are_replayed_without_gradients_until_weights_are_frozen(launched, monkeypatch):
+    one, asked = layer("tokens"), []
+    find_or_fold = folded.find_or_fold
+    monkeypatch.setattr(folded, "find_or_fold", lambda *given: asked.append(given) or find_or_fold(*given))
+    given = (*tensors_of(one.source), one.w, one.b)
+    expected = conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=False)[0]
+    remembered.remember(("a key",), "triton", (one.source, one.w, one.b, *one.geometry), None)
+    call, looked_up = remembered.find(("a key",)), launched.looked_up
+    assert call(*given).shape == expected.shape
+    assert launched.looked_up == looked_up
+    assert not asked
+    with seqconv.frozen([one.source.values, one.w]):
+        call(*given)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
