@@ -36,6 +36,12 @@ ALIGNED = 16  # bytes: Triton compiles another kernel where a tensor does not be
 _precision = torch._C._get_fp32_precision_getter
 _current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
+# What torch.empty_strided comes to, as Inductor's code calls it: on the current device, in less than half the time.
+_empty_strided = {
+    "cpu": torch._C._dynamo.guards._empty_strided_cpu,  # type: ignore[attr-defined]
+    "cuda": torch._C._dynamo.guards._empty_strided_cuda,  # type: ignore[attr-defined]
+}
+
 SOURCES = (Dense, Tokens, Windows)  # whose fields are looked at as if they were arguments
 
 P = ParamSpec("P")
@@ -178,7 +184,7 @@ class Tape:
                 step, whole = self.made_by[number], self.tensors[number]
                 self.is_sound &= isinstance(step, _Empty) and (one.numel(), one.dtype) == (whole.numel(), whole.dtype)
                 if self.is_sound:  # a view of all of it: made as such at once
-                    step.shape, step.stride = one.shape, one.stride()
+                    step.shape, step.stride = tuple(one.shape), one.stride()
         self.is_sound &= all(step.is_sound for step in self.steps)
         self.tensors = self.made_by = []
         return self.is_sound
@@ -203,11 +209,11 @@ class _Empty:
     is_sound = True
 
     def __init__(self, made: Tensor) -> None:
-        self.shape, self.stride = made.shape, made.stride()
-        self.dtype, self.device = made.dtype, made.device
+        self.make = _empty_strided[made.device.type]
+        self.shape, self.stride, self.dtype = tuple(made.shape), made.stride(), made.dtype
 
     def __call__(self, tensors: list[Tensor], pointers: list[int]) -> None:
-        made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        made = self.make(self.shape, self.stride, self.dtype)
         tensors.append(made)
         pointers.append(made.data_ptr())
 
