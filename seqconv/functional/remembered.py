@@ -48,8 +48,8 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
         return None
     if active("cuda" if first.is_cuda else "cpu") is not None:
         return None
-    requested = backends.variable() if backend == "auto" else backend
-    key = [prepare, requested, _precision("cuda", "conv"), torch.is_grad_enabled()]
+    forced = backends.variable() if backend == "auto" else None
+    key = [prepare, backend, forced, _precision("cuda", "conv"), torch.is_grad_enabled()]
     for one in operands:
         kind = type(one)
         if kind is Tensor or kind is Parameter:

@@ -121,6 +121,16 @@ def test_equal_options_of_wrong_types_are_refused(checked, wrong):
         conv.conv1d_relu_max_pool1d(X, w, **(options | wrong))
 
 
+@pytest.mark.parametrize("wrong", [None, b"numba", "Numba", ["auto"]])
+def test_unknown_backends_are_refused_behind_known_ones(checked, monkeypatch, wrong):
+    w = torch.ones(4, 3, 3)
+    for variable in ("", FLOOR):
+        monkeypatch.setenv("SEQCONV_BACKEND", variable)
+        conv.conv1d_relu_max_pool1d(X, w, pool_size=2)
+        with pytest.raises(ValueError, match=r"^backend must be one of auto, triton, numba, reference, got"):
+            conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend=wrong)
+
+
 def test_wrong_operands_are_refused_behind_right_ones(checked):
     w = torch.ones(4, 3, 3, requires_grad=True)
     conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend=FLOOR)
@@ -221,7 +231,7 @@ def test_remembered_calls_see_the_numbers_of_today(monkeypatch, grad, pool):
     keys, known, find = [], [], remembered.find
 
     def noting(key):
-        if key[1] != "reference":  # the layer's, not its reference's
+        if key[1] == "auto":  # the layer's, not its reference's
             keys.append(key)
             known.append(find(key))
         return find(key)
