@@ -4,6 +4,7 @@ On the CPU's own floor, and on the GPU's in Triton's interpreter; a GPU has tape
 """
 
 import gc
+import sys
 import weakref
 
 import pytest
@@ -77,6 +78,29 @@ def test_a_result_that_is_to_be_contiguous_is_so_every_time(checked, source, gra
     for one in (first, second):
         assert one.is_contiguous()
         assert torch.equal(one, kept)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter calls Python for every operation of a kernel")
+@pytest.mark.parametrize(("kind", "grad", "most"), [("dense", False, 20), ("embedding", True, 50)])
+def test_a_second_call_passes_few_functions(kind, grad, most):
+    dense = kind == "dense"
+    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2) if dense else seqconv.EmbeddingConvReLUMaxPool1d(9, 3, 4, 3, 2)
+
+    def call():
+        with torch.set_grad_enabled(grad):
+            out = layer(X if dense else TOKENS)
+        if grad:
+            out.sum().backward()
+
+    call()
+    passed = []
+    sys.setprofile(lambda frame, event, _: event == "call" and passed.append(frame.f_globals.get("__name__", "")))
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    ours = [name for name in passed if name.startswith("seqconv.")]
+    assert 10 < len(ours) <= most
 
 
 def variants():
