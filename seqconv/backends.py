@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from seqconv.kernels.triton import replay
 from seqconv.kernels.triton.launch import interpreted
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "attribute",
     "check_name",
     "choose",
+    "choose_named",
     "explain_call",
     "names",
     "operations",
@@ -111,6 +113,7 @@ def register(
     candidates = [one for one in _candidates.get(operation, ()) if one.backend != backend]
     candidates.append(Candidate(backend, load, refuse, avoid, plan, Loaded()))
     _candidates[operation] = tuple(sorted(candidates, key=lambda one: BACKENDS.index(one.backend)))
+    replay.forget()  # calls that another candidate has served
 
 
 def attribute(module: str, name: str) -> Callable[[], Kernel]:
@@ -148,7 +151,12 @@ def check_name(backend: str, argument: str = "backend") -> str:
 
 
 def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
-    """Return the kernel that serves ``operation`` on ``arguments``.
+    """Return the kernel that serves ``operation`` on ``arguments``, see :func:`choose_named`."""
+    return choose_named(operation, backend, arguments)[1]
+
+
+def choose_named(operation: str, backend: str, arguments: tuple[Any, ...]) -> tuple[str, Kernel]:
+    """Return the name of the backend that serves ``operation`` on ``arguments``, and its kernel.
 
     ``backend`` is ``"auto"`` or a name out of :data:`BACKENDS`. Raises ``ValueError`` for an unknown name and
     :class:`BackendError` where a backend asked for by name cannot serve, with the reason.
@@ -163,7 +171,7 @@ def choose(operation: str, backend: str, arguments: tuple[Any, ...]) -> Kernel:
         if reason is None:
             if torch.compiler.is_compiling() or candidate.loaded.kernel is None:
                 _load(operation, candidate.backend)
-            return candidate.loaded.kernel  # type: ignore[return-value]
+            return candidate.backend, candidate.loaded.kernel  # type: ignore[return-value]
         if requested != "auto":
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reason}")
         if (operation, candidate.backend, reason) not in _logged:
@@ -236,6 +244,16 @@ def _requested(backend: str) -> str:
         return backend if backend in BACKENDS else check_name(backend)
     variable = os.environ.get(VARIABLE)
     return check_name(variable, VARIABLE) if variable else "auto"
+
+
+def variable() -> object:
+    """Return the environment variable's value, encoded, or ``None``."""
+    return _environment.get(_VARIABLE)
+
+
+# Read past os.environ, which takes a microsecond to raise and catch an error where a variable is not set.
+_environment: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+_VARIABLE = os.environ.encodekey(VARIABLE)
 
 
 def _load(operation: str, backend: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from seqconv.kernels.triton import replay
 from tests.conv_cases import whole
 
 
@@ -14,6 +15,12 @@ def _settings(monkeypatch):
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _first_calls():
+    """Have every test's calls made anew: a call that is remembered calls little that the test may have replaced."""
+    replay.forget()
 
 
 FLOORS = ("reference", "auto")

@@ -18,9 +18,10 @@ from seqconv.functional import folded, library
 from seqconv.functional.floors import floor
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import NAMES, Source, name_of, options_of, source_of, tensors_of
+from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
+from seqconv.kernels.triton.replay import Tape, is_hooked, layouts
 
-__all__ = ["called", "differentiable", "fused", "recorded", "underivable"]
+__all__ = ["Passes", "called", "fused", "needs_gradient", "recorded", "underivable", "undifferentiated"]
 
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -38,29 +39,96 @@ def fused(
     """Run a backend's kernel; ``folded_dtype`` is that of the table that a call without gradients may keep."""
     if torch.compiler.is_compiling():
         return library.fused(backend, source, weight, bias, convolution, pool, folded_dtype)
-    if torch.is_grad_enabled() and (
-        source.values.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return differentiable(backend, source, weight, bias, convolution, pool)
-    if _is_profiled():
-        given = backend, source, weight, bias, convolution, pool, folded_dtype
-        return recorded(name_of(type(source), pool), folded.forward, *given)
-    return folded.forward(backend, source, weight, bias, convolution, pool, folded_dtype)
+    if needs_gradient(source, weight, bias):
+        passes = Passes(backend, type(source), options_of(source), convolution, pool)
+        output: Tensor = passes.apply(passes, *tensors_of(source), weight, bias)
+        return output
+    return undifferentiated(backend, source, weight, bias, convolution, pool, folded_dtype)
 
 
-def differentiable(
-    backend: str, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
+def needs_gradient(source: Source, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether the result of a call is to be differentiable."""
+    if not torch.is_grad_enabled():
+        return False
+    return source.values.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+
+
+def undifferentiated(
+    backend: str,
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    folded_dtype: torch.dtype | None,
 ) -> Tensor:
-    """Run the kernel as autograd's function, whether or not one of the tensors needs that."""
-    kind: Any = type(source)
-    function, tensors = _operation(kind, pool is None), (*tensors_of(source), weight, bias)
-    output: Tensor = function.apply(backend, source, convolution, pool, *tensors)
-    return output
+    """Run the forward pass of eager tensors of which nobody wants gradients."""
+    given = backend, source, weight, bias, convolution, pool, folded_dtype
+    return recorded(name_of(type(source), pool), folded.forward, *given) if _is_profiled() else folded.forward(*given)
+
+
+class Passes:
+    """The two passes of a backend's kernel on a source's tensors, a weight and a bias: what a call is besides these.
+
+    ``apply(passes, *tensors)`` runs them as autograd's function, whether or not one of the tensors needs that.
+    ``tape`` is what the kernel's forward pass did, where that can be replayed; then the backward pass is, too.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        kind: type[Source],
+        options: tuple[int | None, ...],
+        convolution: Convolution,
+        pool: Pool | None,
+        tape: Tape | None = None,
+    ) -> None:
+        self.backend, self.kind, self.options, self.geometry = backend, kind, options, (convolution, pool)
+        self.tape = tape
+        self.backward_tapes: dict[tuple[Any, ...], Tape] = {}
+        self.place = 1 + kind._fields.index("values")  # of the source's values among the arguments of ``apply``
+        self.operation = name_of(kind, pool)
+        self.apply = _applied(self.operation)
+
+    def forward(self, tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Return the result and ``argmax``."""
+        found: tuple[Tensor, Tensor]
+        if self.tape is not None and not is_hooked():
+            found = self.tape.replay([one for one in tensors if one is not None])
+            return found
+        *given, weight, bias = tensors
+        source = source_of(self.kind, given, self.options)
+        found = floor(self.backend).forward(source, weight, bias, *self.geometry, want_argmax=True)
+        return found
+
+    def backward(
+        self, gradient: Tensor, saved: tuple[Any, ...], wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of the source's values, of weight and bias that are wanted.
+
+        ``saved`` are the source's tensors, the weight and ``argmax``.
+        """
+        *given, weight, argmax = saved
+        found: tuple[Tensor | None, Tensor | None, Tensor | None]
+        if self.tape is not None:
+            tensors = [gradient, argmax, *[one for one in given if one is not None], weight]
+            kind = wanted, *layouts(tensors)
+            tape = self.backward_tapes.get(kind)
+            if tape is not None and not is_hooked():
+                found = tape.replay(tensors)
+                return found
+        passed = gradient, argmax, source_of(self.kind, given, self.options), weight, *self.geometry
+        run = floor(self.backend).backward
+        found = run(*passed, wanted=wanted)
+        if self.tape is not None and (tape := run.tape_of(*passed, wanted=wanted)) is not None:
+            self.backward_tapes[kind] = tape
+        return found
 
 
 @cache
-def _operation(kind: type[Source], is_global: bool) -> Any:
-    return called(_Fused, NAMES[kind][is_global])
+def _applied(operation: str) -> Any:
+    # Function.apply sees to transforms of functions besides, which no call with kernels is under: 5 microseconds.
+    return super(torch.autograd.Function, called(_Fused, operation)).apply
 
 
 @cache
@@ -81,33 +149,31 @@ class _Fused(torch.autograd.Function):
     """Saves the source's tensors, the weight and a small integer for every output."""
 
     @staticmethod
-    def forward(
-        ctx: Any, backend: str, source: Source, convolution: Convolution, pool: Pool | None, *tensors: Any
-    ) -> Tensor:
-        *given, weight, bias = tensors
-        output: Tensor
-        output, argmax = floor(backend).forward(source, weight, bias, convolution, pool, want_argmax=True)
-        ctx.save_for_backward(*given, weight, argmax)
-        ctx.call = backend, type(source), options_of(source), convolution, pool
+    def forward(ctx: Any, passes: Passes, *tensors: Any) -> Tensor:
+        output, argmax = passes.forward(tensors)
+        ctx.save_for_backward(*tensors[:-1], argmax)
+        ctx.passes = passes
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *given, weight, argmax = ctx.saved_tensors
-        backend, kind, options, convolution, pool = ctx.call
-        source = source_of(kind, given, options)
-        needed = ctx.needs_input_grad[4:]
-        wanted = (any(needed[:-2]), *needed[-2:])
+        passes, saved = ctx.passes, ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _gradients(passes, gradient[0], saved, ctx.needs_input_grad)
         with torch.no_grad():
-            upstream = in_plain_memory(*gradient)
-            gradients: tuple[Tensor | None, ...] = floor(backend).backward(
-                upstream, argmax, source, weight, convolution, pool, wanted=wanted
-            )
-        if torch.is_grad_enabled():  # somebody may differentiate again
-            gradients = underivable(backend, name_of(type(source), pool), (*gradient, source.values, weight), gradients)
-        # Behind the other tensors come the lengths.
-        to_source = [gradients[0] if name == "values" else None for name in (*kind._fields[: len(given) - 1], None)]
-        return None, None, None, None, *to_source, *gradients[1:]
+            gradients = _gradients(passes, gradient[0], saved, ctx.needs_input_grad)
+        sources = (*gradient, saved[passes.place - 1], saved[-2])  # somebody may differentiate again
+        return underivable(passes.backend, passes.operation, sources, gradients)
+
+
+def _gradients(
+    passes: Passes, gradient: Tensor, saved: tuple[Any, ...], needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return a gradient, or ``None``, for every argument of ``passes.apply``."""
+    place = passes.place
+    wanted = needed[place], needed[-2], needed[-1]
+    dvalues, dweight, dbias = passes.backward(in_plain_memory(gradient), saved, wanted)
+    return *(None,) * place, dvalues, *(None,) * (len(needed) - place - 3), dweight, dbias
 
 
 def underivable(

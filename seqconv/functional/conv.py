@@ -24,7 +24,6 @@ from seqconv.functional.kernels import register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, name_of
-from seqconv.kernels.triton import replay
 
 __all__ = [
     "conv1d_relu_global_max_pool1d",
@@ -235,7 +234,10 @@ class Call(NamedTuple):
 
     def run(self, backend: str) -> Tensor:
         """Run the kernel that serves the call."""
-        kernel = backends.choose(self.operation, backend, self.arguments)
+        return self.run_on(backends.choose(self.operation, backend, self.arguments))
+
+    def run_on(self, kernel: backends.Kernel) -> Tensor:
+        """Run a kernel."""
         output: Tensor
         if self.folded_dtype is None:
             output = kernel(*self.arguments)
@@ -253,15 +255,16 @@ def run(
     prepare: Callable[..., Call], operands: tuple[Tensor | None, ...], options: tuple[Any, ...], backend: str
 ) -> Tensor:
     """Run the call that ``prepare(*operands, *options)`` returns, as it was remembered if it was run before."""
-    key = None
-    if not torch.compiler.is_compiling() and replay.serves(operands[0]):
-        key = remembered.key_of(prepare, operands, options, backend)
-    if key is not None and (known := remembered.find(key)) is not None:
-        return known(operands)
+    key = None if torch.compiler.is_compiling() else remembered.key_of(prepare, operands, options, backend)
+    if key is None:
+        return prepare(*operands, *options).run(backend)
+    if (known := remembered.find(key)) is not None:
+        return known(*operands)
     call = prepare(*operands, *options)
-    output = call.run(backend)
-    if key is not None and call.batched and call.explain(backend).backend == "triton":
-        remembered.remember(key, call.arguments)
+    chosen, kernel = backends.choose_named(call.operation, backend, call.arguments)
+    output = call.run_on(kernel)
+    if call.batched and chosen != "reference":
+        remembered.remember(key, chosen, call.arguments, call.folded_dtype)
     return output
 
 

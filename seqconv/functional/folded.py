@@ -59,6 +59,7 @@ __all__ = [
     "find_or_fold",
     "forward",
     "frozen",
+    "is_any_frozen",
     "is_frozen",
     "is_kept",
     "limit",
@@ -166,6 +167,11 @@ def clear_cache() -> None:
 def is_frozen(*tensors: Tensor) -> bool:
     """Tell whether all tensors are promised to stay as they are."""
     return all(one.untyped_storage()._cdata in _promised for one in tensors)
+
+
+def is_any_frozen() -> bool:
+    """Tell whether any tensor at all is promised to stay as it is."""
+    return bool(_promised)
 
 
 def _tensors(given: Any) -> list[Tensor]:

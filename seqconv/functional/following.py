@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-__all__ = ["in_plain_memory", "is_watched", "unfollowed"]
+__all__ = ["active", "in_plain_memory", "is_watched", "unfollowed"]
 
 # Asked at every call: looked up once.
 _is_compiling = torch.compiler.is_compiling
@@ -16,6 +16,8 @@ _modes = torch._C._len_torch_dispatch_stack
 _trace = torch._C._get_tracing_state
 _autocast = torch.is_autocast_enabled
 _strided = torch.strided
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 AUTOCAST = "autocast chooses among torch's own operations"
 
@@ -32,16 +34,8 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
         if _transforms():
             return "transforms of functions (vmap, grad, jvp) need torch's own operations"
         return AUTOCAST if not autocast and _autocast(source.device.type) else None
-    if _transforms():
-        return "transforms of functions (vmap, grad, jvp) need torch's own operations"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation needs torch's own operations"
-    if _modes() > 0:
-        return "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
-    if _trace() is not None:
-        return "torch.jit.trace needs torch's own operations"
-    if not autocast and _autocast(source.device.type):
-        return AUTOCAST
+    if (reason := active(source.device.type, autocast=autocast)) is not None:
+        return reason
     for tensor in (source, *others):
         if tensor is None:
             continue
@@ -50,6 +44,21 @@ def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -
             return f"it serves plain tensors, got {kind.__name__}"
         if tensor.layout is not _strided or tensor.is_neg() or tensor._is_zerotensor():
             return f"it serves plain memory, got {_describe(tensor)}"
+    return None
+
+
+def active(device: str, *, autocast: bool = False) -> str | None:
+    """Return what is active in eager mode that needs torch's own operations on any tensors, see :func:`unfollowed`."""
+    if _transforms():
+        return "transforms of functions (vmap, grad, jvp) need torch's own operations"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation needs torch's own operations"
+    if _modes() > 0:
+        return "a dispatch mode (fake tensors, tracing, counting) needs torch's own operations"
+    if _trace() is not None:
+        return "torch.jit.trace needs torch's own operations"
+    if not autocast and _autocast(device):
+        return AUTOCAST
     return None
 
 
@@ -63,7 +72,7 @@ def in_plain_memory(tensor: Tensor) -> Tensor:
 
     Raises ``RuntimeError`` for several gradients in one, as ``is_grads_batched`` hands them over.
     """
-    if torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor):
+    if _is_batched(tensor) or _is_legacy_batched(tensor):
         raise RuntimeError("kernels take no batched gradients: pass backend='reference', which torch can follow")
     return tensor.new_zeros(tensor.shape) if tensor._is_zerotensor() else tensor.resolve_neg()
 

@@ -1,16 +1,17 @@
-"""Calls on a GPU that are like an earlier one, run without checking, choosing and planning them again.
+"""Calls that are like an earlier one, run without checking, choosing and planning them again.
 
 All of that follows from the operands' shapes, strides, dtypes and devices, from the options, and from a few of torch's
 switches; together they are the key under which a call is remembered. Kernels of a few microseconds would wait for the
 host otherwise. What torch may do to a call besides (see :mod:`.following`) is looked at every time, and such calls go
-the long way, as do all on the CPU, where kernels take longer than the way to them.
+the long way. So are the numbers of rows and lengths on the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
+from functools import partial
+from marshal import dumps
 from typing import Any
 
 import torch
@@ -18,24 +19,23 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from seqconv import backends
-from seqconv.functional.autograd import differentiable, recorded
+from seqconv.functional import arguments, folded
+from seqconv.functional.autograd import Passes, needs_gradient, recorded, undifferentiated
 from seqconv.functional.floors import floor
-from seqconv.functional.following import unfollowed
-from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.source import Source, Tokens, name_of, options_of, source_of, tensors_of
+from seqconv.functional.following import active
+from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton import replay
 
 __all__ = ["find", "key_of", "remember"]
 
 Key = tuple[Any, ...]
-Known = Callable[[tuple[Any, ...]], Tensor]
+Known = Callable[..., Tensor]
 
 MOST = 1024
 
 _known: dict[Key, Known] = {}
 replay.remembered.append(_known)
 _precision = torch._C._get_fp32_precision_getter
-_current_device = torch.cuda.current_device
 
 
 def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], backend: str) -> Key | None:
@@ -44,63 +44,82 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
     ``operands`` are tensors or ``None``, the first of them a tensor.
     """
     first = operands[0]
-    if not isinstance(first, Tensor) or unfollowed(*operands) is not None:
+    if not isinstance(first, Tensor) or not (first.is_cuda or first.is_cpu):
         return None
-    device, needs_gradient = first.get_device(), False
-    if device != _current_device() and device >= 0:
+    if active("cuda" if first.is_cuda else "cpu") is not None:
         return None
-    grad = torch.is_grad_enabled()
-    key = [prepare, backend, os.environ.get(backends.VARIABLE), _precision("cuda", "conv")]
+    forced = backends.variable() if backend == "auto" else None
+    key = [prepare, backend, forced, _precision("cuda", "conv"), torch.is_grad_enabled()]
     for one in operands:
         kind = type(one)
         if kind is Tensor or kind is Parameter:
-            key += (one.shape, one.stride(), one.dtype, one.get_device())
-            needs_gradient |= grad and one.requires_grad
+            key += (one.shape, one.stride(), one.dtype, one.device, one.requires_grad)
+            key += (one.layout, one.is_neg(), one._is_zerotensor())  # see unfollowed
+        elif one is None:
+            key.append(None)
         else:
-            key.append(one)
-    for one in options:
-        if type(one) is tuple:
-            for each in one:  # torch's layers keep sizes along one axis as tuples of one
-                if type(each) is tuple and (len(each) != 1 or type(each[0]) is not int):
-                    return None
-            key += map(type, one)  # types count: 1.0 is no 1
-        key += (one, type(one))
-    return (*key, needs_gradient)
+            return None
+    try:
+        for one in options:
+            if type(one) is tuple:  # of numbers, and behind five of a pool its memory format
+                key += (dumps(one[:5], 2), one[5:])  # types count: 1.0 is no 1
+            else:
+                key += (one, type(one))
+    except ValueError:  # what is no number, or one of another library
+        return None
+    return tuple(key)
 
 
 def find(key: Key) -> Known | None:
     """Return what runs a call of this key on its operands, if one was remembered."""
     try:
-        return None if replay.is_hooked() else _known.get(key)
+        return _known.get(key)
     except TypeError:  # an option that cannot be looked up
         return None
 
 
-def remember(key: Key, call: tuple[Source, Tensor, Tensor | None, Convolution, Pool | None]) -> None:
-    """Remember a call that Triton's floor has served, by what its kernel was given."""
+def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.dtype | None) -> None:
+    """Remember a call that a backend's kernel has served, by what that was given."""
     source, weight, bias, convolution, pool = call
     kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(type(source), pool)
-    if key[-1]:
-
-        def known(operands: tuple[Any, ...]) -> Tensor:
-            again = source_of(kind, operands[:count], options)
-            weight, bias = operands[count:]
-            return differentiable("triton", again, weight, bias, convolution, pool)
-
+    tape, differentiable = None, needs_gradient(source, weight, bias)
+    if backend == "triton":
+        tape = floor(backend).forward.tape_of(source, weight, bias, convolution, pool, want_argmax=differentiable)
+    known: Known
+    if differentiable:
+        passes = Passes(backend, kind, options, convolution, pool, tape)
+        known = partial(passes.apply, passes)
     else:
-        if isinstance(source, Tokens):  # whose folded table may come to be kept
-            return
-        tape = floor("triton").forward.tape_of(source, weight, bias, convolution, pool, want_argmax=False)
-        if tape is None:
-            return
 
-        def first_result(operands: list[Tensor]) -> Tensor:
-            return tape.replay(operands)[0]  # type: ignore[no-any-return]
+        def known(*operands: Any) -> Tensor:
+            if tape is not None and not (kind is Tokens and folded.is_any_frozen()) and not replay.is_hooked():
+                return recorded(name, _first_of, tape, [one for one in operands if one is not None])
+            again, (weight, bias) = source_of(kind, operands[:count], options), operands[count:]
+            return undifferentiated(backend, again, weight, bias, convolution, pool, folded_dtype)
 
-        def known(operands: tuple[Any, ...]) -> Tensor:
-            return recorded(name, first_result, [one for one in operands if one is not None])
+    if not source.values.is_cuda and (kind is not Dense or source.lengths is not None):
+        run = known
+
+        def known(*operands: Any) -> Tensor:
+            _check_numbers(source_of(kind, operands[:count], options))
+            return run(*operands)
 
     if len(_known) >= MOST:
         _known.clear()
     with contextlib.suppress(TypeError):
         _known[key] = known
+
+
+def _first_of(tape: replay.Tape, tensors: list[Tensor]) -> Tensor:
+    return tape.replay(tensors)[0]  # type: ignore[no-any-return]
+
+
+def _check_numbers(source: Source) -> None:
+    """Check what is read from memory on the CPU at every call: the numbers of rows, and lengths."""
+    values, lengths = source.values, source.lengths
+    if isinstance(source, Tokens):
+        arguments.row_index("tokens", source.tokens, "table", values)
+    elif isinstance(source, Windows):
+        arguments.row_index("starts", source.starts, "series", values, (source.length - 1) * source.step)
+    if lengths is not None:
+        arguments.lengths(lengths, values.device, source.samples, source.length)

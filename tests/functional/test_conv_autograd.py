@@ -46,6 +46,17 @@ def test_saves_the_input_the_weight_and_small_numbers(pool):
     assert all(map(same, gradients, torch.autograd.grad(composition(x, w, b, pool).sum(), (x, w, b))))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_asks_once_for_what_is_saved(create_graph):
+    """A checkpoint that has recomputed it raises where it is asked for again."""
+    x, w, b = tensors()
+    asked = []
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: asked.append(tensor) or tensor):
+        result = ours(x, w, b, POOLS[0], backend="numba")
+    torch.autograd.grad(result.sum(), (x, w, b), create_graph=create_graph)
+    assert len(asked) == 3
+
+
 @pools
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, None])
 def test_saves_nothing_where_no_gradient_is_asked_for(mode, pool, monkeypatch):

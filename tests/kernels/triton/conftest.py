@@ -65,14 +65,6 @@ def apart():
 
 
 @pytest.fixture(autouse=True)
-def _first_calls():
-    """Have every test's calls made anew: a call that is replayed calls nothing that the test may have replaced."""
-    from seqconv.kernels.triton import replay
-
-    replay.forget()
-
-
-@pytest.fixture(autouse=True)
 def _exact_products():
     """Compute float32 products exactly; the switch is put back."""
     before = torch.backends.cudnn.allow_tf32

@@ -1,26 +1,25 @@
 """Calls that are remembered: like the first of their kind, and only those.
 
-Tensors on the CPU stand for tensors on a GPU, and Triton's interpreter for the kernels; a GPU has tapes, too.
+On the CPU's own floor, and on the GPU's in Triton's interpreter; a GPU has tapes, too.
 """
+
+import gc
+import sys
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import seqconv
+from seqconv import backends
 from seqconv.functional import conv, remembered
-from seqconv.kernels.triton import replay
 from tests.kernels.triton.conftest import INTERPRETED
 
 
 @pytest.fixture
 def checked(monkeypatch):
-    """Remember calls on the CPU, too; return the names of what was checked."""
-    if not INTERPRETED:
-        pytest.skip("test_interpreter.py runs it")
-    monkeypatch.setattr(remembered, "_current_device", lambda: 0)
-    monkeypatch.setattr(replay, "serves", lambda _tensor: True)
-    replay.forget()
+    """Return the names of what was checked."""
     found = []
     for name in ("conv_call", "embedding_call", "window_call"):
         prepare = getattr(conv, name)
@@ -30,22 +29,24 @@ def checked(monkeypatch):
             return prepare(*given, **options)
 
         monkeypatch.setattr(conv, name, noted)
-    yield found
-    replay.forget()
+    return found
+
+
+FLOOR = "triton" if INTERPRETED else "numba"
 
 
 X = torch.randn(2, 3, 20)
 TOKENS = torch.randint(0, 9, (2, 20))
 CALLS = {
     "conv_call": lambda grad: conv.conv1d_relu_max_pool1d(
-        X, torch.ones(4, 3, 3, requires_grad=grad), pool_size=2, backend="triton"
+        X, torch.ones(4, 3, 3, requires_grad=grad), pool_size=2, backend=FLOOR
     ),
     "embedding_call": lambda grad: conv.embedding_conv1d_relu_global_max_pool1d(
-        TOKENS, torch.ones(9, 3), torch.ones(4, 3, 3, requires_grad=grad), torch.ones(4), backend="triton"
+        TOKENS, torch.ones(9, 3), torch.ones(4, 3, 3, requires_grad=grad), torch.ones(4), backend=FLOOR
     ),
     "window_call": lambda grad: conv.window_conv1d_relu_max_pool1d(
         torch.ones(30, 3), torch.arange(4), torch.ones(4, 3, 3, requires_grad=grad), length=8, pool_size=2,
-        backend="triton",
+        backend=FLOOR,
     ),
 }  # fmt: skip
 
@@ -70,13 +71,36 @@ def test_a_result_that_is_to_be_contiguous_is_so_every_time(checked, source, gra
         "many tokens": (conv.embedding_conv1d_relu_max_pool1d, (torch.randint(30, (9, 99)), table), {}),
         "windows": (conv.window_conv1d_relu_max_pool1d, (table, torch.arange(4)), {"length": 8}),
     }[source]
-    options |= {"pool_size": 2, "backend": "triton"}
+    options |= {"pool_size": 2, "backend": FLOOR}
     first, second = (function(*given, w, memory_format=torch.contiguous_format, **options) for _ in range(2))
     kept = function(*given, w, **options)
     assert not kept.is_contiguous()
     for one in (first, second):
         assert one.is_contiguous()
         assert torch.equal(one, kept)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter calls Python for every operation of a kernel")
+@pytest.mark.parametrize(("kind", "grad", "most"), [("dense", False, 20), ("embedding", True, 50)])
+def test_a_second_call_passes_few_functions(kind, grad, most):
+    dense = kind == "dense"
+    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2) if dense else seqconv.EmbeddingConvReLUMaxPool1d(9, 3, 4, 3, 2)
+
+    def call():
+        with torch.set_grad_enabled(grad):
+            out = layer(X if dense else TOKENS)
+        if grad:
+            out.sum().backward()
+
+    call()
+    passed = []
+    sys.setprofile(lambda frame, event, _: event == "call" and passed.append(frame.f_globals.get("__name__", "")))
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    ours = [name for name in passed if name.startswith("seqconv.")]
+    assert 10 < len(ours) <= most
 
 
 def variants():
@@ -86,7 +110,7 @@ def variants():
     def call(x=X, w=w, b=b, *, grad=True, **options):
         if grad:
             w = w.detach().requires_grad_()
-        return conv.conv1d_relu_max_pool1d(x, w, b, **({"pool_size": 2, "backend": "triton"} | options))
+        return conv.conv1d_relu_max_pool1d(x, w, b, **({"pool_size": 2, "backend": FLOOR} | options))
 
     yield "as it is", call
     yield "shape", lambda: call(X[:1])
@@ -106,7 +130,7 @@ def test_calls_that_differ_are_checked_each(checked):
         for name, call in calls.items():
             out = call()
             assert torch.equal(out, call()), name
-    assert len(checked) == len(calls) + 3  # the one without gradients is no tape in the interpreter
+    assert len(checked) == len(calls)
 
 
 @pytest.mark.parametrize(
@@ -114,19 +138,87 @@ def test_calls_that_differ_are_checked_each(checked):
               {"ceil_mode": 0}, {"dilation": [1.0]}],
 )  # fmt: skip
 def test_equal_options_of_wrong_types_are_refused(checked, wrong):
-    options = {"stride": 1, "pool_size": 2, "groups": 1, "ceil_mode": False, "dilation": 1, "backend": "triton"}
+    options = {"stride": 1, "pool_size": 2, "groups": 1, "ceil_mode": False, "dilation": 1, "backend": FLOOR}
     w = torch.ones(4, 3, 3, requires_grad=True)
     conv.conv1d_relu_max_pool1d(X, w, **options)
     with pytest.raises((TypeError, ValueError)):
         conv.conv1d_relu_max_pool1d(X, w, **(options | wrong))
 
 
+@pytest.mark.parametrize("wrong", [None, b"numba", "Numba", ["auto"]])
+def test_unknown_backends_are_refused_behind_known_ones(checked, monkeypatch, wrong):
+    w = torch.ones(4, 3, 3)
+    for variable in ("", FLOOR):
+        monkeypatch.setenv("SEQCONV_BACKEND", variable)
+        conv.conv1d_relu_max_pool1d(X, w, pool_size=2)
+        with pytest.raises(ValueError, match=r"^backend must be one of auto, triton, numba, reference, got"):
+            conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend=wrong)
+
+
 def test_wrong_operands_are_refused_behind_right_ones(checked):
     w = torch.ones(4, 3, 3, requires_grad=True)
-    conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend="triton")
-    for operands in ((X.double(), w), (X, w.double()), (X, w[0]), (X.numpy(), w), (X, w.detach().numpy()), (None, w)):
+    conv.conv1d_relu_max_pool1d(X, w, pool_size=2, backend=FLOOR)
+    elsewhere = w.detach().to("meta").requires_grad_()
+    others = (w.double(), w[0], w.detach().numpy(), elsewhere)
+    for operands in ((X.double(), w), (X.numpy(), w), (None, w), *((X, one) for one in others)):
         with pytest.raises((TypeError, ValueError)):
-            conv.conv1d_relu_max_pool1d(*operands, pool_size=2, backend="triton")
+            conv.conv1d_relu_max_pool1d(*operands, pool_size=2, backend=FLOOR)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_numbers_of_rows_are_looked_at_every_time(checked, grad):
+    table, starts, w = torch.ones(9, 3), torch.tensor([0, 1]), torch.ones(4, 3, 3, requires_grad=grad)
+
+    def embedded(tokens):
+        return conv.embedding_conv1d_relu_global_max_pool1d(tokens, table, w, backend=FLOOR)
+
+    def windows(starts):
+        return conv.window_conv1d_relu_global_max_pool1d(table, starts, w, length=4, step=2, backend=FLOOR)
+
+    embedded(TOKENS)
+    windows(starts)
+    for outside in (9, -1):
+        with pytest.raises(IndexError, match=rf"^tokens must be between 0 and 8 .* got {outside}"):
+            embedded(torch.full_like(TOKENS, outside))
+    with pytest.raises(IndexError, match=r"^starts must be between 0 and 2 .* got 3"):
+        windows(starts + 2)
+    assert len(checked) == 2
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the GPU's floor serves no lengths")
+@pytest.mark.parametrize("grad", [False, True])
+def test_lengths_are_looked_at_every_time(checked, grad):
+    w, lengths = torch.ones(4, 3, 3, requires_grad=grad), torch.tensor([20, 7])
+    whole, cut = (conv.conv1d_relu_global_max_pool1d(X, w, lengths=one) for one in (lengths, lengths // 2))
+    assert torch.equal(whole[0], conv.conv1d_relu_global_max_pool1d(X[:1], w)[0])
+    assert torch.equal(cut[1], conv.conv1d_relu_global_max_pool1d(X[1:, :, :3], w)[0])
+    for outside in (21, -1):
+        with pytest.raises(ValueError, match=rf"^lengths must be between 0 and 20, .* got {outside}"):
+            conv.conv1d_relu_global_max_pool1d(X, w, lengths=torch.tensor([20, outside]))
+    assert len(checked) == 3
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_nothing_of_a_call_is_held(grad):
+    x, w = torch.randn(2, 3, 20), torch.randn(4, 3, 3, requires_grad=grad)
+    out = conv.conv1d_relu_max_pool1d(x, w, pool_size=2, backend=FLOOR)
+    held = [weakref.ref(one) for one in (x, w, out)]
+    del x, w, out
+    gc.collect()
+    assert [one() for one in held] == [None] * 3
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the choice is the CPU's")
+def test_a_kernel_that_is_registered_later_serves(checked):
+    operation, w = "conv1d_relu_max_pool1d", torch.ones(4, 3, 3)
+    candidate = next(one for one in backends._candidates[operation] if one.backend == "numba")
+    conv.conv1d_relu_max_pool1d(X, w, pool_size=2)
+    try:
+        backends.register(operation, "numba", lambda: lambda *_given: torch.zeros(1))
+        assert conv.conv1d_relu_max_pool1d(X, w, pool_size=2).shape == (1,)
+    finally:
+        backends.register(operation, *candidate[:-1])
+    assert conv.conv1d_relu_max_pool1d(X, w, pool_size=2).shape == (2, 4, 9)
 
 
 def test_what_torch_does_to_a_call_is_looked_at_every_time(checked, monkeypatch):
@@ -146,7 +238,7 @@ def test_what_torch_does_to_a_call_is_looked_at_every_time(checked, monkeypatch)
 
 
 def test_an_option_that_is_changed_on_a_layer_counts(checked):
-    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2, backend="triton")
+    layer = seqconv.ConvReLUMaxPool1d(3, 4, 3, 2, backend=FLOOR)
     assert layer(X).shape == layer(X).shape == (2, 4, 9)
     layer.pool_stride = 1
     assert layer(X).shape == (2, 4, 17)

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import seqconv
+from seqconv.functional import folded, remembered
+from seqconv.functional.autograd import Passes
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, options_of, tensors_of
 from seqconv.kernels.triton import conv_pool, replay
@@ -47,10 +50,10 @@ def launched(monkeypatch):
     def compile(self, key, signature, device, *_):
         return self.device_caches[device][0].setdefault(key, Compiled(self))
 
-    run, empty_strided = JITFunction.run, torch.empty_strided
+    run, empty_strided = JITFunction.run, replay._empty_strided["cpu"]
 
-    def kept(*given, **named):  # so that no address is used twice
-        found.kept.append(empty_strided(*given, **named))
+    def kept(*given):  # so that no address is used twice
+        found.kept.append(empty_strided(*given))
         return found.kept[-1]
 
     def counted(*given, **named):
@@ -65,7 +68,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(driver, "_active", fake)
     monkeypatch.setattr(JITFunction, "_do_compile", compile)
     monkeypatch.setattr(JITFunction, "run", counted)
-    monkeypatch.setattr(torch, "empty_strided", kept)
+    monkeypatch.setitem(replay._empty_strided, "cpu", kept)
     for name in MODULES:
         module = importlib.import_module(f"seqconv.kernels.triton.{name}")
         for kernel in (getattr(module, one) for one in module.__all__ if one.endswith("_kernel")):
@@ -231,6 +234,76 @@ def test_a_bias_of_any_stride_is_copied_each_time(launched):
     biases = [given[11] for name, given in launched.calls if name == "forward_windows_kernel"]
     assert first.b.data_ptr() not in (biases[0].data_ptr(), biases[1])
     assert second.b.data_ptr() != biases[1]
+
+
+def differentiated(one):
+    """Run a layer's forward pass noted, return a function that runs both as a remembered call does."""
+    conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=True)
+    tape = conv_pool.forward.tape_of(one.source, one.w, one.b, *one.geometry, want_argmax=True)
+    passes = Passes("triton", type(one.source), options_of(one.source), *one.geometry, tape)
+    leaves = [tensor.requires_grad_() for tensor in (one.source.values, one.w, one.b)]
+
+    def call():
+        out = passes.apply(passes, *tensors_of(one.source), one.w, one.b)
+        return torch.autograd.grad(out, leaves, out.detach())
+
+    return call
+
+
+@pytest.mark.parametrize("name", LAYERS.keys() - {"no bias", "folded", "folded, global"})
+def test_remembered_calls_launch_what_the_kernels_do(launched, name):
+    one = layer(**LAYERS[name])
+    call = differentiated(one)
+    launched.calls.clear()
+    step(one)
+    expected, looked_up = described(launched, one), launched.looked_up
+    for _ in range(3):
+        call()
+        assert described(launched, one) == expected
+    assert launched.looked_up == looked_up
+
+
+def test_what_was_saved_may_come_back_in_another_layout(launched):
+    """As from ``save_on_cpu``, or where weights are given other memory through ``.data``: another call."""
+    call = differentiated(layer())
+    for _ in range(2):
+        call()
+    looked_up = launched.looked_up
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, torch.Tensor.contiguous):
+        call()
+    assert launched.looked_up > looked_up
+    looked_up = launched.looked_up
+    call()
+    assert launched.looked_up == looked_up
+
+
+def test_tokens_are_replayed_without_gradients_until_weights_are_frozen(launched, monkeypatch):
+    one, asked = layer("tokens"), []
+    find_or_fold = folded.find_or_fold
+    monkeypatch.setattr(folded, "find_or_fold", lambda *given: asked.append(given) or find_or_fold(*given))
+    given = (*tensors_of(one.source), one.w, one.b)
+    expected = conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=False)[0]
+    remembered.remember(("a key",), "triton", (one.source, one.w, one.b, *one.geometry), None)
+    call, looked_up = remembered.find(("a key",)), launched.looked_up
+    assert call(*given).shape == expected.shape
+    assert launched.looked_up == looked_up
+    assert not asked
+    with seqconv.frozen([one.source.values, one.w]):
+        call(*given)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
+def test_remembered_calls_are_seen_by_hooks(launched, name):
+    call, hook = differentiated(layer()), getattr(launched.hooks, name)
+    call()
+    looked_up = launched.looked_up
+    hook.add(print)
+    try:
+        call()
+    finally:
+        hook.remove(print)
+    assert launched.looked_up == looked_up + 5
 
 
 @pytest.mark.parametrize("pool", [POOL, None])
