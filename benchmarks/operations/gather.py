@@ -25,6 +25,7 @@ from benchmarks.operations.torch_peers import no_device, on_cpu, torch_providers
 from benchmarks.registry import Case, Operation, Provider
 from seqconv import functional
 from seqconv.data import load_imdb
+from seqconv.data.gathering import gather_windows
 from seqconv.data.sources import Source, find
 
 ROWS, COLUMNS = 420_551, 14  # the full Jena series
@@ -257,8 +258,6 @@ def filled(
 
 def fill(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
     """Fill windows ``(N, L, C)`` by seqconv's kernel."""
-    from seqconv.kernels.numba.windows import gather_windows
-
     rows = series.new_empty(len(starts), length, series.size(1))
     gather_windows(series.numpy(), starts.numpy(), length, step, rows.numpy())
     return rows

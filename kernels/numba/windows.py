@@ -4,7 +4,8 @@ A row is moved as bytes, up to 128 of them in two vector moves that overlap wher
 every dtype, number of columns and row stride, and compiles once. At ``step`` 1 a whole window is one such row. Rows of
 windows at random starts are in no cache, so the next window's are prefetched while one is copied.
 
-Every loop runs on the calling thread, without the interpreter lock, after all bounds are checked. Addresses are 64-bit.
+Every loop runs on the calling thread, without the interpreter lock. Addresses are 64-bit. Shapes, dtypes and bounds
+are checked by the caller, :mod:`seqconv.data.gathering`: an index outside the series reads foreign memory.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from llvmlite import ir
 from numba import njit, types
 from numpy.typing import NDArray
 
-from ..reference.windows import check_rows, check_windows
 from .micro.memory import prefetch
 from .runtime.compilation import compiled, intrinsic
 
 __all__ = ["gather_rows", "gather_windows"]
 
 Array = NDArray[Any]
-Index = NDArray[np.integer[Any]]
+Index = NDArray[np.int64]
 
 # Single rows are prefetched so many rows before their turn, about as long as memory takes to answer.
 ROWS_AHEAD = 64
@@ -32,11 +32,8 @@ ROWS_AHEAD = 64
 def gather_windows(series: Array, starts: Index, length: int, step: int, out: Array) -> None:
     """Fill ``out[b, s, c]`` with ``series[starts[b] + s * step, c]``.
 
-    Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)`` integers, ``out`` ``(B, length, C)``. Raises ``ValueError`` where
-    shapes do not fit, ``TypeError`` for other dtypes, ``IndexError`` where a window leaves the series; ``out`` is then
-    untouched.
+    Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)``, ``out`` ``(B, length, C)``.
     """
-    first = check_windows(series, starts, length, step, out)
     if not out.size:
         return
     row_stride, column_stride = series.strides
@@ -44,21 +41,19 @@ def gather_windows(series: Array, starts: Index, length: int, step: int, out: Ar
     width = columns * itemsize
     if columns > 1 and column_stride != itemsize:
         copy_scattered_windows(
-            address(series), row_stride, column_stride, first, length, step, columns, itemsize, address(out)
+            address(series), row_stride, column_stride, starts, length, step, columns, itemsize, address(out)
         )
     elif step == 1 and row_stride == width:
-        copy_windows(address(series), row_stride, first, 1, 1, length * width, address(out))
+        copy_windows(address(series), row_stride, starts, 1, 1, length * width, address(out))
     else:
-        copy_windows(address(series), row_stride, first, length, step, width, address(out))
+        copy_windows(address(series), row_stride, starts, length, step, width, address(out))
 
 
 def gather_rows(series: Array, rows: Index, columns: Index, out: Array) -> None:
     """Fill ``out[b, s, j]`` with ``series[rows[b, s], columns[j]]``.
 
-    Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)`` and ``columns`` ``(J,)`` integers, ``out`` ``(B, S, J)``. Raises
-    as :func:`gather_windows` does.
+    Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)``, ``columns`` ``(J,)``, ``out`` ``(B, S, J)``.
     """
-    rows, columns = check_rows(series, rows, columns, out)
     if not out.size:
         return
     row_stride, column_stride = series.strides

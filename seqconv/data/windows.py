@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from seqconv.backends import Explanation
 from seqconv.data.arguments import integer
+from seqconv.data.gathering import explain_gathering, gather_rows, gather_windows, load_kernels
 from seqconv.data.passes import Passes, Position
 from seqconv.data.prefetch import prefetched
 from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names, tensor_of
 from seqconv.data.worker_passes import WorkerPasses
-from seqconv.kernels.numba.windows import gather_rows, gather_windows
 
 __all__ = ["SlidingWindows", "WindowsDataset", "gap_groups"]
 
@@ -76,6 +77,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         materialise: ``False`` yields the windows' first rows instead of their content, as ``(B,)`` int64, for a model
             that reads the series itself: ``seqconv.functional.window_conv1d_relu_max_pool1d(windows.series_tensor(),
             starts, weight, length=windows.length, step=windows.step, ...)``. All else stays as it is.
+        backend: what fills the batches: ``"auto"``, ``"numba"`` or ``"reference"`` (NumPy); see :meth:`explain`.
 
     Inputs are ``(B, S, C)``, targets ``(B,)`` for one column and ``(B, T)`` for several or all, with a horizon above 1
     ``(B, H)`` and ``(B, H, T)``; of the series' dtype, newly allocated unless ``reuse``.
@@ -89,8 +91,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     pass again in the same shuffled order warns, once. A memory map is mapped again by its path in processes that are
     spawned.
 
-    Raises ``TypeError`` for series and arguments of wrong type and ``ValueError`` for values out of range, also where
-    not one window fits.
+    Raises ``TypeError`` for series and arguments of wrong type, ``ValueError`` for values out of range, also where not
+    one window fits, and :class:`~seqconv.BackendError` where a backend asked for by name cannot serve.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         reuse: bool = False,
         output: str = "torch",
         materialise: bool = True,
+        backend: str = "auto",
     ) -> None:
         self.series, names = rows_and_names(series)
         rows = len(self.series)
@@ -143,6 +146,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
         if not isinstance(materialise, bool):
             raise TypeError(f"materialise must be True or False, got {materialise!r}")
+        self.backend = load_kernels(backend)
         if shuffle and world_size > 1 and seed is None:
             raise ValueError("seed must be given where ranks share out a shuffled order, got None")
         super().__init__(shuffle=shuffle, seed=seed)
@@ -207,6 +211,10 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             self._tensors[device] = shared.to(device)
         return self._tensors[device]
 
+    def explain(self) -> Explanation:
+        """Tell which backend fills the batches, and why the others do not."""
+        return explain_gathering("gather_windows" if self.materialise else "gather_rows", self.backend)
+
     def as_dataset(self) -> WindowsDataset:
         """Return a map-style dataset of this rank's windows in the series' order, for a sampler of one's own."""
         return WindowsDataset(self)
@@ -264,11 +272,11 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         inputs, targets = (buffer[:count] for buffer in buffers or self._empty(count))
         starts = self.starts(positions)
         if self.materialise:
-            gather_windows(self.series, starts, self.samples, self.step, inputs)
+            gather_windows(self.series, starts, self.samples, self.step, inputs, backend=self.backend)
         else:
             inputs[:] = starts
         rows = starts[:, None] + np.arange(self.lookback + self.delay, self.lookback + self.delay + self.horizon)
-        gather_rows(self.series, rows, self.columns, targets)
+        gather_rows(self.series, rows, self.columns, targets, backend=self.backend)
         if self.one_column:
             targets = targets[:, :, 0]
         if self.horizon == 1:
