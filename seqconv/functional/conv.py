@@ -372,8 +372,7 @@ def _traced(
     """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
     options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
     if pool is not None:
-        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
-        options |= dict(zip(fields, pool, strict=True))
+        options |= dict(zip(arguments.POOL_OPTIONS, pool, strict=True))
     traced: Any = TracedCall(functions[pool is not None], given, options)
     return traced  # type: ignore[no-any-return]
 

@@ -57,9 +57,9 @@ class Pooling:
         return output_lengths(lengths, convolution.padding_mode, sizes, self.pool())
 
     def pool(self) -> tuple[Any, ...]:
-        """Return the pool as the functions take it."""
+        """Return the pool's :data:`~seqconv.functional.arguments.POOL_OPTIONS`."""
         sizes = self.pool_size, self.pool_stride, self.pool_padding, self.pool_dilation
-        return *sizes, self.ceil_mode, torch.contiguous_format if self.contiguous else torch.preserve_format
+        return *sizes, self.ceil_mode, self.memory_format
 
 
 def check_convolution(
@@ -85,17 +85,9 @@ def check_convolution(
             raise ValueError(f"groups must divide {name} = {channels}, got {groups}")
 
 
-def set_pool(
-    layer: Pooling,
-    size: IntOrTuple,
-    stride: IntOrTuple | None,
-    padding: IntOrTuple,
-    dilation: IntOrTuple,
-    ceil_mode: bool,
-    memory_format: torch.memory_format,
-) -> None:
-    """Check a pool's options and keep them on ``layer``."""
-    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode, memory_format)
+def set_pool(layer: Pooling, *options: Any) -> None:
+    """Check a pool's :data:`~seqconv.functional.arguments.POOL_OPTIONS` and keep them on ``layer``."""
+    pool = arguments.pool(None, *options)
     layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool[:5]
     layer.contiguous = pool.contiguous
 
