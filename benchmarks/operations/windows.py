@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Fill = Callable[[Array], Any]  # starts (N,) to windows (N, length, columns)
 
 
-class Windows(Operation):
+class WindowBatches(Operation):
     """``series[starts[:, None] + step * arange(L)]``; ``R`` rows, ``C`` columns, ``N`` starts, ``L`` rows a window.
 
     A provider's function is given the case and the series, and returns what fills a batch.
@@ -218,4 +218,4 @@ def by_backend(backend: str, case: Case, series: Array) -> Fill:
 
 def operations() -> list[Operation]:
     """Return the operation."""
-    return [Windows()]
+    return [WindowBatches()]

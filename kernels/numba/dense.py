@@ -35,8 +35,8 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from ..source import limits
+from .conv_pool_blocking import forward_blocking
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
-from .conv_pool_plan import make_plan
 from .micro.simd import REGISTERS
 from .runtime import threads
 
@@ -100,32 +100,32 @@ def forward(
         strides = weight.stride()
     channels_last = (places is not None or is_channels_last(input)) and not (pool and pool.contiguous)
     limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
-    plan = make_plan(
+    blocking = forward_blocking(
         input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
         channels_last, limits,
     )  # fmt: skip
-    out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
-    argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
+    out = torch.empty_strided(blocking.out_shape, blocking.out_strides, dtype=dtype, device=CPU)
+    argmax = torch.empty(blocking.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
     if not out.numel():
         return out, argmax
     kernel = KERNELS[dtype]
     cut = None if lengths is None else limits_table(lengths, shape[2], convolution, pool)
     packed = partial = None
-    if plan.packed_bytes:
-        packed = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=CPU)
-    if plan.partial_bytes:
-        partial = torch.empty(plan.partial_bytes, dtype=torch.uint8, device=CPU)
+    if blocking.packed_bytes:
+        packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
+    if blocking.partial_bytes:
+        partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
     numbers = array("q", (
         input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
         0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
         0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(),
-        0 if cut is None else cut.ctypes.data, *plan.numbers,
+        0 if cut is None else cut.ctypes.data, *blocking.numbers,
     ))  # fmt: skip
     table = numbers.buffer_info()[0]
     if packed is not None:
-        threads.run(functools.partial(kernel, table, PACK), plan.panels, plan.threads)
-    threads.run(functools.partial(kernel, table, COMPUTE), plan.task.blocks, plan.threads)
+        threads.run(functools.partial(kernel, table, PACK), blocking.panels, blocking.threads)
+    threads.run(functools.partial(kernel, table, COMPUTE), blocking.args.blocks, blocking.threads)
     if partial is not None:
         kernel(table, FINISH, 0, 0, 1, 0)
     return out, argmax

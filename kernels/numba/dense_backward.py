@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool_backward_plan import Plan, make_plan
-from .micro.channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
+from .conv_pool_backward_blocking import BackwardBlocking, backward_blocking
+from .micro.channel_blocks import all_finite, carry_sums, clear_vectors, load_rows, store_rows
 from .micro.memory import keep, prefetch
 from .micro.simd import (
     DOUBLE,
@@ -104,13 +104,13 @@ def backward(
         dx = dx if contiguous else dx.transpose(1, 2)
     like = LIKE[input.dtype]
     vector = REGISTERS.width // like.itemsize
-    plan = make_plan(
+    blocking = backward_blocking(
         input.shape, filters.shape, input.stride(), None if dx is None else dx.stride(), gradient.shape,
         gradient.stride(), argmax.size(2), convolution, pool, like.itemsize,
         thread_count(max(samples, -(-channels // vector)), gradient.numel() * channels * size),
     )  # fmt: skip
-    partials = plan.shares if plan.by_samples else 1
-    partial = input.new_empty(partials, outputs, plan.run) if wanted[1] else None
+    partials = blocking.shares if blocking.by_samples else 1
+    partial = input.new_empty(partials, outputs, blocking.run) if wanted[1] else None
     sums = input.new_empty(partials, outputs, vector, dtype=torch.float64) if wanted[2] else None
     dw = input.new_empty(filters.shape) if wanted[1] else None
     db = input.new_empty(outputs) if wanted[2] else None
@@ -120,41 +120,41 @@ def backward(
         non_finite.buffer_info()[0],
         0 if places is None else places.data_ptr(),
     )
-    run(partial_call(backward_shares, plan, addresses, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
+    run(partial_call(backward_shares, blocking, addresses, like, LIKE[argmax.dtype]), blocking.shares, blocking.shares)
     if non_finite[0]:
         return None
     if dw is not None or db is not None:
         goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
-        add_shares(plan, addresses[5], addresses[6], *goals, like)
+        add_shares(blocking, addresses[5], addresses[6], *goals, like)
     return dx, dw, db
 
 
 @compiled
 def backward_shares(
-    plan: Plan, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
+    blocking: BackwardBlocking, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
 ) -> None:
     """Compute the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
-    share(begin, end, threads, launch, backward_share, (plan, places, zero, code))
+    share(begin, end, threads, launch, backward_share, (blocking, places, zero, code))
 
 
 @inner
-def last_row(plan: Plan, windows: int) -> int:
+def last_row(blocking: BackwardBlocking, windows: int) -> int:
     """Return the row behind all that the first ``windows`` windows see, behind the last one if these are all."""
-    if windows == plan.windows:
-        return plan.padded
-    position = (windows - 1) * plan.pool_stride - plan.pool_padding + plan.pool_span
-    return min(max(position * plan.stride + (plan.size - 1) * plan.dilation + 1, 0), plan.padded)
+    if windows == blocking.windows:
+        return blocking.padded
+    position = (windows - 1) * blocking.pool_stride - blocking.pool_padding + blocking.pool_span
+    return min(max(position * blocking.stride + (blocking.size - 1) * blocking.dilation + 1, 0), blocking.padded)
 
 
 @inner
-def first_row(plan: Plan, window: int) -> int:
+def first_row(blocking: BackwardBlocking, window: int) -> int:
     """Return the first row that the windows from ``window`` on see, or the first that none before them sees."""
-    row = (window * plan.pool_stride - plan.pool_padding) * plan.stride
-    return max(min(row, last_row(plan, window)), 0) if window else 0
+    row = (window * blocking.pool_stride - blocking.pool_padding) * blocking.stride
+    return max(min(row, last_row(blocking, window)), 0) if window else 0
 
 
 @inner
-def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> None:
+def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any, code: Any) -> None:
     """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
 
     ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
@@ -165,29 +165,29 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     """
     x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
     width, size = lanes(zero), bytes_of(zero)
-    blocks = (plan.width + plan.row - 1) // plan.row
-    begin, end, first, last = 0, plan.samples, 0, blocks
-    run = plan.run * size
-    if plan.by_samples:
-        begin, end = plan.samples * part // plan.shares, plan.samples * (part + 1) // plan.shares
-        dw += part * plan.outputs * run if dw else 0
-        db += part * plan.outputs * width * 8 if db else 0
+    blocks = (blocking.width + blocking.row - 1) // blocking.row
+    begin, end, first, last = 0, blocking.samples, 0, blocks
+    run = blocking.run * size
+    if blocking.by_samples:
+        begin, end = blocking.samples * part // blocking.shares, blocking.samples * (part + 1) // blocking.shares
+        dw += part * blocking.outputs * run if dw else 0
+        db += part * blocking.outputs * width * 8 if db else 0
     else:
-        first, last = blocks * part // plan.shares, blocks * (part + 1) // plan.shares
+        first, last = blocks * part // blocking.shares, blocks * (part + 1) // blocking.shares
         db = 0 if first else db
     rows = 0
-    for window in range(0, plan.windows, plan.segment):
-        ending = last_row(plan, min(window + plan.segment, plan.windows))
-        rows = max(rows, ending - first_row(plan, window))
-    capacity = plan.segment + width
-    bounds = np.empty((plan.outputs, plan.segment // plan.group + 2), np.int64)
-    line, row = 64, plan.row * size
-    weights = (plan.outputs * run if dx else 0) + line
+    for window in range(0, blocking.windows, blocking.segment):
+        ending = last_row(blocking, min(window + blocking.segment, blocking.windows))
+        rows = max(rows, ending - first_row(blocking, window))
+    capacity = blocking.segment + width
+    bounds = np.empty((blocking.outputs, blocking.segment // blocking.group + 2), np.int64)
+    line, row = 64, blocking.row * size
+    weights = (blocking.outputs * run if dx else 0) + line
     block_bytes = rows * row // line * line + 2 * line
     copies = (last - first) * block_bytes // PAGE * PAGE + PAGE + PAGE // 2
-    lists = (plan.outputs * capacity * size // line + 1) * line
+    lists = (blocking.outputs * capacity * size // line + 1) * line
     tile = capacity * width * (8 + size) + line
-    part_sums = block_bytes + PAGE if plan.summed < plan.outputs else 0
+    part_sums = block_bytes + PAGE if blocking.summed < blocking.outputs else 0
     scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + part_sums + width * 8, np.uint8)
     packed = (scratch.ctypes.data + line - 1) // line * line
     x_copy = packed + weights // line * line + line
@@ -198,33 +198,33 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     spare = turned + tile // line * line
     sums = db if db else spare + part_sums
     if dx:
-        pack(plan, packed, weight, first * plan.row, min(last * plan.row, plan.width), zero)
-        if not all_finite(packed, plan.outputs * run, zero):
+        pack(blocking, packed, weight, first * blocking.row, min(last * blocking.row, blocking.width), zero)
+        if not all_finite(packed, blocking.outputs * run, zero):
             store_number(1, non_finite, 0)
     if dw:
-        for o in range(plan.outputs):
-            at = first * plan.row * plan.size * size
-            ending = min(last * plan.row, plan.width) * plan.size * size if blocks > 1 else run
-            clear(dw + o * run + at, ending - at, zero)
-    clear(sums, (plan.outputs if db else 1) * width * 8, zero)
-    clear(x_copy, 2 * copies, zero)
-    clear(spare, part_sums, zero)
+        for o in range(blocking.outputs):
+            at = first * blocking.row * blocking.size * size
+            ending = min(last * blocking.row, blocking.width) * blocking.size * size if blocks > 1 else run
+            clear_vectors(dw + o * run + at, ending - at, zero)
+    clear_vectors(sums, (blocking.outputs if db else 1) * width * 8, zero)
+    clear_vectors(x_copy, 2 * copies, zero)
+    clear_vectors(spare, part_sums, zero)
     for n in range(begin, end):
-        for window in range(0, plan.windows, plan.segment):
-            windows = min(plan.segment, plan.windows - window)
-            top, bottom = first_row(plan, window), last_row(plan, window + windows)
+        for window in range(0, blocking.windows, blocking.segment):
+            windows = min(blocking.segment, blocking.windows - window)
+            top, bottom = first_row(blocking, window), last_row(blocking, window + windows)
             list_winners(
-                argmax + (n * plan.windows + window) * plan.codes * bytes_of(code),
-                plan.codes * bytes_of(code),
-                gradient + n * plan.gradient_strides[0] + window * plan.gradient_strides[2],
-                plan.gradient_strides[1],
-                plan.gradient_strides[2],
-                plan.outputs,
+                argmax + (n * blocking.windows + window) * blocking.codes * bytes_of(code),
+                blocking.codes * bytes_of(code),
+                gradient + n * blocking.gradient_strides[0] + window * blocking.gradient_strides[2],
+                blocking.gradient_strides[1],
+                blocking.gradient_strides[2],
+                blocking.outputs,
                 windows,
-                plan.group,
-                (window * plan.pool_stride - plan.pool_padding) * plan.stride - top,
-                plan.pool_stride * plan.stride,
-                plan.pool_dilation * plan.stride,
+                blocking.group,
+                (window * blocking.pool_stride - blocking.pool_padding) * blocking.stride - top,
+                blocking.pool_stride * blocking.stride,
+                blocking.pool_dilation * blocking.stride,
                 capacity,
                 listed,
                 factors,
@@ -237,44 +237,48 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             )
             if not dw and not dx:
                 continue
-            done = last_row(plan, window) if window else 0
-            source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
+            done = last_row(blocking, window) if window else 0
+            source, target = x + n * blocking.x_strides[0], dx + n * blocking.dx_strides[0]
             if samples_at:
                 source = load_number(samples_at + n * 8, 0)
             x_rows, dx_rows = x_copy, dx_copy
-            if dx and plan.direct[1]:
+            if dx and blocking.direct[1]:
                 dx_rows = target + top * row
-                clear(target + done * row, (bottom - done) * row, zero)
+                clear_vectors(target + done * row, (bottom - done) * row, zero)
                 x_rows += (dx_rows + PAGE // 2 - x_copy) % PAGE // line * line
             elif dx:
-                copy_blocks(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, done, bottom, zero)
-            if dw and plan.direct[0]:
+                copy_blocks(
+                    blocking, dx_rows, block_bytes, target, blocking.dx_strides, first, last, top, done, bottom, zero
+                )
+            if dw and blocking.direct[0]:
                 x_rows = source + top * row
             elif dw:
-                copy_blocks(plan, x_rows, block_bytes, source, plan.x_strides, first, last, top, bottom, bottom, zero)
+                copy_blocks(
+                    blocking, x_rows, block_bytes, source, blocking.x_strides, first, last, top, bottom, bottom, zero
+                )
             for block in range(first, last):
-                at = block * plan.row * plan.size * size
+                at = block * blocking.row * blocking.size * size
                 shift = (block - first) * block_bytes
-                step = min(plan.row, plan.width - block * plan.row) * size
+                step = min(blocking.row, blocking.width - block * blocking.row) * size
                 if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
                     store_number(1, non_finite, 0)
                 # Samples at places of their own, which the CPU cannot foresee, are asked for while another is summed.
                 following = 0
-                if samples_at and dw and block == first and n + 1 < end and window + windows == plan.windows:
+                if samples_at and dw and block == first and n + 1 < end and window + windows == blocking.windows:
                     following = load_number(samples_at + (n + 1) * 8, 0)
                 goal = dx_rows + shift if dx else 0
                 add_block(
-                    plan, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
+                    blocking, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
                     spare + (goal - spare) % PAGE, bottom - top, listed, factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
-            if dx and not plan.direct[1]:
-                copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
+            if dx and not blocking.direct[1]:
+                copy_back(blocking, dx_rows, block_bytes, target, blocking.dx_strides, first, last, top, bottom, zero)
     keep(scratch)
 
 
 @inner
 def copy_blocks(
-    plan: Plan,
+    blocking: BackwardBlocking,
     target: int,
     block_bytes: int,
     source: int,
@@ -291,25 +295,25 @@ def copy_blocks(
     Rows of many blocks are read some at a time, so that memory is read in order.
     """
     size = bytes_of(zero)
-    low = min(max(top, plan.left), bottom)
-    high = max(min(known, plan.left + plan.length), low)
+    low = min(max(top, blocking.left), bottom)
+    high = max(min(known, blocking.left + blocking.length), low)
     for block in range(first, last):
-        step = min(plan.row, plan.width - block * plan.row) * size
+        step = min(blocking.row, blocking.width - block * blocking.row) * size
         goal = target + (block - first) * block_bytes
-        clear(goal, (low - top) * step, zero)
-        clear(goal + (high - top) * step, (bottom - high) * step, zero)
+        clear_vectors(goal, (low - top) * step, zero)
+        clear_vectors(goal + (high - top) * step, (bottom - high) * step, zero)
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
     for begin in range(low, high, strip):
         for block in range(first, last):
-            channel = block * plan.row
-            step = min(plan.row, plan.width - channel) * size
+            channel = block * blocking.row
+            step = min(blocking.row, blocking.width - channel) * size
             load_rows(
                 target + (block - first) * block_bytes + (begin - top) * step,
                 step,
-                source + channel * strides[1] + (begin - plan.left) * strides[2],
+                source + channel * strides[1] + (begin - blocking.left) * strides[2],
                 strides[1],
                 strides[2],
-                min(plan.row, plan.channels - channel),
+                min(blocking.row, blocking.channels - channel),
                 min(strip, high - begin),
                 zero,
             )
@@ -317,7 +321,7 @@ def copy_blocks(
 
 @inner
 def copy_back(
-    plan: Plan,
+    blocking: BackwardBlocking,
     source: int,
     block_bytes: int,
     target: int,
@@ -330,19 +334,19 @@ def copy_back(
 ) -> None:
     """Write the rows ``top`` to ``bottom`` of these blocks to the tensor, but for the padding."""
     size = bytes_of(zero)
-    low, high = max(top, plan.left), min(bottom, plan.left + plan.length)
+    low, high = max(top, blocking.left), min(bottom, blocking.left + blocking.length)
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
     for begin in range(low, high, strip):
         for block in range(first, last):
-            channel = block * plan.row
-            step = min(plan.row, plan.width - channel) * size
+            channel = block * blocking.row
+            step = min(blocking.row, blocking.width - channel) * size
             store_rows(
                 source + (block - first) * block_bytes + (begin - top) * step,
                 step,
-                target + channel * strides[1] + (begin - plan.left) * strides[2],
+                target + channel * strides[1] + (begin - blocking.left) * strides[2],
                 strides[1],
                 strides[2],
-                min(plan.row, plan.channels - channel),
+                min(blocking.row, blocking.channels - channel),
                 min(strip, high - begin),
                 zero,
             )
@@ -350,7 +354,7 @@ def copy_back(
 
 @inner
 def add_block(
-    plan: Plan,
+    blocking: BackwardBlocking,
     following: int,
     dw: int,
     weights: int,
@@ -368,73 +372,75 @@ def add_block(
 ) -> None:
     """Add what a list of windows gives to a block's gradients, whose ``rows`` positions are ``step`` bytes apart.
 
-    The terms of the first ``plan.summed`` outputs are added to ``dx`` one by one, those of so many others summed in
+    The terms of the first ``blocking.summed`` outputs are added to ``dx`` one by one, those of so many others summed in
     ``part``, of the same size and zeros before and afterwards. Meanwhile prefetch the sample that is at
     ``following``, unless that is 0.
     """
-    size, run = bytes_of(zero), plan.run * bytes_of(zero)
-    runs, numbers = (1, plan.size * step // size) if plan.dilation == 1 else (plan.size, step // size)
-    for first in range(0, plan.outputs, plan.summed):
+    size, run = bytes_of(zero), blocking.run * bytes_of(zero)
+    runs, numbers = (1, blocking.size * step // size) if blocking.dilation == 1 else (blocking.size, step // size)
+    for first in range(0, blocking.outputs, blocking.summed):
         goal = part if first else dx
-        for group in range((windows + plan.group - 1) // plan.group):
-            for o in range(first, min(first + plan.summed, plan.outputs)):
+        for group in range((windows + blocking.group - 1) // blocking.group):
+            for o in range(first, min(first + blocking.summed, blocking.outputs)):
                 if following and group == 0:
-                    for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
-                        prefetch(following + r * plan.x_strides[2], 2)
-                        prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size, 2)
+                    for r in range(
+                        blocking.length * o // blocking.outputs, blocking.length * (o + 1) // blocking.outputs
+                    ):
+                        prefetch(following + r * blocking.x_strides[2], 2)
+                        prefetch(following + r * blocking.x_strides[2] + (blocking.channels - 1) * size, 2)
                 count = bounds[o, group + 1] - bounds[o, group]
                 if not count:
                     continue
                 entry = o * capacity + bounds[o, group]
                 for k in range(runs):
-                    at, shift = o * run + k * step, k * plan.dilation * step
+                    at, shift = o * run + k * step, k * blocking.dilation * step
                     add_products(
                         dw + at if dw else 0, weights + at, x + shift, goal + shift if dx else 0, listed + entry * 4,
                         factors + entry * size, count, step, numbers, zero,
                     )  # fmt: skip
         if first:
             carry_sums(part, dx, rows * step, zero)
-    if plan.summed < plan.outputs:
-        clear(part, rows * step, zero)
+    if blocking.summed < blocking.outputs:
+        clear_vectors(part, rows * step, zero)
 
 
 @inner
-def pack(plan: Plan, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
+def pack(blocking: BackwardBlocking, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
     """Copy the weights of the channels ``first`` to ``last`` block by block, a kernel position's channels in a row."""
     size = bytes_of(zero)
-    clear(packed, plan.outputs * plan.run * size, zero)
-    for o in range(plan.outputs):
-        for channel in range(first, last, plan.row):
-            source = weight + (o * plan.channels + channel) * plan.size * size
-            target = packed + (o * plan.run + channel * plan.size) * size
-            step = min(plan.row, plan.width - channel) * size
-            count = min(plan.row, plan.channels - channel)
-            transpose(source, plan.size * size, target, step, count, plan.size, zero)
+    clear_vectors(packed, blocking.outputs * blocking.run * size, zero)
+    for o in range(blocking.outputs):
+        for channel in range(first, last, blocking.row):
+            source = weight + (o * blocking.channels + channel) * blocking.size * size
+            target = packed + (o * blocking.run + channel * blocking.size) * size
+            step = min(blocking.row, blocking.width - channel) * size
+            count = min(blocking.row, blocking.channels - channel)
+            transpose(source, blocking.size * size, target, step, count, blocking.size, zero)
 
 
 @compiled
-def add_shares(plan: Plan, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
+def add_shares(blocking: BackwardBlocking, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
     """Write the sums of all shares' gradients to ``dw`` ``(O, C, K)`` and ``db`` ``(O,)``; 0 is not wanted."""
     size, vector = bytes_of(zero), lanes(zero) * bytes_of(zero)
-    shares = plan.shares if plan.by_samples else 1
+    shares = blocking.shares if blocking.by_samples else 1
     if dw:
-        whole = plan.outputs * plan.run * size
+        whole = blocking.outputs * blocking.run * size
         for other in range(1, shares):
             for at in range(0, whole, vector):
                 total = add(load(partial + at, zero), load(partial + other * whole + at, zero))
                 store(total, partial + at)
-        for o in range(plan.outputs):
-            for channel in range(0, plan.channels, plan.row):
-                source = partial + (o * plan.run + channel * plan.size) * size
-                target = dw + (o * plan.channels + channel) * plan.size * size
-                step = min(plan.row, plan.width - channel) * size
-                count = min(plan.row, plan.channels - channel)
-                transpose(source, step, target, plan.size * size, plan.size, count, zero)
+        for o in range(blocking.outputs):
+            for channel in range(0, blocking.channels, blocking.row):
+                source = partial + (o * blocking.run + channel * blocking.size) * size
+                target = dw + (o * blocking.channels + channel) * blocking.size * size
+                step = min(blocking.row, blocking.width - channel) * size
+                count = min(blocking.row, blocking.channels - channel)
+                transpose(source, step, target, blocking.size * size, blocking.size, count, zero)
     if db:
-        for o in range(plan.outputs):
+        for o in range(blocking.outputs):
             total = broadcast(DOUBLE, DOUBLE)
             for other in range(shares):
-                place = sums + (other * plan.outputs + o) * lanes(zero) * 8
+                place = sums + (other * blocking.outputs + o) * lanes(zero) * 8
                 for lane in range(0, lanes(zero), lanes(DOUBLE)):
                     total = add(total, load(place + lane * 8, DOUBLE))
             store_number(horizontal_sum(total), db + o * size, zero)

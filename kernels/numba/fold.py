@@ -1,7 +1,7 @@
 """A table folded into a convolution: every row's products with every kernel position, computed once.
 
 A convolution of gathered rows is a sum of such products, ``conv(table[tok])[t] = sum_k folded[tok[t + k], k]``: with
-``folded`` at hand, a position costs ``K`` additions of rows instead of ``K * C`` multiply-adds for every output.
+``folded`` at hand, a position costs ``K`` additions of rows instead of ``K * C`` gemm-adds for every output.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from numba import njit
 from torch import Tensor
 
 from .dense import DTYPES, lane_count, padded_outputs
+from .micro.gemm import gemm, odd_lines
+from .micro.igemm import TILE
 from .micro.memory import keep
-from .micro.products import TILE, multiply, odd_lines
-from .micro.simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
+from .micro.packing import copy_row
+from .micro.simd import bytes_of, lanes, load_number
 from .runtime.compilation import compiled
 from .runtime.threads import run, share, thread_count
 
-__all__ = ["KEPT", "copy_row", "fold", "folded_shape"]
+__all__ = ["KEPT", "fold", "folded_shape"]
 
 # Numba has no such types: of a folded table's numbers, a zero whose type tells the kernels what they are.
 KEPT = {**DTYPES, torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)}
@@ -95,24 +97,8 @@ def fold_part(part: int, places: Any, strides: Any, count: int, channels: int, c
             copy_row(source + i * row_stride, table + row * strides[0], strides[1], channels, zero)
     goal = folded + begin * width
     taps = (1, 0, channels, tap_stride)
-    multiply(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
+    gemm(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
     keep(scratch)
-
-
-@njit
-def copy_row(target: int, source: int, stride: int, count: int, zero: Any) -> None:
-    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbouring places."""
-    width, size = lanes(zero), bytes_of(zero)
-    done = 0
-    if stride == size:
-        while done + width <= count:
-            store(load(source + done * size, zero), target + done * size)
-            done += width
-        if done < count:
-            store_first(load_first(source + done * size, count - done, zero), target + done * size, count - done)
-    else:
-        for i in range(count):
-            store_number(load_number(source + i * stride, zero), target + i * size, zero)
 
 
 @compiled

@@ -27,8 +27,8 @@ from .dense import DTYPES, code_of, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
-from .gathered import Index, Layer, argmaxes_format, describe, index_of, split_argmaxes
-from .occurrences import list_rows
+from .gathered import Descriptor, Index, argmaxes_format, descriptor_of, index_of, split_argmaxes
+from .occurrences import rows_in_use
 from .runtime.threads import run, thread_count
 
 __all__ = ["argmaxes_format", "fold", "folded_shape", "forward", "forward_several"]
@@ -61,7 +61,7 @@ def forward(
     outputs, _, size = weight.shape
     windows = _windows(index.length, size, convolution, pool)
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
-    layer = describe(index, samples, weight, convolution, pool, out)
+    layer = descriptor_of(index, samples, weight, convolution, pool, out)
     if source.lengths is not None:
         cut = limits_table(source.lengths, size, convolution, pool)
         layer = layer._replace(limits=cut.ctypes.data)
@@ -109,7 +109,7 @@ def forward_several(
         mine = out[:, begin : begin + outputs[i]].unsqueeze(2)
         begin += outputs[i]
         if mine.numel():
-            layer = describe(index, samples, weight, convolutions[i], None, mine)
+            layer = descriptor_of(index, samples, weight, convolutions[i], None, mine)
             if source.lengths is not None:
                 cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
                 layer = layer._replace(limits=cut.ctypes.data)
@@ -124,7 +124,7 @@ def _windows(length: int, size: int, convolution: Convolution, pool: Pool | None
 
 
 def _compute(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -178,7 +178,7 @@ def _compute(
 
 
 def _choose(
-    layer: Layer, table: Tensor, counts: tuple[int, ...], used: Callable[[], Used]
+    layer: Descriptor, table: Tensor, counts: tuple[int, ...], used: Callable[[], Used]
 ) -> tuple[str, Tensor | None, Any]:
     """Return the plan and, if it is to fold, the rows to fold and their places."""
     samples, positions, *sizes = counts
@@ -200,7 +200,7 @@ def _used(index: Index, samples: int, table: Tensor) -> Used:
     """Return the rows in use and every such row's number among them, ``None`` for both where nearly all are in use."""
     places = np.zeros(table.size(0), np.int32)
     rows = torch.empty(min(table.size(0), samples * index.length), dtype=torch.int64, device=table.device)
-    used = list_rows(index, samples, places, rows.numpy())
+    used = rows_in_use(index, samples, places, rows.numpy())
     if used > WORTH_LISTING * table.size(0):
         return None, None
     return rows[:used], places

@@ -21,7 +21,7 @@ from ..reference import conv_pool as reference
 from ..source import Tokens, Windows
 from .gather_backward_direct import backward_direct
 from .gather_backward_folded import backward_folded
-from .gathered import describe, index_of, split_argmaxes
+from .gathered import descriptor_of, index_of, split_argmaxes
 
 __all__ = ["backward", "backward_several"]
 
@@ -78,7 +78,7 @@ def backward(
             weight.new_zeros(weight.shape) if wanted[1] else None,
             gradient.sum((0, 2)) if wanted[2] else None,
         )
-    layer = describe(index, gradient.size(0), weight, convolution, pool, gradient)
+    layer = descriptor_of(index, gradient.size(0), weight, convolution, pool, gradient)
     if plan is None:
         rows = min(table.size(0), layer.samples * layer.length)  # at most
         counts = (layer.samples, layer.length, layer.windows, rows, table.size(1), layer.outputs, layer.size)

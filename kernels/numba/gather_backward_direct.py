@@ -25,9 +25,9 @@ from numba import njit, types
 from numba.core import cgutils
 from torch import Tensor
 
-from .conv_pool_backward_plan import outputs_at_once
+from .conv_pool_backward_blocking import outputs_at_once
 from .dense import DTYPES, padded_outputs
-from .gathered import Index, Layer, row_of
+from .gathered import Descriptor, Index, row_of
 from .micro.channel_blocks import carry_sums
 from .micro.memory import keep
 from .micro.simd import (
@@ -37,7 +37,7 @@ from .micro.simd import (
     bytes_of,
     call,
     first_lanes,
-    fused,
+    fmuladd,
     lanes,
     llvm_vector,
     load_first,
@@ -77,7 +77,7 @@ POSITIONS = 16384
 def backward_direct(
     gradient: Tensor,
     argmax: Tensor,
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -137,7 +137,7 @@ def backward_direct(
 
 @compiled
 def add_parts(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     places: Any,
     numbers: Any,
@@ -153,7 +153,7 @@ def add_parts(
 
 
 @njit
-def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, zero: Any, code: Any) -> None:
+def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: Any, zero: Any, code: Any) -> None:
     """Add to one share of the table's rows what all winners give; from part ``shares`` on, a section's to dW and db.
 
     ``places`` are the addresses of table, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of table,
@@ -189,9 +189,13 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
         for i in range(number):
             place, at = addresses.ctypes.data + i * rows * 8, sums.ctypes.data if summed else 0
             if dtable:
-                find_rows(layer, index, first + i, rows, (dtable, line, nowhere, at), (skipped, mine, shares), place)
+                write_table_indirection(
+                    layer, index, first + i, rows, (dtable, line, nowhere, at), (skipped, mine, shares), place
+                )
             else:
-                find_rows(layer, index, first + i, rows, (table, row_stride, nowhere, 0), (-1, 0, 1), place)
+                write_table_indirection(
+                    layer, index, first + i, rows, (table, row_stride, nowhere, 0), (-1, 0, 1), place
+                )
         for o in range(layer.outputs):
             if summed and o and o % at_once == 0:
                 for j in range(rows):
@@ -255,7 +259,9 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
 
 
 @njit
-def find_rows(layer: Layer, index: Index, n: int, count: int, places: Any, whose: Any, addresses: int) -> None:
+def write_table_indirection(
+    layer: Descriptor, index: Index, n: int, count: int, places: Any, whose: Any, addresses: int
+) -> None:
     """Write for each of ``count`` positions of sample ``n``, padding in front included, the address of its row.
 
     ``places`` are the table's address, the bytes between its rows, the address for padding and for rows that are left
@@ -285,7 +291,7 @@ def find_rows(layer: Layer, index: Index, n: int, count: int, places: Any, whose
             store_number(place if kept else nowhere, addresses + j * 8, 0)
 
 
-def sums_first(layer: Layer, positions: int, rows: int) -> bool:
+def sums_first(layer: Descriptor, positions: int, rows: int) -> bool:
     """Tell whether a sample's gradients are summed position by position before they go to the table's rows.
 
     Where many winners read one of the ``positions``, or one of the ``rows``: a row that occurs often would else be a
@@ -323,19 +329,19 @@ def gather_run(target: int, rows: int, listed: Any, count: int, zero: Any) -> No
             taken = min(rest, WIDE * vector)
             tail = rest - 7 * vector if rest > 7 * vector else 0
             if tail > 0:
-                gather_rows(place, rows, offset, listed, min(tail, vector), zero, 8)
+                gather_products(place, rows, offset, listed, min(tail, vector), zero, 8)
             else:
                 taken = 4 * vector
-                gather_rows(place, rows, offset, listed, vector, zero, 4)
+                gather_products(place, rows, offset, listed, vector, zero, 4)
         elif rest > 3 * vector:
             taken = rest
-            gather_rows(place, rows, offset, listed, rest - 3 * vector, zero, 4)
+            gather_products(place, rows, offset, listed, rest - 3 * vector, zero, 4)
         elif rest > vector:
             taken = min(rest, 2 * vector)
-            gather_rows(place, rows, offset, listed, taken - vector, zero, 2)
+            gather_products(place, rows, offset, listed, taken - vector, zero, 2)
         else:
             taken = rest
-            gather_rows(place, rows, offset, listed, rest, zero, 1)
+            gather_products(place, rows, offset, listed, rest, zero, 1)
         done += taken
 
 
@@ -349,18 +355,18 @@ def scatter_run(weight: int, rows: int, listed: Any, count: int, zero: Any) -> N
         place, offset = weight + done * bytes_of(zero), done * bytes_of(zero)
         if rest >= WIDE * vector:
             taken = WIDE * vector
-            scatter_rows(place, rows, offset, listed, vector, zero, 8)
+            scatter_products(place, rows, offset, listed, vector, zero, 8)
         elif rest >= 4 * vector:
             taken = 4 * vector
-            scatter_rows(place, rows, offset, listed, vector, zero, 4)
+            scatter_products(place, rows, offset, listed, vector, zero, 4)
         else:
             taken = min(rest, vector)
-            scatter_rows(place, rows, offset, listed, taken, zero, 1)
+            scatter_products(place, rows, offset, listed, taken, zero, 1)
         done += taken
 
 
 @intrinsic
-def gather_rows(
+def gather_products(
     _typing: Any, target: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
     """Add to ``target[v]`` the sum over winners ``e`` of ``factors[e] * row[v]``, ``row`` that of winner ``e``.
@@ -391,7 +397,7 @@ def gather_rows(
                 builder, builder.gep(factors, [builder.mul(e, ir.Constant(number, size))]), kind.element, size
             )
             factor = splat(builder, factor, kind.count)
-            return [fused(builder, factor, get(row, v), sums[v]) for v in range(wide)]
+            return [fmuladd(builder, factor, get(row, v), sums[v]) for v in range(wide)]
 
         def get(pointer: Any, v: int) -> Any:
             place = builder.gep(pointer, [steps[v]])
@@ -460,12 +466,12 @@ def put(builder: Any, content: Any, place: Any, size: int, mask: Any) -> None:
 
 
 @intrinsic
-def scatter_rows(
+def scatter_products(
     _typing: Any, weight: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
     """Add ``factors[e] * weight[v]`` to the row of winner ``e``, one after the other: rows may be the same.
 
-    The arguments are those of :func:`gather_rows`; with more than one vector ``tail`` is all of the last.
+    The arguments are those of :func:`gather_products`; with more than one vector ``tail`` is all of the last.
     """
     if not isinstance(vectors, types.IntegerLiteral):
         return None
@@ -492,7 +498,7 @@ def scatter_rows(
             place = builder.gep(factors, [builder.mul(loop.index, ir.Constant(number, size))])
             factor = splat(builder, read(builder, place, kind.element, size), kind.count)
             for v in range(wide):
-                content = fused(builder, factor, held[v], get(row, v))
+                content = fmuladd(builder, factor, held[v], get(row, v))
                 put(builder, content, builder.gep(row, [steps[v]]), size, mask)
         return context.get_dummy_value()
 

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .dense import DTYPES, padded_outputs
-from .fold import copy_row
-from .gather_backward_spread import clear, spread_parts
-from .gathered import Index, Layer
+from .gather_backward_spread import spread_parts
+from .gathered import Descriptor, Index
 from .micro.channel_blocks import carry_sums
+from .micro.gemm import TAPS, gemm, odd_lines
+from .micro.igemm import TILE
 from .micro.memory import aligned, keep
-from .micro.products import TAPS, TILE, multiply, odd_lines
+from .micro.packing import clear, copy_row
 from .micro.simd import (
     REGISTERS,
     byte_pointer,
@@ -73,7 +74,7 @@ PARTS = 4
 def backward_folded(
     gradient: Tensor,
     argmax: Tensor,
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -83,7 +84,7 @@ def backward_folded(
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
     The table's is contiguous, with zeros for rows that do not occur and for row ``padding_idx``. ``None`` where a
-    number to multiply with is infinite or a NaN.
+    number to gemm with is infinite or a NaN.
     """
     if wanted[0] and not weight.isfinite().all():
         return None
@@ -145,7 +146,7 @@ def backward_folded(
 
 @compiled
 def multiply_parts(
-    layer: Layer,
+    layer: Descriptor,
     sources: Any,
     places: Any,
     width: int,
@@ -165,7 +166,7 @@ def multiply_parts(
 @njit
 def multiply_part(
     part: int,
-    layer: Layer,
+    layer: Descriptor,
     sources: Any,
     places: Any,
     width: int,
@@ -206,7 +207,7 @@ def multiply_part(
             for column in range(0, columns, terms):
                 taps = (1, 0, min(terms, columns - column), size)
                 source, panel = folded + column * size, filters + column * line
-                multiply(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
+                gemm(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
                 if columns > COLUMNS and ((column + terms) % COLUMNS == 0 or column + terms >= columns):
                     carry_sums(products, totals, count * line, zero)
             for i in range(count):
@@ -229,7 +230,7 @@ def multiply_part(
                     copy_row(copies + i * line, place, channel_stride, channels, zero)
             taps = (1, 0, count, step)
             wide = columns // vector
-            multiply(dw, columns * size, source, number, channels, taps, folded, stride, wide, False, zero)
+            gemm(dw, columns * size, source, number, channels, taps, folded, stride, wide, False, zero)
     if dtable:
         end = bounds[part + 1]
         stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]
@@ -239,7 +240,7 @@ def multiply_part(
 
 @njit
 def sum_occurrences(
-    layer: Layer,
+    layer: Descriptor,
     dy: int,
     folded: int,
     stride: int,

@@ -20,9 +20,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .gathered import Index, Layer, limits_of, row_of, window_range
+from .conv_pool_kernel import limits_of
+from .gathered import Descriptor, Index, row_of, window_range
+from .micro.half_floats import stored_as
 from .micro.memory import aligned, keep
-from .micro.narrow import stored_as
 from .micro.simd import (
     byte_pointer,
     bytes_of,
@@ -50,7 +51,7 @@ __all__ = ["forward_folded"]
 
 @compiled
 def forward_folded(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     places: Any,
     blocks: int,
@@ -69,7 +70,15 @@ def forward_folded(
 
 @njit
 def folded_block(
-    block: int, layer: Layer, index: Index, places: Any, blocks: int, is_global: bool, zero: Any, code: Any, kept: Any
+    block: int,
+    layer: Descriptor,
+    index: Index,
+    places: Any,
+    blocks: int,
+    is_global: bool,
+    zero: Any,
+    code: Any,
+    kept: Any,
 ) -> None:
     """Compute one of the ``blocks`` of all samples' chunks of windows.
 
@@ -113,7 +122,7 @@ def folded_block(
         last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions)
         last = max(first, last)
         count = (last - first - 1) * layer.stride + reach + 1
-        find_rows(
+        write_folded_indirection(
             layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
         )
         if overlap and last > first:
@@ -152,7 +161,9 @@ def folded_block(
 
 
 @njit
-def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table: Any, addresses: int) -> None:
+def write_folded_indirection(
+    layer: Descriptor, index: Index, n: int, first: int, count: int, table: Any, addresses: int
+) -> None:
     """Write the addresses of the rows of ``count`` positions of sample ``n``, from the input's position ``first`` on.
 
     ``table`` are the addresses of the folded table and of the rows' places in it, as in :func:`folded_block`, the bytes
@@ -180,7 +191,7 @@ def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table:
 
 @njit
 def sum_rows(
-    layer: Layer,
+    layer: Descriptor,
     windows: int,
     out: int,
     argmax: int,
@@ -258,7 +269,7 @@ def pool_sums(
     """
     if not isinstance(vectors, types.IntegerLiteral) or not isinstance(is_global, types.IntegerLiteral):
         return None
-    kind, wide, narrow = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
+    kind, wide, code_type = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
     globally, stored = is_global.literal_value, stored_as(kept)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -353,10 +364,10 @@ def pool_sums(
                     )
         with builder.if_then(coded):
             for v, vector in enumerate(winners):
-                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(narrow))])
-                fitting = ir.VectorType(narrow, kind.count)
+                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(code_type))])
+                fitting = ir.VectorType(code_type, kind.count)
                 content = builder.trunc(vector, fitting) if vector.type != fitting else vector
-                write(builder, content, target, size_of(narrow))
+                write(builder, content, target, size_of(code_type))
         left = builder.sub(remaining, one)
         again(
             each,

@@ -21,12 +21,11 @@ from .dense import DTYPES, argmax_format, padded_outputs
 from .micro.simd import load_number
 
 __all__ = [
+    "Descriptor",
     "Index",
-    "Layer",
     "argmaxes_format",
-    "describe",
+    "descriptor_of",
     "index_of",
-    "limits_of",
     "placed",
     "row_of",
     "split_argmaxes",
@@ -48,7 +47,7 @@ class Index(NamedTuple):
     length: int
 
 
-class Layer(NamedTuple):
+class Descriptor(NamedTuple):
     """A call's numbers. ``left`` is the convolution's padding in front; strides of the result are in bytes."""
 
     samples: int
@@ -90,17 +89,17 @@ def placed(source: Windows) -> tuple[Tensor, Tensor]:
     return series.detach().as_strided(shape, (0, column, source.step * row)), places
 
 
-def describe(
+def descriptor_of(
     index: Index, samples: int, weight: Tensor, convolution: Convolution, pool: Pool | None, out: Tensor
-) -> Layer:
+) -> Descriptor:
     """Return the layer's numbers; ``pool`` is ``None`` for the global maximum, ``out`` ``(N, O, Q)`` any result."""
-    return _layer(
+    return _descriptor(
         samples, index.length, weight.shape[::2], convolution, pool, out.size(2), out.stride(), out.element_size()
     )
 
 
 @lru_cache(maxsize=1024)
-def _layer(
+def _descriptor(
     samples: int,
     length: int,
     weight: tuple[int, int],
@@ -109,13 +108,13 @@ def _layer(
     windows: int,
     strides: tuple[int, int, int],
     itemsize: int,
-) -> Layer:
+) -> Descriptor:
     outputs, size = weight
     positions = convolution.output_length(length, size)
     pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = dilation * (pool_size - 1) + 1
     chunk = max(1, min(max(CHUNK, 4 * span) // stride, windows))
-    return Layer(
+    return Descriptor(
         samples, length, convolution.padding[0], positions, outputs, size, convolution.stride,
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
         *(stride * itemsize for stride in strides),
@@ -150,15 +149,7 @@ def row_of(index: Index, n: int, position: int) -> Any:
 
 
 @njit(inline="always")
-def limits_of(layer: Layer, n: int) -> tuple[int, int]:
-    """Return how many positions and windows sample ``n`` has."""
-    if layer.limits:
-        return load_number(layer.limits + n * 16, 0), load_number(layer.limits + n * 16 + 8, 0)
-    return layer.positions, layer.windows
-
-
-@njit(inline="always")
-def window_range(layer: Layer, positions: int, q: int) -> tuple[int, int, int]:
+def window_range(layer: Descriptor, positions: int, q: int) -> tuple[int, int, int]:
     """Return window ``q``'s first position, inside or not, and the numbers of its first and behind its last inside.
 
     Inside are the first ``positions``.

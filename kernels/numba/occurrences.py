@@ -13,11 +13,11 @@ from .micro.channel_blocks import all_finite
 from .micro.simd import bytes_of, load_number
 from .runtime.compilation import compiled
 
-__all__ = ["list_rows", "reads_finite", "row_is_finite", "sort_positions"]
+__all__ = ["reads_finite", "row_is_finite", "rows_in_use", "sort_positions"]
 
 
 @compiled
-def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[Any]) -> int:
+def rows_in_use(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[Any]) -> int:
     """Write the rows that occur to ``rows`` and each one's place there to ``counts``, zeros before; return how many."""
     for n in range(samples):
         for position in range(index.length):

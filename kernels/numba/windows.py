@@ -23,13 +23,13 @@ from .runtime.compilation import compiled, intrinsic
 __all__ = ["gather_rows", "gather_windows"]
 
 Array = NDArray[Any]
-Index = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 # Single rows are prefetched so many rows before their turn, about as long as memory takes to answer.
 ROWS_AHEAD = 64
 
 
-def gather_windows(series: Array, starts: Index, length: int, step: int, out: Array) -> None:
+def gather_windows(series: Array, starts: Indices, length: int, step: int, out: Array) -> None:
     """Fill ``out[b, s, c]`` with ``series[starts[b] + s * step, c]``.
 
     Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)``, ``out`` ``(B, length, C)``.
@@ -49,7 +49,7 @@ def gather_windows(series: Array, starts: Index, length: int, step: int, out: Ar
         copy_windows(address(series), row_stride, starts, length, step, width, address(out))
 
 
-def gather_rows(series: Array, rows: Index, columns: Index, out: Array) -> None:
+def gather_rows(series: Array, rows: Indices, columns: Indices, out: Array) -> None:
     """Fill ``out[b, s, j]`` with ``series[rows[b, s], columns[j]]``.
 
     Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)``, ``columns`` ``(J,)``, ``out`` ``(B, S, J)``.
@@ -111,7 +111,7 @@ def move_row(target: int, source: int, ahead: int, width: int) -> None:
 
 
 @compiled
-def copy_windows(series: int, row_stride: int, starts: Index, length: int, step: int, width: int, out: int) -> None:
+def copy_windows(series: int, row_stride: int, starts: Indices, length: int, step: int, width: int, out: int) -> None:
     """Copy windows of ``length`` rows, ``step`` apart, each ``width`` bytes in one piece."""
     for b in range(len(starts)):
         source = series + starts[b] * row_stride
@@ -124,7 +124,7 @@ def copy_windows(series: int, row_stride: int, starts: Index, length: int, step:
 
 
 @compiled
-def copy_rows(series: int, row_stride: int, rows: Index, width: int, out: int) -> None:
+def copy_rows(series: int, row_stride: int, rows: Indices, width: int, out: int) -> None:
     """Copy ``width`` bytes in one piece from the beginning of each of the rows."""
     for i in range(len(rows)):
         ahead = series + rows[min(i + ROWS_AHEAD, len(rows) - 1)] * row_stride
@@ -143,7 +143,7 @@ def move_cell(target: int, source: int, itemsize: int) -> None:
 
 @compiled
 def copy_cells(
-    series: int, row_stride: int, column_stride: int, rows: Index, columns: Index, itemsize: int, out: int
+    series: int, row_stride: int, column_stride: int, rows: Indices, columns: Indices, itemsize: int, out: int
 ) -> None:
     """Copy the cells in any ``columns`` of the rows."""
     for row in rows:
@@ -157,7 +157,7 @@ def copy_scattered_windows(
     series: int,
     row_stride: int,
     column_stride: int,
-    starts: Index,
+    starts: Indices,
     length: int,
     step: int,
     columns: int,

@@ -128,12 +128,12 @@ def list_winners(
 def load_wide_codes(_typing: Any, address: Any, code: Any, like: Any) -> Any:
     """Return as many integers of ``code``'s type as a vector of ``like`` has lanes, widened to int32."""
     kind = llvm_vector(vector_of(like))
-    narrow = ir.VectorType(llvm_number(types.unliteral(code)), kind.count)
+    code_type = ir.VectorType(llvm_number(types.unliteral(code)), kind.count)
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        codes = read(builder, byte_pointer(builder, arguments[0]), narrow, size_of(narrow.element))
+        codes = read(builder, byte_pointer(builder, arguments[0]), code_type, size_of(code_type.element))
         wide = ir.VectorType(ir.IntType(32), kind.count)
-        return codes if narrow == wide else builder.sext(codes, wide)
+        return codes if code_type == wide else builder.sext(codes, wide)
 
     return Vector(types.int32, kind.count)(address, code, like), generate
 

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 __all__ = ["gru", "lstm"]
 
-Step = TypeVar("Step")
+T = TypeVar("T")
 
 
 def gru(
@@ -184,6 +184,6 @@ def _hold(active: Tensor, state: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(active, new, state), torch.where(active, new, 0)
 
 
-def _ordered(steps: Iterable[Step], reverse: bool) -> list[Step]:
+def _ordered(steps: Iterable[T], reverse: bool) -> list[T]:
     steps = list(steps)
     return steps[::-1] if reverse else steps

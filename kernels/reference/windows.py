@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 __all__ = ["gather_rows", "gather_windows"]
 
 Array = NDArray[Any]
-Index = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
-def gather_windows(series: Array, starts: Index, length: int, step: int, out: Array) -> None:
+def gather_windows(series: Array, starts: Indices, length: int, step: int, out: Array) -> None:
     """Fill ``out[b, s, c]`` with ``series[starts[b] + s * step, c]``.
 
     Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)``, ``out`` ``(B, length, C)``.
@@ -24,7 +24,7 @@ def gather_windows(series: Array, starts: Index, length: int, step: int, out: Ar
     out[...] = series[starts[:, None] + step * np.arange(length)]
 
 
-def gather_rows(series: Array, rows: Index, columns: Index, out: Array) -> None:
+def gather_rows(series: Array, rows: Indices, columns: Indices, out: Array) -> None:
     """Fill ``out[b, s, j]`` with ``series[rows[b, s], columns[j]]``.
 
     Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)``, ``columns`` ``(J,)``, ``out`` ``(B, S, J)``.

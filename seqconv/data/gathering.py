@@ -20,10 +20,12 @@ from seqconv.kernels.numba import support
 __all__ = ["explain_gathering", "gather_rows", "gather_windows", "load_kernels"]
 
 Array = NDArray[Any]
-Index = NDArray[np.integer[Any]]
+Indices = NDArray[np.integer[Any]]
 
 
-def gather_windows(series: Array, starts: Index, length: int, step: int, out: Array, *, backend: str = "auto") -> None:
+def gather_windows(
+    series: Array, starts: Indices, length: int, step: int, out: Array, *, backend: str = "auto"
+) -> None:
     """Fill ``out[b, s, c]`` with ``series[starts[b] + s * step, c]``.
 
     Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)`` signed integers, ``out`` ``(B, length, C)``. Raises
@@ -38,7 +40,7 @@ def gather_windows(series: Array, starts: Index, length: int, step: int, out: Ar
     run("gather_windows", backend, series, first, length, step, out)
 
 
-def gather_rows(series: Array, rows: Index, columns: Index, out: Array, *, backend: str = "auto") -> None:
+def gather_rows(series: Array, rows: Indices, columns: Indices, out: Array, *, backend: str = "auto") -> None:
     """Fill ``out[b, s, j]`` with ``series[rows[b, s], columns[j]]``.
 
     Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)`` and ``columns`` ``(J,)`` signed integers, ``out`` ``(B, S, J)``.
@@ -78,7 +80,7 @@ def requested(backend: str) -> str:
     return backend
 
 
-def as_index(index: Index, dimensions: int, name: str) -> NDArray[np.int64]:
+def as_index(index: Indices, dimensions: int, name: str) -> NDArray[np.int64]:
     """Return ``index`` as contiguous int64, itself where it is that. Raises for other types and dimensions."""
     if index.dtype.kind != "i":
         raise TypeError(f"{name} must be signed integers, got dtype {index.dtype}")

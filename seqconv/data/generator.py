@@ -60,12 +60,12 @@ def seed_generator(
     """
     series, names = rows_and_names(data)
     rows = len(series)
-    step = integer(step, "step", 1)
-    lookback = integer(lookback, "lookback", step)
-    delay = integer(delay, "delay", -lookback)
-    first = integer(min_index, "min_index", 0) + lookback
-    last = rows - delay - 2 if max_index is None else integer(max_index, "max_index", 0)
-    batch_size = integer(batch_size, "batch_size", 1)
+    step = integer("step", step, 1)
+    lookback = integer("lookback", lookback, step)
+    delay = integer("delay", delay, -lookback)
+    first = integer("min_index", min_index, 0) + lookback
+    last = rows - delay - 2 if max_index is None else integer("max_index", max_index, 0)
+    batch_size = integer("batch_size", batch_size, 1)
     column = column_position(target_column, series.shape[1], names)
     if output not in ("torch", "numpy"):
         raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
@@ -77,7 +77,7 @@ def seed_generator(
     if shuffle and batch_size > last - first + 1:
         raise ValueError(f"batch_size must be at most the {last - first + 1} rows to draw from, got {batch_size}")
     if seed is not None:
-        seed = integer(seed, "seed", 0)
+        seed = integer("seed", seed, 0)
     elif shuffle:
         seed = int(torch.randint(2**62, ()))
     if shuffle:

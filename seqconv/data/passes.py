@@ -39,7 +39,7 @@ class Passes(Generic[Batch]):
     def __init__(self, *, shuffle: bool, seed: int | None) -> None:
         self.shuffle = bool(shuffle)
         self.seed_given = seed is not None
-        self.seed = integer(seed, "seed", 0) if self.seed_given else int(torch.randint(2**62, ())) if shuffle else None
+        self.seed = integer("seed", seed, 0) if self.seed_given else int(torch.randint(2**62, ())) if shuffle else None
         self._position = Position()
 
     @abstractmethod

@@ -123,18 +123,18 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     ) -> None:
         self.series, names = rows_and_names(series)
         rows = len(self.series)
-        self.step = integer(step, "step", 1)
-        self.lookback = integer(lookback, "lookback", self.step)
-        self.delay = integer(delay, "delay", -self.lookback)
-        self.horizon = integer(horizon, "horizon", 1)
-        self.stride = integer(stride, "stride", 1)
-        self.start = integer(start, "start", 0, rows)
-        self.stop = rows if stop is None else integer(stop, "stop", self.start, rows)
+        self.step = integer("step", step, 1)
+        self.lookback = integer("lookback", lookback, self.step)
+        self.delay = integer("delay", delay, -self.lookback)
+        self.horizon = integer("horizon", horizon, 1)
+        self.stride = integer("stride", stride, 1)
+        self.start = integer("start", start, 0, rows)
+        self.stop = rows if stop is None else integer("stop", stop, self.start, rows)
         self.columns, self.one_column = columns_of(target_column, self.series.shape[1], names)
-        self.batch_size = None if batch_size is None else integer(batch_size, "batch_size", 1)
+        self.batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
         self.drop_last = bool(drop_last)
-        self.world_size = integer(world_size, "world_size", 1)
-        self.rank = integer(rank, "rank", 0, self.world_size - 1)
+        self.world_size = integer("world_size", world_size, 1)
+        self.rank = integer("rank", rank, 0, self.world_size - 1)
         self.prefetch, self.reuse, self.output = bool(prefetch), bool(reuse), output
         self.materialise = materialise
         if batch_size is None and drop_last:
@@ -231,7 +231,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
-        self._position = Position(integer(epoch, "epoch", 0))
+        self._position = Position(integer("epoch", epoch, 0))
         self._worker_passes = None  # who counts the passes repeats one only on purpose
 
     def __getstate__(self) -> dict[str, Any]:
@@ -399,7 +399,7 @@ def columns_of(target_column: Any, count: int, names: list[Any] | None) -> tuple
 def column_position(column: Any, count: int, names: list[Any] | None) -> int:
     """Return a column's position; an integer is one already."""
     if not isinstance(column, str):
-        return integer(column, "target_column", 0, count - 1)
+        return integer("target_column", column, 0, count - 1)
     if names is None:
         raise TypeError(f"target_column must be an int where series is no DataFrame, got {column!r}")
     if names.count(column) != 1:

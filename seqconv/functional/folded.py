@@ -220,7 +220,7 @@ def plan(
     return plans.forward_plan(_costs(backend, table), *counts, used, channels, outputs, size, ready=ready)
 
 
-def fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
+def _fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
     """Return what it costs to fold a whole table, in multiply-adds."""
     outputs, channels, size = weight.shape
     return plans.fold_operations(_costs(backend, table), table.size(0), channels, outputs, size)
@@ -276,7 +276,7 @@ def find_or_fold(
     most = min(table.size(0), tokens.numel())
     unready = plan(backend, tokens, table, weight, convolution, ready=False, rows=most).operations
     additions = plan(backend, tokens, table, weight, convolution, ready=True, rows=most).operations["folded"]
-    saving, cost = min(unready.values()) - additions, fold_operations(backend, table, weight)
+    saving, cost = min(unready.values()) - additions, _fold_operations(backend, table, weight)
     with _lock:
         before = _saved.pop(key, None)
         saved = before.operations if before is not None and before.versions == versions else 0

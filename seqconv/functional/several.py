@@ -207,7 +207,7 @@ def refuse(backend: str) -> Callable[..., str | None]:
     return refuse_call
 
 
-def explain(
+def explain_several(
     backend: str,
     source: Tokens,
     weights: Any,
@@ -236,9 +236,9 @@ def _compose(
 def register() -> None:
     """Register the kernels of all floors."""
     backends.register(OPERATION, "reference", lambda: _compose)
-    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain, "numba"))
+    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain_several, "numba"))
     on_gpus = partial(one_by_one, "triton")
-    backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain, "triton"))
+    backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain_several, "triton"))
 
 
 register()

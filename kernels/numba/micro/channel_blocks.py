@@ -25,11 +25,11 @@ from .simd import (
 )
 from .transposition import transpose
 
-__all__ = ["all_finite", "carry_sums", "clear", "load_rows", "store_rows"]
+__all__ = ["all_finite", "carry_sums", "clear_vectors", "load_rows", "store_rows"]
 
 
 @inner
-def clear(target: int, size: int, zero: Any) -> None:
+def clear_vectors(target: int, size: int, zero: Any) -> None:
     """Write zeros to ``size`` bytes, rounded up to whole vectors."""
     step = lanes(zero) * bytes_of(zero)
     for at in range(0, size, step):

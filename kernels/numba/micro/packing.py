@@ -20,7 +20,7 @@ from .memory import keep
 from .simd import REGISTERS, broadcast, bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
 from .transposition import transpose
 
-__all__ = ["copy_rows", "pack_bias", "pack_panel"]
+__all__ = ["clear", "copy_padded_rows", "copy_row", "pack_bias", "pack_panel"]
 
 # So many taps are transposed at a time before they are put where their order wants them.
 BLOCK = 64
@@ -73,7 +73,7 @@ def pack_panel(
 
 
 @njit
-def copy_rows(
+def copy_padded_rows(
     source: int,
     channel_stride: int,
     row_stride: int,
@@ -95,24 +95,24 @@ def copy_rows(
     if by_channel:
         for c in range(channels):
             place = target + c * rows * size
-            fill(place, low, zero)
+            clear(place, low, zero)
             if channel_stride != size:
                 begins = source + c * channel_stride + (begin + low) * row_stride
-                copy(begins, row_stride, place + low * size, high - low, zero)
-            fill(place + high * size, rows - high, zero)
+                copy_row(place + low * size, begins, row_stride, high - low, zero)
+            clear(place + high * size, rows - high, zero)
         if channel_stride == size:
             begins = source + (begin + low) * row_stride
             transpose(begins, row_stride, target + low * size, rows * size, high - low, channels, zero)
     else:
-        fill(target, low * channels, zero)
+        clear(target, low * channels, zero)
         for r in range(low, high):
-            copy(source + (begin + r) * row_stride, channel_stride, target + r * channels * size, channels, zero)
-        fill(target + high * channels * size, (rows - high) * channels, zero)
+            copy_row(target + r * channels * size, source + (begin + r) * row_stride, channel_stride, channels, zero)
+        clear(target + high * channels * size, (rows - high) * channels, zero)
 
 
 @njit
-def copy(source: int, stride: int, target: int, count: int, zero: Any) -> None:
-    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbours."""
+def copy_row(target: int, source: int, stride: int, count: int, zero: Any) -> None:
+    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbouring places."""
     width, size = lanes(zero), bytes_of(zero)
     if stride != size:
         for i in range(count):
@@ -127,7 +127,10 @@ def copy(source: int, stride: int, target: int, count: int, zero: Any) -> None:
 
 
 @njit
-def fill(target: int, count: int, zero: Any) -> None:
+def clear(target: int, count: int, zero: Any) -> None:
     """Write ``count`` zeros."""
-    for i in range(count):
-        store_number(zero, target + i * bytes_of(zero), zero)
+    zeros, width = broadcast(zero, zero), lanes(zero)
+    for i in range(0, count - width + 1, width):
+        store(zeros, target + i * bytes_of(zero))
+    if count % width:
+        store_first(zeros, target + count // width * width * bytes_of(zero), count % width)

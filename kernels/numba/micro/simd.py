@@ -142,7 +142,7 @@ def splat(builder: Any, number: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
 
 
-def fused(builder: Any, left: Any, right: Any, addend: Any) -> Any:
+def fmuladd(builder: Any, left: Any, right: Any, addend: Any) -> Any:
     """Return ``left * right + addend``, rounded once where the CPU can."""
     return call(builder, f"llvm.fmuladd.{suffix(left.type)}", left.type, [left, right, addend])
 
@@ -298,8 +298,8 @@ def store_codes(_typing: Any, codes: Any, address: Any, code: Any) -> Any:
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         content, kind = arguments[0], ir.VectorType(llvm_number(element), codes.lanes)
-        narrow = builder.trunc(content, kind) if content.type != kind else content
-        write(builder, narrow, byte_pointer(builder, arguments[1]), size_of(kind.element))
+        content = builder.trunc(content, kind) if content.type != kind else content
+        write(builder, content, byte_pointer(builder, arguments[1]), size_of(kind.element))
         return context.get_dummy_value()
 
     return types.void(codes, address, code), generate
@@ -332,7 +332,7 @@ def multiply_add(_typing: Any, left: Any, right: Any, addend: Any) -> Any:
     """Return ``left * right + addend``, rounded once where the CPU can."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return fused(builder, *arguments)
+        return fmuladd(builder, *arguments)
 
     return addend(left, right, addend), generate
 

@@ -21,7 +21,7 @@ from .simd import (
     byte_pointer,
     bytes_of,
     first_lanes,
-    fused,
+    fmuladd,
     lanes,
     llvm_vector,
     read,
@@ -216,11 +216,11 @@ def add_vectors(
         totals = []
         for v, at in enumerate(steps):
             if chosen & GATHER:
-                totals.append(fused(builder, factor, read(builder, builder.gep(source, [at]), kind, size), sums[v]))
+                totals.append(fmuladd(builder, factor, read(builder, builder.gep(source, [at]), kind, size), sums[v]))
             if chosen & SCATTER:
                 goal = builder.gep(target, [at])
                 old = read(builder, goal, kind, size)
-                new = fused(builder, factor, kept[v], old)
+                new = fmuladd(builder, factor, kept[v], old)
                 if v == columns - 1:  # weights of 0 behind the run would not do: an infinite factor makes them NaN
                     new = builder.select(mask, new, old)
                 write(builder, new, goal, size)

@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
+from .micro.igemm import TILE, VECTORS
 from .micro.simd import REGISTERS
-from .micro.tiles import TILE, VECTORS
 from .runtime.threads import thread_count
 
-__all__ = ["Plan", "Task", "make_plan"]
+__all__ = ["ForwardBlocking", "KernelArguments", "forward_blocking"]
 
 # Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
 BLOCKS = 8
@@ -28,13 +28,13 @@ RESIDENT = 512 * 1024
 
 # Output channels that fill at most half a vector waste the rest of it: vectors hold positions then, but where so few
 # taps are summed that it costs more to turn the sums than to waste lanes.
-NARROW_TAPS = 16
+FEW_OUTPUTS_TAPS = 16
 
 # Weights of more bytes are packed by several threads.
 PACKED_ALONE = 256 * 1024
 
 
-class Task(NamedTuple):
+class KernelArguments(NamedTuple):
     """All that the kernel is told: a table of 64-bit numbers. Strides are in bytes."""
 
     x: int = 0
@@ -67,7 +67,7 @@ class Task(NamedTuple):
     reach: int = 0  # input rows that a position sees
     copies: int = 0  # bytes of a part's input rows, where some of them see padding
     by_channel: int = 0  # taps are visited channel by channel
-    narrow: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
+    few_outputs: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
     in_place: int = 0  # such a tile can read the input
     channels_inside: int = 0  # and its weights' channels are neighbours
     weight_stride: int = 0
@@ -92,11 +92,11 @@ class Task(NamedTuple):
     blocks: int = 0
 
 
-ADDRESSES = 10  # of a task's numbers, those that differ from call to call
+ADDRESSES = 10  # of the arguments, those that differ from call to call
 
 
-class Plan(NamedTuple):
-    """What a call allocates, with how many threads it runs, and its task but for the addresses."""
+class ForwardBlocking(NamedTuple):
+    """What a call allocates, how many threads it runs on, and the kernel's arguments except for the addresses."""
 
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
     partial_bytes: int
     threads: int
     panels: int  # of all outputs
-    task: Task
+    args: KernelArguments
     numbers: tuple[int, ...]
 
 
@@ -120,7 +120,7 @@ def out_format(
 
 
 @lru_cache(maxsize=512)
-def make_plan(
+def forward_blocking(
     shape: tuple[int, int, int],
     strides: tuple[int, int, int],
     weight_shape: tuple[int, int, int],
@@ -131,7 +131,7 @@ def make_plan(
     code: int,
     channels_last: bool,
     limits: tuple[int, int],
-) -> Plan:
+) -> ForwardBlocking:
     """Return the plan; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a winner's number.
 
     ``strides`` count numbers of ``itemsize`` bytes. A weight's rows must be dense. ``limits`` is what
@@ -153,8 +153,8 @@ def make_plan(
     if outer_stride == inner * inner_stride and not (any(padding) and (by_channel or dilation > 1)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
-    narrow = stride == 1 and taps >= NARROW_TAPS and 2 * outputs <= lanes <= positions
-    if narrow:  # taps are visited as they lie in the weights
+    few_outputs = stride == 1 and taps >= FEW_OUTPUTS_TAPS and 2 * outputs <= lanes <= positions
+    if few_outputs:  # taps are visited as they lie in the weights
         by_channel = True
     natural = by_channel == rows_are_kernels
     pool_numbers = (positions, 1, 0, 1) if pool is None else pool[:4]
@@ -186,17 +186,18 @@ def make_plan(
     parts = panel_groups * groups * pieces
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
-    if narrow:
+    if few_outputs:
         copies = (rows - 1 + reach) * channels * itemsize + REGISTERS.width
     threads = max(1, min(threads, parts))
     out_shape, out_strides = out_format(samples, outputs, windows, channels_last=channels_last or pool is None)
     packed_bytes = padded * (taps + 2) * itemsize + REGISTERS.width
-    task = Task(
+    args = KernelArguments(
         samples=samples, channels=channels, length=length, positions=positions, outputs=outputs, windows=windows,
         sample_stride=sample_stride, channel_stride=channel_stride, row_stride=row_stride,
         position_stride=row_stride * stride, outer=outer, outer_stride=outer_stride, inner=inner,
         inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], reach=reach, copies=copies,
-        by_channel=by_channel, narrow=1 << (outputs - 1).bit_length() if narrow else 0, in_place=row_stride == itemsize,
+        by_channel=by_channel, few_outputs=1 << (outputs - 1).bit_length() if few_outputs else 0,
+        in_place=row_stride == itemsize,
         channels_inside=not rows_are_kernels,
         weight_stride=weight_strides[0] * itemsize,
         period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
@@ -206,16 +207,16 @@ def make_plan(
         rows=rows * group, group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups,
         parts=parts, blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
     )  # fmt: skip
-    return Plan(
+    return ForwardBlocking(
         out_shape=out_shape[:2] if pool is None else out_shape,
         out_strides=out_strides[:2] if pool is None else out_strides,
         argmax_shape=(samples, windows, padded),
-        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not narrow else 0,
+        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not few_outputs else 0,
         partial_bytes=samples * pieces * padded * (itemsize + 4) if pool is None and pieces > 1 else 0,
         threads=threads,
         panels=panels,
-        task=task,
-        numbers=tuple(map(int, task[ADDRESSES:])),
+        args=args,
+        numbers=tuple(map(int, args[ADDRESSES:])),
     )
 
 

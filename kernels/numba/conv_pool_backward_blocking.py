@@ -10,7 +10,7 @@ from ..geometry import Convolution, Pool
 from .micro.simd import REGISTERS
 from .micro.sparse_products import MOST_SUMS, MOST_VECTORS
 
-__all__ = ["Plan", "make_plan", "outputs_at_once"]
+__all__ = ["BackwardBlocking", "backward_blocking", "outputs_at_once"]
 
 # Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
 # next: most of a first cache.
@@ -26,7 +26,7 @@ TERMS = 32
 Sizes = tuple[int, ...]
 
 
-class Plan(NamedTuple):
+class BackwardBlocking(NamedTuple):
     """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
 
     ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def make_plan(
+def backward_blocking(
     shape: Sizes,
     weight: Sizes,
     strides: Sizes,
@@ -76,7 +76,7 @@ def make_plan(
     pool: Pool | None,
     itemsize: int,
     threads: int,
-) -> Plan:
+) -> BackwardBlocking:
     """Return the plan of a call, from shapes and strides, in numbers; ``dx_strides`` is ``None`` where unwanted.
 
     ``codes`` are the numbers of a row of ``argmax``; ``threads`` at most share the work.
@@ -120,7 +120,7 @@ def make_plan(
     segment = SEGMENT // max(window_bytes // row * width, outputs * (itemsize + 4)) // group * group
     whole = -(-windows // lanes) * lanes
     sample_stride, channel_stride, window_stride = (stride * itemsize for stride in gradient_strides)
-    return Plan(
+    return BackwardBlocking(
         samples=samples,
         channels=channels,
         length=length,
