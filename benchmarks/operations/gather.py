@@ -250,13 +250,13 @@ def filled(
     series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, pool_size: int
 ) -> Tensor:
     """Fill the windows by seqconv's kernel, as its loader does, then run seqconv's layer on them."""
-    features = fill(series.detach(), starts, length, step).transpose(1, 2)
+    features = fill_windows(series.detach(), starts, length, step).transpose(1, 2)
     if pool_size:
         return functional.conv1d_relu_max_pool1d(features, weight, bias, pool_size=pool_size)
     return functional.conv1d_relu_global_max_pool1d(features, weight, bias)
 
 
-def fill(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
+def fill_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
     """Fill windows ``(N, L, C)`` by seqconv's kernel."""
     rows = series.new_empty(len(starts), length, series.size(1))
     gather_windows(series.numpy(), starts.numpy(), length, step, rows.numpy())
