@@ -1,9 +1,9 @@
-"""How a layer on gathered rows is computed: *folded* or *direct*, told from counts of operations alone.
+"""The plan of a layer on gathered rows, *folded* or *direct*: chosen by counts of operations alone.
 
 *Folded* multiplies rows of the table with the weights once and adds ``K`` of the products at every position; *direct*
-multiplies at every position. Backward, *folded* sums the gradients that meet at each row of the folded table, then
-multiplies those with table and weights; *direct* multiplies for every winner. The model is one, the costs are a
-floor's: in multiply-adds of its products.
+multiplies at every position. Backward, *folded* sums the gradients of each row of the folded table, then multiplies the
+sums with table and weights; *direct* multiplies for every window. All floors share the model; each has its own costs,
+in multiply-adds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ PLANS = ("direct", "folded")
 
 
 class Costs(NamedTuple):
-    """What it costs to add a number of a folded row at a position, to write one, and to pool a position's number.
+    """The cost of adding a number of a folded row at a position, of writing one, and of pooling a position's number.
 
-    ``scattered`` is what adding a product somewhere in memory costs.
+    ``scattered`` is the cost of adding a product to a random place in memory.
     """
 
     addition: int
@@ -31,10 +31,10 @@ class Costs(NamedTuple):
 # Measured on a Zen 4, where most rows come from the third cache.
 CPU = Costs(addition=4, write=16, pooling=1, scattered=2)
 
-# Of an H100, by kind of product, from the vendor's figures and not measured: bytes that its second cache gives in a
-# second; multiply-adds in a second, of which a third is taken for what kernels reach on the tensor cores, two thirds of
-# exact float32's. A table that is folded in the forward pass has 4 bytes a number. An addition, or a write, is 120
-# multiply-adds of 16-bit numbers, 60 of TF32, 16 of exact float32.
+# Costs for an H100 by kind of product, from the vendor's figures, not measured: bytes per second of its second-level
+# cache, and multiply-adds per second. Kernels are taken to reach a third of the peak on the tensor cores, two thirds of
+# it in exact float32. A table that is folded in the forward pass has 4 bytes a number. An addition, or a write, then
+# costs as much as 120 multiply-adds of 16-bit numbers, 60 of TF32, 16 of exact float32.
 CACHE = 5.5e12
 PRODUCTS = {"16": 495e12 / 3, "tf32": 247e12 / 3, "ieee": 33e12 * 2 / 3}
 GPU = {
@@ -65,8 +65,9 @@ def forward_plan(
 ) -> Plan:
     """Return the plan of a forward pass.
 
-    ``rows`` is the number of rows that would be folded: those that the call uses where a floor finds them, else all.
-    ``positions`` are a sample's, after the convolution; ``ready`` tells that the folded table is there already.
+    ``rows`` is the number of rows that would be folded: those that the call uses, where a floor finds them, else all.
+    ``positions`` counts a sample's positions after the convolution; ``ready`` tells that the folded table exists
+    already.
     """
     additions = samples * positions * size * outputs
     fold = 0 if ready else fold_operations(costs, rows, channels, outputs, size)
@@ -77,7 +78,7 @@ def forward_plan(
 
 
 def fold_operations(costs: Costs, rows: int, channels: int, outputs: int, size: int) -> int:
-    """Return what it costs to fold so many rows."""
+    """Return the cost of folding ``rows`` rows, in multiply-adds."""
     return rows * (channels + costs.write) * size * outputs
 
 

@@ -1,4 +1,4 @@
-"""The fused conv stack's forward pass, compiled: what happens to a part of the work that a plan has cut up."""
+"""The compiled forward pass of the fused conv stack: it computes the parts that the blocking has cut the work into."""
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .runtime.threads import share
 
 __all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64", "limits_of"]
 
-# What a call of the kernel is for: it packs the weights itself where nobody has.
+# Purposes of a call of the kernel. COMPUTE packs the weights itself, unless a call with PACK has done so.
 COMPUTE, PACK, FINISH = 0, 1, 2
 
-# At most so many taps are summed in registers before their sum is added to the others, in blocks of equal size: a
-# single sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60
-# results against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128
-# it was 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
+# Greatest number of taps summed in registers before the sum is added to the total, in blocks of equal size. A single
+# sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60 results
+# against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128 it was
+# 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
 TAPS = 96
 
-# So many positions are convolved between two requests for memory: the CPU waits when it is asked for too much at once.
-# jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 where a
-# whole chunk's input was asked for in one go, and 4.4 to 4.6 where all windows were the same.
+# Positions that are convolved between two bursts of prefetches: the CPU stalls when too many are under way at once.
+# jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 with a
+# whole chunk's input prefetched at once, and 4.4 to 4.6 where all windows were the same.
 AT_ONCE = TILE
 
-# So many lines of the next part's input are asked for while one is computed: a quarter of a second cache.
+# Greatest number of cache lines prefetched of the next part's input: a quarter of a second-level cache.
 FARTHEST = 4096
 
 
@@ -51,7 +51,7 @@ def load_arguments(_typing: Any, address: Any) -> Any:
 
 @inner(inline="always")
 def sample_at(args: Any, n: int) -> Any:
-    """Return where a sample begins."""
+    """Return the address of sample ``n``."""
     return load_number(args.places + n * 8, 0) if args.places else args.x + n * args.sample_stride
 
 
@@ -90,9 +90,10 @@ def pack_block(panel: int, table: int, zero: Any) -> None:
 
 @inner
 def write_indirection(args: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
-    """Write the addresses of ``count`` positions of each sample; those that see padding are copied to ``place``.
+    """Write the addresses of ``count`` positions of each sample, from position ``first`` on, to ``table``.
 
-    Return how far the copies' channels lie apart, 0 where there are none.
+    Where one of them sees padding, the samples' rows are copied to ``place``, zeros around them, and the addresses are
+    those of the copies. Return the bytes between the copies' channels, 0 without copies.
     """
     begin = first * args.stride - args.padding
     seen = (count - 1) * args.stride + args.reach
@@ -119,7 +120,7 @@ def write_indirection(args: Any, table: int, samples: Any, first: int, count: in
 
 @inner
 def write_offsets(args: Any, table: int, apart: int, zero: Any) -> None:
-    """Write where every tap lies behind its position, in the input or, if ``apart``, in a copy."""
+    """Write each tap's offset from its position, in bytes: in the input or, unless ``apart`` is 0, in a copy."""
     size = bytes_of(zero)
     outer_stride, inner_stride = args.outer_stride, args.inner_stride
     if apart and args.by_channel:
@@ -148,10 +149,10 @@ def convolve_few_outputs(
     rows: int,
     zero: Any,
 ) -> int:
-    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill half a vector at most.
+    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill at most half a vector.
 
-    Sums over vectors of positions are transposed into the rows that :func:`convolve` would give. ``starts`` has a
-    vector of each output's bias. Return how far apart the channels are for which the taps' ``offsets`` are listed.
+    Vectors hold positions; the sums are transposed into the rows that :func:`convolve` would write. ``starts`` has a
+    vector of each output's bias. Return the bytes between channels for which the taps' ``offsets`` were written.
     """
     width, size = lanes(zero), bytes_of(zero)
     begin, seen = first - args.padding, count - 1 + args.reach
@@ -210,10 +211,10 @@ def convolve(
     ahead: Any,
     zero: Any,
 ) -> None:
-    """Fill ``rows``, dense, with the convolution of ``count`` listed positions and ``vectors`` of outputs, and bias.
+    """Fill ``rows``, dense, with convolution and bias at ``count`` listed positions, for ``vectors`` of outputs.
 
-    Every block of taps is summed in registers before it is added to the others, which keeps rounding errors small.
-    ``ahead`` is memory that is needed next: the lines from one to another of runs of so many lines, so far apart.
+    Each block of taps is summed in registers before it is added to the total, which keeps rounding errors small.
+    ``ahead`` describes the memory to prefetch meanwhile by the arguments of :func:`ask_for`.
     """
     width = REGISTERS.width
     place, line, last, run, apart = ahead
@@ -236,7 +237,10 @@ def convolve(
 
 @inner
 def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
-    """Prefetch the lines of runs of ``run`` lines, ``apart`` bytes from one run to the next."""
+    """Prefetch the cache lines ``line`` to ``last`` of the memory at ``place``.
+
+    That memory is runs of ``run`` contiguous lines, which begin ``apart`` bytes apart.
+    """
     if line >= last:
         return
     base, column = place + line // run * apart, line % run
@@ -249,7 +253,7 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
 
 @inner
 def needed_next(args: Any, part: int, seen: int) -> Any:
-    """Return where the input rows of a part begin, how many lines they are, and of which runs; see :func:`convolve`."""
+    """Return a part's input rows as :func:`ask_for` takes them: address, lines, lines of a run, and runs' distance."""
     piece, rest = part % args.pieces, part // args.pieces
     first = args.positions * piece // args.pieces
     if not args.whole:
@@ -298,7 +302,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
         if args.bias and i < args.outputs:
             shift = load_number(args.bias + i * args.bias_stride, zero)
         store(broadcast(shift, zero), starts + i * width * size)
-    if args.few_outputs:  # what lies behind the outputs in a vector stays 0
+    if args.few_outputs:  # lanes beyond the outputs stay 0
         for i in range(args.rows):
             store(broadcast(zero, zero), rows + i * width * size)
     begin, end = args.parts * block // args.blocks, args.parts * (block + 1) // args.blocks
@@ -328,12 +332,12 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             to_position = min((window[1] - 1) * args.pool_stride - args.pool_padding + span, args.positions)
             step = max(to_position - from_position, 1)
             apart = 0
-        if args.limits:  # nothing behind the last position of any of the samples
+        if args.limits:  # no position beyond the length of every sample
             longest = 0
             for n in range(samples[0], samples[1]):
                 longest = max(longest, limits_of(args, n)[0])
             to_position = max(min(to_position, longest), from_position)
-        # A window that sees padding alone has no positions, but is pooled.
+        # A window of padding alone has no positions, but is pooled all the same.
         for first in range(from_position, max(to_position, from_position + 1), step):
             count = max(min(step, to_position - first), 0)
             number = count * (samples[1] - samples[0])
@@ -413,7 +417,7 @@ def write_windows(
 
 @inner
 def finish(args: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
-    """Write one sample's and vector's maxima of all pieces."""
+    """Write the maxima of one sample and one vector of outputs, over all pieces."""
     size = bytes_of(zero)
     argmax = args.argmax + (n * padded + o) * args.code if args.argmax else 0
     outputs = min(lanes(zero), args.outputs - o)
@@ -423,7 +427,7 @@ def finish(args: Any, n: int, o: int, padded: int, maxima: int, winners: int, ze
 
 @inner(inline="always")
 def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch: int, zero: Any) -> None:
-    """Pack the panels, or compute the blocks, ``begin`` to ``end``; or bring a global maximum's pieces together."""
+    """Pack the panels or compute the blocks ``begin`` to ``end``, or reduce the pieces of a global maximum."""
     args = load_arguments(table)
     width, size = lanes(zero), bytes_of(zero)
     padded = (args.outputs + width - 1) // width * width

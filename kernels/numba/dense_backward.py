@@ -1,23 +1,24 @@
-"""The fused conv stack's gradients on the CPU, without the positions that lost: at most one in a window has any.
+"""The fused conv stack's gradients on the CPU, from the argmax positions alone: no other position has a gradient.
 
-With ``t`` the first input position that a window's winner ``(n, o, q)`` saw and ``g`` the window's gradient,
+With ``g`` the gradient of window ``(n, o, q)`` and ``t`` the first input position under the kernel at its argmax,
 
     dW[o] += g * x[n, t : t + K]        dx[n, t : t + K] += g * W[o]        db[o] += g
 
-which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows are listed for every output
-channel, those that have a gradient (:mod:`.winners`); a block of its channels is copied to dense rows, where both
-products are sums over runs of numbers (:mod:`.micro.sparse_products`), and the input's gradient goes back to where it
-belongs (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
+which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows that have a gradient are listed
+for every output channel (:mod:`.winners`). A block of the sample's channels is copied to dense rows, so that both
+products are sums over contiguous runs of numbers (:mod:`.micro.sparse_products`); the input's gradient is copied back
+into the tensor's layout (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the
+first two cache levels.
 
 On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 winners) take 22 ms, 3.4 cycles a vector
 where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
 
-Threads share the samples, or the channels where there are fewer samples than threads. Each sums weight gradients of its
-own, which are then added in a fixed order: the same bits on every run with the same number of threads.
+Threads share the samples, or the channels where there are fewer samples than threads. Each thread sums weight gradients
+of its own, which are then added in a fixed order: the same bits on every run with the same number of threads.
 
-torch's dense gradients multiply inputs and weights by the zeros of the positions that lost, too, and so get NaN from an
-infinity or a NaN there. Such numbers are looked for on the way, and where there are any nothing is returned: the
-reference's gradients are torch's.
+torch's dense gradients also multiply inputs and weights by the zero gradients of all other positions, which gives NaN
+where those hold an infinity or a NaN. The kernel checks the numbers that it reads for these. Where it finds one it
+returns no gradients, and the caller takes the reference's, which are torch's.
 """
 
 from __future__ import annotations
@@ -55,11 +56,10 @@ from .winners import list_winners
 
 __all__ = ["backward"]
 
-# A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
-# other's.
+# A load waits for an earlier store at the same offset within a page: the two tensors' rows lie half a page apart.
 PAGE = 4096
 
-# Rows of channels-last memory that are copied block after block.
+# Rows of channels-last memory that are copied for all blocks, before the next rows.
 STRIP = 4
 
 LIKE: dict[torch.dtype, Any] = {
@@ -85,10 +85,10 @@ def backward(
 ) -> Gradients | None:
     """Return the gradients of ``input``, ``weight`` and ``bias`` that are wanted, ``None`` for the others.
 
-    Instead of all of them, ``None`` where an infinity or a NaN was read. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)``
-    without a pool, of any strides. The input's gradient is contiguous where the input is, or neither its channels nor
-    its positions are neighbours; else channels-last. Of samples at ``places`` (see :func:`.dense.forward`) the input
-    has none.
+    Return ``None`` alone where an infinity or a NaN was read. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)`` without a
+    pool, of any strides. The input's gradient is contiguous where the input is, or where neither the input's channels
+    nor its positions are adjacent in memory; else it is channels-last. With ``places`` (see :func:`.dense.forward`) the
+    input's gradient must not be wanted.
     """
     if not gradient.numel() or not any(wanted):
         zeros = (one.new_zeros(one.shape) if want else None for one, want in zip((input, weight), wanted, strict=False))
@@ -139,7 +139,7 @@ def backward_shares(
 
 @inner
 def last_row(blocking: BackwardBlocking, windows: int) -> int:
-    """Return the row behind all that the first ``windows`` windows see, behind the last one if these are all."""
+    """Return the end of the rows that the first ``windows`` windows see; if these are all windows, of all rows."""
     if windows == blocking.windows:
         return blocking.padded
     position = (windows - 1) * blocking.pool_stride - blocking.pool_padding + blocking.pool_span
@@ -148,20 +148,20 @@ def last_row(blocking: BackwardBlocking, windows: int) -> int:
 
 @inner
 def first_row(blocking: BackwardBlocking, window: int) -> int:
-    """Return the first row that the windows from ``window`` on see, or the first that none before them sees."""
+    """Return where the rows of the windows from ``window`` on begin, at most the end of the rows of those before."""
     row = (window * blocking.pool_stride - blocking.pool_padding) * blocking.stride
     return max(min(row, last_row(blocking, window)), 0) if window else 0
 
 
 @inner
 def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any, code: Any) -> None:
-    """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
+    """Compute one share of the samples, or else of the blocks of channels.
 
-    ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
-    weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``, float64; 0
-    is not wanted. Then come that of an int64 that becomes 1 where a number that is read is infinite or a NaN, and that
-    of the samples' addresses, 0 where these lie a stride apart.
-    ``zero`` and ``code`` are zeros of their types.
+    ``places`` are addresses, 0 of what is not wanted: of the input, the weights ``(O, C, K)``, the upstream gradient,
+    argmax, the input's gradient, the weight's gradient as one sum a share ``(shares, O, run)``, the bias's as one
+    float64 sum a lane ``(shares, O, lanes)``, an int64 that becomes 1 where a number read is infinite or a NaN, and the
+    samples' own addresses, 0 where samples lie a stride apart. ``zero`` and ``code`` are zeros of the tensors' and of
+    argmax's type.
     """
     x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
     width, size = lanes(zero), bytes_of(zero)
@@ -262,7 +262,8 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
                 step = min(blocking.row, blocking.width - block * blocking.row) * size
                 if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
                     store_number(1, non_finite, 0)
-                # Samples at places of their own, which the CPU cannot foresee, are asked for while another is summed.
+                # Samples at addresses of their own, which the CPU cannot predict, are prefetched while another is
+                # summed.
                 following = 0
                 if samples_at and dw and block == first and n + 1 < end and window + windows == blocking.windows:
                     following = load_number(samples_at + (n + 1) * 8, 0)
@@ -290,9 +291,9 @@ def copy_blocks(
     bottom: int,
     zero: Any,
 ) -> None:
-    """Fill the rows ``top`` to ``bottom`` of these blocks, those before ``known`` from the tensor, the rest with 0.
+    """Fill the rows ``top`` to ``bottom`` of some blocks: from the tensor up to row ``known``, the rest with zeros.
 
-    Rows of many blocks are read some at a time, so that memory is read in order.
+    Where there are several blocks, a few rows are copied at a time for all of them, so that memory is read in order.
     """
     size = bytes_of(zero)
     low = min(max(top, blocking.left), bottom)
@@ -332,7 +333,7 @@ def copy_back(
     bottom: int,
     zero: Any,
 ) -> None:
-    """Write the rows ``top`` to ``bottom`` of these blocks to the tensor, but for the padding."""
+    """Write the rows ``top`` to ``bottom`` of the blocks ``first`` to ``last``, without padding, to the tensor."""
     size = bytes_of(zero)
     low, high = max(top, blocking.left), min(bottom, blocking.left + blocking.length)
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
@@ -370,11 +371,11 @@ def add_block(
     step: int,
     zero: Any,
 ) -> None:
-    """Add what a list of windows gives to a block's gradients, whose ``rows`` positions are ``step`` bytes apart.
+    """Add the products of a list of windows to the gradients of a block, whose ``rows`` rows are ``step`` bytes apart.
 
-    The terms of the first ``blocking.summed`` outputs are added to ``dx`` one by one, those of so many others summed in
-    ``part``, of the same size and zeros before and afterwards. Meanwhile prefetch the sample that is at
-    ``following``, unless that is 0.
+    The terms of the first ``blocking.summed`` outputs are added to ``dx`` one by one. Those of each further group of as
+    many outputs are summed in ``part``, as large as ``dx`` and zero before and after the call, and then carried into
+    ``dx``. Meanwhile the sample at address ``following`` is prefetched, unless that is 0.
     """
     size, run = bytes_of(zero), blocking.run * bytes_of(zero)
     runs, numbers = (1, blocking.size * step // size) if blocking.dilation == 1 else (blocking.size, step // size)

@@ -1,7 +1,7 @@
 """A table folded into a convolution: every row's products with every kernel position, computed once.
 
 A convolution of gathered rows is a sum of such products, ``conv(table[tok])[t] = sum_k folded[tok[t + k], k]``: with
-``folded`` at hand, a position costs ``K`` additions of rows instead of ``K * C`` gemm-adds for every output.
+``folded`` at hand, a position costs ``K`` additions of rows instead of ``K * C`` multiply-adds for every output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .runtime.threads import run, share, thread_count
 
 __all__ = ["KEPT", "fold", "folded_shape"]
 
-# Numba has no such types: of a folded table's numbers, a zero whose type tells the kernels what they are.
+# A folded table's dtypes, each with a zero whose type tells the kernels the dtype: Numba has no 16-bit floats.
 KEPT = {**DTYPES, torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)}
 
 # Rows of the table that a thread takes at a time: with their results they stay in the second cache.
@@ -34,7 +34,7 @@ ROWS = 8 * TILE
 def folded_shape(
     rows: int,
     weight: Tensor,
-    dtype: torch.dtype | None = None,  # noqa: ARG001  (narrower ones are as long)
+    dtype: torch.dtype | None = None,  # noqa: ARG001  (rows of 16-bit numbers are as long)
 ) -> tuple[int, int, int]:
     """Return the shape of ``rows`` rows folded into ``dtype``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
     return rows, weight.size(2), padded_outputs(weight.size(0), DTYPES[weight.dtype])
@@ -45,7 +45,8 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
 
     ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32 or float64. Given
     ``rows``, int64 and contiguous, ``folded[i]`` is that of row ``rows[i]``. See :func:`folded_shape`. ``dtype`` is
-    the result's, the table's if ``None``; of float32 tables float16 or bfloat16, too, to which every sum is rounded.
+    that of the result, by default the table's. For a float32 table it may also be float16 or bfloat16, to which every
+    sum is rounded.
     """
     if dtype is not None and dtype != table.dtype:
         return fold(table, weight, rows).to(dtype)

@@ -1,7 +1,7 @@
-"""The gradient of a convolution from that of its pooled maxima: rows backwards in time, zeros around every sample.
+"""The gradient of a convolution from that of its pooled maxima, backwards in time, with zeros around every sample.
 
-The first step of :mod:`~seqconv.kernels.numba.gather_backward_folded`, which also sorts where the table's rows occur:
-one thread does, while others write gradients.
+This is the first step of :mod:`~seqconv.kernels.numba.gather_backward_folded`. One thread meanwhile sorts the positions
+at which the table's rows occur.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -40,7 +40,8 @@ from .runtime.threads import share
 
 __all__ = ["spread_parts"]
 
-# Windows of so many positions write all of them, a vector of channels at a time; larger ones their winners, one by one.
+# Windows of up to this many positions write all of them, a vector of channels at a time; larger ones write their argmax
+# positions, one by one.
 FEW = 32
 
 
@@ -131,10 +132,10 @@ def add_winners(
     like: Any,
     code: Any,
 ) -> Any:
-    """Add a vector of ``values`` to the rows that won; ``codes`` tell which of ``first`` to ``last``.
+    """Add a vector of ``values`` to the rows, of ``first`` to ``last``, that ``codes`` (argmax) name.
 
-    Those of windows with a winner are also added to ``sums``, in float64. The row of ``first``, of at least one, is at
-    ``target``, each next one ``step`` bytes before it.
+    Values of windows with a winner are also added to ``sums``, in float64. The row of ``first`` is at ``target``, each
+    next one ``step`` bytes before it; there is at least one.
     """
     kind, code_type = llvm_vector(vector_of(like)), llvm_number(element_of(code))
 

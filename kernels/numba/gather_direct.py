@@ -1,7 +1,8 @@
-"""The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
+"""The conv stack on gathered rows under the plan *direct*: for calls that use most of their rows only once.
 
-Rows are copied, a chunk of positions at a time, to a scratch that stays in the second cache. Meanwhile the next chunk's
-are prefetched: a tile would wait for each of them. The activation is pooled from a scratch, too.
+The rows of a chunk of positions are copied to a scratch that stays in the second-level cache, while the next chunk's
+rows are prefetched: a register tile that read them in place would wait for each. The activation is pooled from a
+scratch, too.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def convolve_gathered(
 ) -> None:
     """Fill ``sums`` with the convolution and bias at some positions of a sample; ``rows`` is room for their rows.
 
-    ``chunk`` are the sample, the first position and their number, then the sample and the input's position of which
-    rows are prefetched.
+    ``chunk`` are the sample, its first position and the number of positions, then the sample and the input position
+    from which rows are prefetched.
     """
     address, row_stride, channel_stride, channels = table
     n, first, count, next_n, ahead = chunk

@@ -19,9 +19,10 @@ def pool_rows(
 ) -> None:
     """Write the maxima of the windows from ``windows[0]`` to before ``windows[1]``, and 0 to before ``windows[2]``.
 
-    ``rows`` holds whole vectors of channels of the sample's ``positions`` from ``first`` on, ``step`` bytes apart,
-    which are as long as a row of ``argmax``. ``places`` are where the first window's maxima go, and its winners'
-    numbers unless that is 0. Where no position is inside one of the first windows its maximum is minus infinity.
+    ``rows`` holds the sample's positions from ``first`` on, rows of whole vectors ``step`` bytes apart, as long as a
+    row of ``argmax``; the sample has ``positions`` in all. ``places`` are the addresses for the first window's maxima
+    and argmax, 0 where that is not wanted. Where no position is inside one of the first windows its maximum is minus
+    infinity.
     """
     width, size, code_size = lanes(zero), bytes_of(zero), bytes_of(code)
     pool = (layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation)

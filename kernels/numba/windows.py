@@ -1,8 +1,8 @@
 """Batches of windows and of single rows out of a series, compiled: memory is read once and written once.
 
-A row is moved as bytes, up to 128 of them in two vector moves that overlap where they must, so that one loop serves
-every dtype, number of columns and row stride, and compiles once. At ``step`` 1 a whole window is one such row. Rows of
-windows at random starts are in no cache, so the next window's are prefetched while one is copied.
+A row is moved as bytes, in vectors of which the last two may overlap, so that one loop, compiled once, serves every
+dtype, number of columns and row stride. At ``step`` 1 a whole window is one such row. Rows of windows at random starts
+are in no cache: the next window's are prefetched while one is copied.
 
 Every loop runs on the calling thread, without the interpreter lock. Addresses are 64-bit. Shapes, dtypes and bounds
 are checked by the caller, :mod:`seqconv.data.gathering`: an index outside the series reads foreign memory.
@@ -25,7 +25,7 @@ __all__ = ["gather_rows", "gather_windows"]
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
-# Single rows are prefetched so many rows before their turn, about as long as memory takes to answer.
+# Rows ahead of the copy at which single rows are prefetched: about the latency of memory.
 ROWS_AHEAD = 64
 
 
@@ -66,7 +66,7 @@ def gather_rows(series: Array, rows: Indices, columns: Indices, out: Array) -> N
 
 
 def address(array: Array) -> int:
-    """Return where the array's first element lies; the caller keeps the array alive."""
+    """Return the address of the array's first element; the caller keeps the array alive."""
     data: int = array.__array_interface__["data"][0]
     return data
 
@@ -88,7 +88,7 @@ def move(_typing: Any, target: Any, source: Any, width: Any) -> Any:
 
 @njit(inline="always")
 def move_row(target: int, source: int, ahead: int, width: int) -> None:
-    """Copy ``width`` >= 4 bytes and prefetch as many at ``ahead``."""
+    """Copy ``width`` >= 4 bytes, and prefetch as many at ``ahead``."""
     prefetch(ahead, 3)
     prefetch(ahead + width - 1, 3)
     if width < 8:
@@ -164,7 +164,7 @@ def copy_scattered_windows(
     itemsize: int,
     out: int,
 ) -> None:
-    """Copy windows whose columns lie apart, column after column: one is in one piece where the series is transposed."""
+    """Copy windows whose columns are not adjacent, column by column: in a transposed series a column is contiguous."""
     width = columns * itemsize
     for start in starts:
         for column in range(columns):

@@ -1,9 +1,9 @@
-"""Lists of the windows that have a gradient: for every output channel, where their winners lie and what they carry.
+"""Lists of the windows that have a gradient: for every output channel, the rows of their maxima, and the gradients.
 
-An argmax ``(N, Q, O)`` is turned a square of windows x output channels at a time, so that a channel's windows are
-neighbours; the lanes of those that have a winner are then pushed together in the register (``vpcompressd``) and stored.
-That is 2 cycles a window on a Zen 4 instead of 8 one by one, as much as a small convolution's multiply-adds. CPUs
-without such an instruction store lane after lane, without a branch: whether a window has a winner cannot be foreseen.
+An argmax ``(N, Q, O)`` is transposed in squares of windows x output channels, so that a channel's windows are
+contiguous; the lanes of windows that have a gradient are then compressed in the register (``vpcompressd``) and stored.
+That takes 2 cycles a window on a Zen 4; one by one it takes 8, as much as a small convolution's multiply-adds. CPUs
+without such an instruction store lane after lane, without a branch: whether a window has a gradient is unpredictable.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -42,7 +42,7 @@ from .runtime.compilation import intrinsic
 
 __all__ = ["list_winners", "load_wide_codes"]
 
-# LLVM has a name for pushing lanes together since version 19. Without AVX-512 it does so through memory, more slowly.
+# LLVM has an intrinsic that compresses lanes since version 19. Without AVX-512 it works through memory, more slowly.
 COMPRESSES = REGISTERS.width == 64 and binding.llvm_version_info[0] >= 19
 
 INTEGER = np.int32(0)
@@ -152,7 +152,7 @@ def list_vector(
     sums: Any,
     like: Any,
 ) -> Any:
-    """Append a vector of windows, of which only ``rest`` gradients are read, to a list; return how many were."""
+    """Append the windows of a vector that have a gradient to a list, of the first ``rest``; return their number."""
     kind = llvm_vector(vector_of(like))
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

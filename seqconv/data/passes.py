@@ -21,7 +21,7 @@ Batch = TypeVar("Batch", covariant=True)
 class Position:
     """The pass under way, or the next one where none is, and the batches of it handed out.
 
-    Each iterator has its own, so that one that was left behind, whatever is still drawn from it, disturbs no other.
+    Each iterator has its own: drawing from an abandoned iterator disturbs no other.
     """
 
     number: int = 0

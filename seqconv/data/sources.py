@@ -44,7 +44,7 @@ JENA_COLUMNS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What can stand for a data set: the names looked for, in this order, the one to download, and known contents."""
+    """The files of a data set: the names to look for, in this order, the one to download, and known contents."""
 
     candidates: tuple[str, ...]
     download: str

@@ -200,9 +200,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def series_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """Return the series ``(R, C)`` as a tensor on ``device`` (``None``: the CPU), for windows given by starts.
 
-        It is made once a device. On the CPU it shares the series' memory, read-only memory included, which is not to be
-        written to; only strides that no tensor has are copied. What was copied, to another device say, shows no later
-        change of the series. Nothing is passed on to worker processes.
+        It is made once per device. On the CPU it shares the series' memory, which must not be written to where it is
+        read-only; only a series whose strides no tensor can have is copied. A copy, as on another device, shows no
+        later change of the series. It is not passed on to worker processes.
         """
         device = torch.device("cpu") if device is None else torch.empty(0, device=device).device  # with its number
         if device not in self._tensors:
@@ -226,13 +226,13 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
 
     def positions(self, indices: Array) -> Array:
-        """Return where this rank's windows stand in a pass over all ranks; behind its end it begins again."""
+        """Return this rank's windows' positions in a pass over all ranks, which begins again behind its end."""
         return (self.rank + self.world_size * indices) % self._total
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
         self._position = Position(integer("epoch", epoch, 0))
-        self._worker_passes = None  # who counts the passes repeats one only on purpose
+        self._worker_passes = None  # who sets the epoch repeats one only on purpose
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_tensors": {}}

@@ -49,7 +49,7 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Have ``function`` run in eager mode where ``torch.compile`` meets it, torch's own operations inside included."""
+    """Make ``function`` run in eager mode under ``torch.compile``, torch's own operations inside it included."""
 
     @wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -219,7 +219,7 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrentCall:
-    """A checked call: ``data`` is time-major and batched, or packed; states and masks have its order of sequences."""
+    """A checked call: ``data`` is time-major and batched, or packed; states and masks are in its order of sequences."""
 
     operation: str
     input: Tensor | PackedSequence
@@ -326,7 +326,7 @@ class RecurrentCall:
 
 
 def _cast_by_autocast(call: RecurrentCall) -> RecurrentCall:
-    """Return the call in autocast's dtype where torch's own kernel would compute, and answer, in that dtype."""
+    """Return the call in autocast's dtype where torch's own kernel would compute and return in that dtype."""
     device = call.data.device.type
     # torch's GRU on the CPU has no such kernel: there autocast acts on its products alone, as it does on the steps.
     if not _autocasts(device) or (call.operation == "gru" and device == "cpu"):
@@ -347,7 +347,7 @@ def _cast_by_autocast(call: RecurrentCall) -> RecurrentCall:
 
 
 def _autocasts(device: str) -> bool:
-    # torch refuses the question for devices that have no autocast, such as "meta".
+    # torch raises for devices that have no autocast, such as "meta".
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

@@ -47,9 +47,9 @@ class Pooling:
         self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer.
+        """Return the results' lengths ``(N,)``, int64, for samples of ``lengths`` ``(N,)``: what the next layer takes.
 
-        ``None``, of whole samples, gives ``None``.
+        ``None`` (whole samples) gives ``None``.
         """
         layer: Any = self
         convolution = getattr(layer, "conv", layer)
@@ -129,7 +129,7 @@ torch.fx.wrap("output_lengths")  # a tracer records the call, whether or not the
 
 
 def refuse_lengths(padding_mode: str) -> None:
-    """Raise ``ValueError`` where a sample would be padded with what lies behind its length."""
+    """Raise ``ValueError`` where a padding mode would read positions behind a sample's length."""
     if padding_mode != "zeros":
         raise ValueError(f"lengths must be None where padding_mode is not 'zeros', got {padding_mode!r}")
 

@@ -1,4 +1,4 @@
-"""Matrix products in Numba kernels, a register tile at a time: both operands are read in place, whatever their strides.
+"""Matrix products in Numba kernels, a register tile at a time; both operands are read in place, of any strides.
 
 A tile of ``TILE`` rows x ``VECTORS`` vectors of columns keeps its sums in registers while the inner index runs: on a
 Zen 4 every gemm-add needs a cycle of 512 bits, and the ``TILE + VECTORS`` loads of an inner step hide behind them.
@@ -31,12 +31,12 @@ from .simd import (
 
 __all__ = ["TAPS", "gemm", "odd_lines"]
 
-# Sums run over so many inner steps before they are added to the others: longer ones round worse than torch's.
+# Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
 
 
 def odd_lines(size: int) -> int:
-    """Return the bytes of the least odd number of cache lines that hold ``size``: such rows use all sets of a cache."""
+    """Return ``size`` rounded up to an odd number of cache lines: rows of such a stride use all sets of a cache."""
     return (-(-size // LINE) | 1) * LINE
 
 
@@ -56,8 +56,8 @@ def gemm(
 ) -> None:
     """Write to ``target[r, v]``, or add unless ``fresh``, the sum over taps ``(a, b)`` of ``x[r, a, b] * y[a, b, v]``.
 
-    ``taps`` are the number and stride of ``a``, then of ``b``, at least one of each; both together are rows of ``y``.
-    ``v`` runs over ``columns`` whole vectors, neighbours in ``y`` and ``target``. Strides are in bytes.
+    ``taps`` are the number and stride of ``a``, then of ``b``, at least one of each; a row of ``y`` stands for each
+    pair. ``v`` runs over ``columns`` whole vectors, contiguous in ``y`` and ``target``. Strides are in bytes.
     """
     outer, outer_stride, inner, inner_stride = taps
     width = lanes(zero) * bytes_of(zero)
@@ -89,7 +89,7 @@ def gemm_panel(
     zero: Any,
     vectors: int,
 ) -> None:
-    """Compute all rows of one panel, in tiles of as equal sizes as there are: small tiles waste the CPU."""
+    """Compute all rows of one panel, in tiles as equal in size as possible: small tiles use less of the CPU."""
     done = 0
     while done < rows:
         rest = rows - done

@@ -1,10 +1,10 @@
-"""A convolution's core: a tile of sums in registers, each a number of one operand times a vector of the other.
+"""Indirect matrix products, the core of a convolution: a register tile of sums, whose rows a table of addresses names.
 
     target[i, v] = start[i, v] + sum over taps t of numbers[i, t] * vectors[t, v]
 
-Rows ``i`` are positions and vectors hold output channels, or, where these are few, the other way round. Rows lie
-anywhere, a table has their addresses, so that a tile may span several samples; taps too, so that one loop, without a
-short loop inside, does for all memory formats.
+Rows ``i`` are positions and vectors hold output channels or, where output channels are few, the other way round. A
+table (the indirection) has the rows' addresses, so that a tile may span several samples. A second table has the taps'
+offsets, so that one loop, without a short inner one, serves all memory formats.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -101,8 +101,8 @@ def igemm_few_outputs(
     """Compute a block of taps for ``count`` neighbouring positions at ``x``, of 1, 2, 4 or 8 ``rows`` of weights.
 
     ``target`` has rows of whole vectors, ``row`` bytes apart, ``start`` a vector for each. The last vector ends with
-    the last position, and so repeats some of the one before, unless ``count`` is less than a vector: then positions
-    behind the last are read. The rest is as in :func:`igemm_tile`.
+    the last position and so overlaps the one before, unless ``count`` is less than a vector: then positions behind the
+    last are read. The rest is as in :func:`igemm_tile`.
     """
     lane, size, step, done = lanes(zero), bytes_of(zero), REGISTERS.width, 0
     if rows == 1:
@@ -164,12 +164,12 @@ def igemm_tile(
 ) -> Any:
     """Compute a tile of ``rows`` x ``vectors`` sums, both literals, over ``taps``, of which there is at least one.
 
-    ``table`` has the rows' addresses and ``offsets`` those of the taps: number ``(i, t)`` is where the two add up to.
+    ``table`` has the rows' addresses and ``offsets`` the taps' offsets: number ``(i, t)`` is at the sum of the two.
     Vector ``(t, v)`` is the ``v``-th at ``t * step`` bytes behind ``operand``. If ``swapped``, a literal, the offsets
-    are those of the vectors, and a row's numbers are ``step`` bytes apart. There is an offset behind the last one.
-    A row's vectors are neighbours in
-    ``target``, ``target_row`` bytes from the next row's. All sums start at 0; in the end they are added to what
-    ``target`` holds where ``more``, else to the vectors ``i * start_row + v * start_step`` bytes behind ``start``.
+    are those of the vectors, and a row's numbers are ``step`` bytes apart. ``offsets`` must have one readable entry
+    behind the last. A row's vectors are contiguous in ``target``, rows ``target_row`` bytes apart. All sums start at 0.
+    In the end they are added to what ``target`` holds if ``more``, else to the vectors at ``i * start_row + v *
+    start_step`` bytes behind ``start``.
     """
     literals = (rows, vectors, swapped)
     if not all(isinstance(one, types.IntegerLiteral | types.BooleanLiteral) for one in literals):
@@ -250,10 +250,10 @@ def igemm_tile(
 
 
 def _opaque(builder: Any, number: Any) -> Any:
-    """Return a number of which LLVM knows nothing.
+    """Return a number whose origin is hidden from LLVM.
 
-    Else it unrolls the loop, loads numbers far ahead of their use, and spills the sums, which halves the speed. That it
-    does not is tested.
+    Otherwise LLVM unrolls the loop, loads numbers far ahead of their use and spills the sums, which halves the speed. A
+    test checks that it does not.
     """
     form = ir.FunctionType(number.type, [number.type])
     return builder.call(ir.InlineAsm(form, "", "=r,0", False), [number])

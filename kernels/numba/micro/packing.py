@@ -1,12 +1,12 @@
 """Weights and inputs laid out as the register tiles read them.
 
 Packed weights are panels of :data:`.tiles.VECTORS` vectors of output channels, tap by tap, the last panel a single
-vector if that holds the rest; a vector of zeros and all biases come first. Behind the last output there are zeros.
+vector if that holds the rest; a vector of zeros and all biases come first. Lanes behind the last output are zero.
 
 Weights are packed in every call. On one core of a Zen 4 that takes 0.01 to 0.3 % of a call for imdb1, jena1 and jena2,
-and 6 to 10 % of one for 512 x 512 x 7 weights and 4 samples of 64 positions, where threads share it. Packed weights
-are not kept: only a comparison with a copy would tell that they have not changed, as ``weight.data.mul_()`` leaves no
-trace, and that would read twice as much as packing does.
+and 6 to 10 % of one for 512 x 512 x 7 weights and 4 samples of 64 positions, where threads share it. Packed weights are
+not kept from call to call: ``weight.data.mul_()`` leaves no trace, so that only a comparison with a copy would show a
+change, and that would read twice as much as packing does.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .transposition import transpose
 
 __all__ = ["clear", "copy_padded_rows", "copy_row", "pack_bias", "pack_panel"]
 
-# So many taps are transposed at a time before they are put where their order wants them.
+# Taps that are transposed at a time, before they are moved to their places in the other order.
 BLOCK = 64
 
 
 @njit
 def pack_bias(bias: int, stride: int, outputs: int, padded: int, packed: int, zero: Any) -> None:
-    """Write a vector of zeros, ``outputs`` biases, ``stride`` bytes apart, 0 where there are none, and zeros."""
+    """Write a vector of zeros, then ``outputs`` biases (``stride`` bytes apart; address 0: none), then zeros."""
     width, size = lanes(zero), bytes_of(zero)
     for o in range(0, padded + width, width):
         store(broadcast(zero, zero), packed + o * size)
@@ -85,7 +85,7 @@ def copy_padded_rows(
     by_channel: bool,
     zero: Any,
 ) -> None:
-    """Copy the rows ``begin`` to ``begin + rows`` of a sample, zeros where it has none, below 0 or from ``length`` on.
+    """Copy the rows ``begin`` to ``begin + rows`` of a sample, with zeros for rows below 0 or from ``length`` on.
 
     The copy is dense, ``(channels, rows)`` if ``by_channel``, else ``(rows, channels)``.
     """
