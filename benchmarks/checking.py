@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import torch
 
-from benchmarks.registry import Candidate, Case, Step, drawn, operation
+from benchmarks.registry import Case, Contender, Step, drawn, operation
 
 
 class Wrong(AssertionError):
@@ -31,7 +31,7 @@ class Expected:
     tolerance: dict[str, float]
 
 
-def check(candidate: Candidate) -> dict[str, tuple[float, float]]:
+def check(candidate: Contender) -> dict[str, tuple[float, float]]:
     """Return ``{tensor: (largest error, tolerance)}`` of the provider; raise :class:`Wrong` where it is beyond.
 
     A missing tensor, another shape or dtype, or a NaN where the oracle has none is wrong too.

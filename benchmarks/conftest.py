@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from benchmarks import fresh, runner, suites, timing
-from benchmarks.registry import Candidate, Comparison, comparisons
+from benchmarks.registry import Comparison, Contender, comparisons
 
 CLOCK = timing.Clock()
 QUICK_SECONDS = 0.3  # at most, to spend on the rounds of one comparison
@@ -33,17 +33,17 @@ began = time.monotonic()
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteItem:
     """What a test is about: a suite's candidate or comparison."""
 
     suite: suites.Suite
-    subject: Candidate | Comparison
+    subject: Contender | Comparison
 
     def __str__(self) -> str:
         return f"{self.suite.name}-{self.subject}"
 
     @property
-    def candidate(self) -> Candidate:
+    def candidate(self) -> Contender:
         """The candidate, or the comparison's."""
         return self.subject.candidate if isinstance(self.subject, Comparison) else self.subject
 
@@ -65,12 +65,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = [suites.SUITES[name] for name in option("--suite") or suites.SUITES]
     for kind in {"checked", "timed", "noted"} & set(metafunc.fixturenames):
         subjects = [(one, getattr(one, kind)(option("--device"), option("--quick"))) for one in chosen]
-        metafunc.parametrize(kind, [Entry(suite, one) for suite, found in subjects for one in found], ids=str)
+        metafunc.parametrize(kind, [SuiteItem(suite, one) for suite, found in subjects for one in found], ids=str)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put checks before timings and slow providers behind the rest; give pytest-benchmark our clock."""
-    items[:] = [item for item in items if isinstance(next(iter(item.callspec.params.values())), Entry)]
+    items[:] = [item for item in items if isinstance(next(iter(item.callspec.params.values())), SuiteItem)]
     for item in items:
         if is_timed(item):
             group = str(entry(item).candidate.case)
@@ -124,7 +124,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Any:
     def turns(own: timing.Side, baseline: timing.Side, rounds: int) -> None:
         benchmark.pedantic(own.block, setup=baseline.block, rounds=rounds)
 
-    def run(one: Entry) -> None:
+    def run(one: SuiteItem) -> None:
         seconds = min(one.suite.seconds, QUICK_SECONDS) if quick else one.suite.seconds
         figures = runner.compare(one.subject, one.suite.name, seconds, clock=CLOCK, turns=turns)
         benchmark.extra_info.update(figures)
@@ -142,7 +142,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Any:
 def note(request: pytest.FixtureRequest) -> Any:
     """Return the function that measures a candidate's quantities, keeps and prints them."""
 
-    def run(one: Entry) -> None:
+    def run(one: SuiteItem) -> None:
         for found in one.suite.measure(one.subject, request.config.getoption("--quick")):  # type: ignore[misc]
             noted.append(found)
             value, place = timing.quartiles(found["samples"]), f"{found['case']}: {found['provider']}"
@@ -161,9 +161,9 @@ def say(request: pytest.FixtureRequest, line: str) -> None:
         terminal.write_line(f"{place} {line}")
 
 
-def entry(item: Any) -> Entry:
+def entry(item: Any) -> SuiteItem:
     """Return what a test is about."""
-    return next(one for one in item.callspec.params.values() if isinstance(one, Entry))
+    return next(one for one in item.callspec.params.values() if isinstance(one, SuiteItem))
 
 
 def is_timed(item: Any) -> bool:

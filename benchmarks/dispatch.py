@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.operations.layers import max_pool
-from benchmarks.registry import Candidate, Case
+from benchmarks.registry import Case, Contender
 from benchmarks.runner import quantity
 from benchmarks.timing import collector_off
 from seqconv import backends
@@ -25,10 +25,10 @@ MODES = ("no grad", "with grad", "with grad, and backward")
 CALLS = 200  # in a block
 ROUNDS, QUICK_ROUNDS = 25, 5
 
-Call = Callable[[], Any]
+Thunk = Callable[[], Any]
 
 
-def measure(candidate: Candidate, quick: bool) -> Iterator[dict[str, Any]]:
+def measure(candidate: Contender, quick: bool) -> Iterator[dict[str, Any]]:
     """Yield the quantities of what users call, and of the compiled kernels by their name."""
     for mode in MODES:
         for backend in ("auto", "numba"):
@@ -37,7 +37,7 @@ def measure(candidate: Candidate, quick: bool) -> Iterator[dict[str, Any]]:
             yield from (quantity(*place, name, "µs", one) for name, one in samples.items())
 
 
-def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
+def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Thunk]:
     """Return what is timed in a mode: the functional ``call``, its ``kernel`` alone and ``torch eager``.
 
     On a GPU a call returns when its kernels are launched: what is timed is the host's part.
@@ -53,7 +53,7 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     served = backends.explain_call(OPERATION, backend, (source, *rest)).backend
     gradient = torch.ones(n, o, (length - k + 1) // p, device=device)
 
-    def differentiated(compute: Call) -> Call:
+    def differentiated(compute: Thunk) -> Thunk:
         if mode != MODES[2]:
             return compute
         return lambda: torch.autograd.grad(compute(), leaves, gradient)
@@ -75,7 +75,7 @@ def calls(backend: str, mode: str, device: str = "cpu") -> dict[str, Call]:
     return {**sides, "kernel": kernel}
 
 
-def microseconds(sides: Mapping[str, Call], mode: str, rounds: int) -> dict[str, list[float]]:
+def microseconds(sides: Mapping[str, Thunk], mode: str, rounds: int) -> dict[str, list[float]]:
     """Return the microseconds of a call of each side by blocks in which the sides take turns.
 
     ``dispatch`` is what the call takes longer than the kernel in the block beside it.

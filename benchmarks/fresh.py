@@ -32,7 +32,7 @@ from torch import Tensor
 from benchmarks.checking import precision
 from benchmarks.operations import operation
 from benchmarks.operations.steps import TensorStep
-from benchmarks.registry import Candidate, Case
+from benchmarks.registry import Case, Contender
 from benchmarks.worker import Worker
 
 CACHES = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -41,14 +41,14 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 NO_HUGE_PAGES = 41  # prctl's PR_SET_THP_DISABLE
 
 
-def asked(function: str, candidate: Candidate, environment: Mapping[str, str]) -> Any:
+def asked(function: str, candidate: Contender, environment: Mapping[str, str]) -> Any:
     """Return what a function of this module gives for a candidate in a process of its own."""
     with Worker(f"the step of {candidate}", environment=environment) as worker:
         arguments = {"case": candidate.case.as_dict(), "provider": candidate.provider.name}
         return worker.ask(f"benchmarks.fresh:{function}", patience=280.0, **arguments)
 
 
-def first_calls(candidate: Candidate) -> dict[str, float]:
+def first_calls(candidate: Contender) -> dict[str, float]:
     """Return the seconds of a first call with ``empty_caches`` and with ``warm_caches``."""
     with tempfile.TemporaryDirectory(prefix="seqconv-cold-") as folder:
         caches = {name: str(Path(folder, name)) for name in CACHES}
@@ -77,7 +77,7 @@ def no_memory() -> str | None:
     return None if MARK.exists() and STATUS.exists() else "needs Linux's /proc"
 
 
-def memory(candidate: Candidate) -> dict[str, int]:
+def memory(candidate: Contender) -> dict[str, int]:
     """Return the bytes ``saved``, ``saved_beside`` and the ``peak`` of the case's step, in a process of its own."""
     found: dict[str, int] = asked("memory_here", candidate, ALLOCATOR)
     return found

@@ -43,14 +43,14 @@ WARM_UPS = 3
 SPIN = 200_000  # cycles that keep the card busy while the host launches a graph
 WEIGHTS_LAUNCH = "launch_over_weights"  # packs weights, and sums partial gradients
 
-Call = Callable[[], Any]
+Thunk = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Part:
     """A kernel's calls, the same work on each copy of the inputs; bytes and operations that one needs at least."""
 
-    calls: Sequence[Call]
+    calls: Sequence[Thunk]
     bytes: int
     operations: int = 0
 
@@ -59,7 +59,7 @@ class Absent(Exception):
     """A part that the kernels do not have."""
 
 
-class Layer:
+class TimedLayer:
     """A layer's tensors on its device, and its two passes."""
 
     def __init__(self, case: Case, backend: str) -> None:
@@ -123,11 +123,11 @@ class Layer:
         folded: Tensor = self.kernels.fold(self.sources[0].values, self.weight)
         return folded
 
-    def on_copies(self, call: Callable[..., Any], **options: Any) -> list[Call]:
+    def on_copies(self, call: Callable[..., Any], **options: Any) -> list[Thunk]:
         """Return a call for each copy of the inputs."""
         return [partial(call, copy, **options) for copy in range(self.copies)]
 
-    def launch_over_weights(self, wanted: tuple[bool, bool, bool]) -> tuple[Call, int]:
+    def launch_over_weights(self, wanted: tuple[bool, bool, bool]) -> tuple[Thunk, int]:
         """Return the launch over the weights that a backward pass makes, alone, and the bytes of its other tensors."""
         module: Any = getattr(self.kernels, "dense_backward", None)
         original = getattr(module, WEIGHTS_LAUNCH, None)
@@ -155,7 +155,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
 
     These raise :class:`Absent` for what the kernels do not have.
     """
-    layer = Layer(case, backend)
+    layer = TimedLayer(case, backend)
     sizes, width = roofline.numbers(case), case.torch_dtype.itemsize
     product = roofline.operations_done(replace(case, mode="forward"))
     weights, output = width * (sizes["weight"] + sizes["bias"]), width * sizes["output"]
@@ -209,7 +209,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
 
 def refused(case: Case, backend: str) -> str | None:
     """Return why a backend does not serve a case, or ``None``."""
-    layer = Layer(replace(case, shape={**case.shape, "N": 1}), backend)
+    layer = TimedLayer(replace(case, shape={**case.shape, "N": 1}), backend)
     try:
         given = (layer.sources[0], layer.weight, layer.bias, *layer.geometry)
         backends.explain_call(case.operation, backend, given)
@@ -228,7 +228,7 @@ def measure(
     """
     found: list[dict[str, Any]] = []
     others: list[dict[str, str]] = []
-    place = {"case": label(case), "dtype": case.dtype}
+    place = {"case": part_label(case), "dtype": case.dtype}
     with torch.no_grad(), precision(case):
         for name, make in parts(case, backend):
             try:
@@ -247,7 +247,7 @@ def measure(
     return found, others, False
 
 
-def label(case: Case) -> str:
+def part_label(case: Case) -> str:
     """Return a case's name in the report."""
     warm = "" if case.shape["N"] >= LARGE else ", inputs warm in L2"
     return f"{case.name} {case.dtype} N {case.shape['N']}{warm}"
@@ -266,14 +266,14 @@ def quantities(found: Sequence[Mapping[str, Any]], limits: Mapping[str, Any] | N
     return noted
 
 
-def seconds_of(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
+def seconds_of(calls: Sequence[Thunk], device: str, seconds: float) -> list[float]:
     """Return the seconds of a call, block by block: out of a graph on a GPU, out of a plain loop on a CPU."""
     timed = in_a_graph if device.startswith("cuda") else in_a_loop
     with collector_off():
         return timed(calls, seconds)
 
 
-def in_a_loop(calls: Sequence[Call], seconds: float) -> list[float]:
+def in_a_loop(calls: Sequence[Thunk], seconds: float) -> list[float]:
     """Return the seconds of a call on a CPU, of a few blocks of a few calls."""
     for call in calls:
         call()
@@ -286,7 +286,7 @@ def in_a_loop(calls: Sequence[Call], seconds: float) -> list[float]:
     return samples
 
 
-def in_a_graph(calls: Sequence[Call], seconds: float) -> list[float]:
+def in_a_graph(calls: Sequence[Thunk], seconds: float) -> list[float]:
     """Return the seconds of a call on a GPU, of several replays of one graph of several calls."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -307,7 +307,7 @@ def in_a_graph(calls: Sequence[Call], seconds: float) -> list[float]:
     return samples
 
 
-def elapsed(call: Call) -> float:
+def elapsed(call: Thunk) -> float:
     """Return the seconds of a call on the current stream, whose launch the card does not wait for."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda._sleep(SPIN)  # type: ignore[no-untyped-call]

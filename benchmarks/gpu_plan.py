@@ -75,7 +75,7 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         Stage("torch.compile", compiled, most=0.3),
         Stage("all layers", list(compared("conv_pool", rest, ours(device), BETTER, seconds=0.2)), most=0.3),
         Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
-        Stage("gathered rows", list(gathered(device)), most=0.15),
+        Stage("gathered rows", list(gathered_layers(device)), most=0.15),
         Stage("other training steps", more_steps, most=0.2),
         Stage("predictions", predicted, most=0.2),
         Stage("other random shapes", random_shapes[first:], most=0.3),
@@ -146,7 +146,7 @@ def rivals(device: str, batches: Sequence[int]) -> Iterator[Job]:
             yield from compared("layers", [case], f"convolution, {ours(device)}", rnn, seconds=0.2)
 
 
-def gathered(device: str) -> Iterator[Job]:
+def gathered_layers(device: str) -> Iterator[Job]:
     """Yield first layers on embedded tokens and on windows of a series, alone."""
     cases = [embedding_case("imdb1", mode, device=device) for mode in ("inference", *PASSES)]
     for case in [*cases, *(window_case("jena1", mode, device=device) for mode in PASSES)]:

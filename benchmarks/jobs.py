@@ -16,7 +16,7 @@ import torch
 from benchmarks import dispatch, gpu_parts, roofline, runner
 from benchmarks.checking import Wrong
 from benchmarks.operations import operation
-from benchmarks.registry import Candidate, Case, Comparison
+from benchmarks.registry import Case, Comparison, Contender
 from seqconv.backends import BackendError
 
 OVERHEAD_ROUNDS = 9
@@ -112,5 +112,5 @@ def done(job: Job, device: str, whose: list[str]) -> dict[str, Any]:
             return {"left_out": f"{job.case.operation} has no provider of this name", "by": name}
         if reason := providers[name].unavailable(job.case):
             return {"left_out": reason, "by": name}
-    pair = Comparison(*(Candidate(job.case, providers[name]) for name in (job.provider, job.against)))
+    pair = Comparison(*(Contender(job.case, providers[name]) for name in (job.provider, job.against)))
     return {"figures": runner.compare(pair, job.suite, job.seconds, whose=whose.append)}

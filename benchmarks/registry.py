@@ -173,7 +173,7 @@ def _drawn(case: Case, values: str) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """A provider for a case: what is checked."""
 
     case: Case
@@ -197,8 +197,8 @@ class Candidate:
 class Comparison:
     """A provider beside a baseline on one case: what is timed. A baseline beside itself shows the run's noise."""
 
-    candidate: Candidate
-    against: Candidate
+    candidate: Contender
+    against: Contender
 
     def __str__(self) -> str:
         return f"{self.candidate}-vs-{self.against.provider.name}"
@@ -209,10 +209,10 @@ class Comparison:
         return self.candidate.unavailable or self.against.unavailable
 
 
-def candidates(case: Case) -> list[Candidate]:
+def candidates(case: Case) -> list[Contender]:
     """Return the providers of the case's operation, baselines first."""
     providers = sorted(operation(case.operation).providers.values(), key=lambda provider: not provider.baseline)
-    return [Candidate(case, provider) for provider in providers]
+    return [Contender(case, provider) for provider in providers]
 
 
 def comparisons(case: Case) -> list[Comparison]:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.operations.layers import conv_positions
 from benchmarks.registry import Case
-from benchmarks.timing import seconds_of
+from benchmarks.timing import median_seconds
 
 SIDES = {"bfloat16": 8192, "tf32": 8192, "float32": 4096}  # of the square matrices
 COPY_BYTES = 2 << 30
@@ -44,14 +44,14 @@ def copy_rate(size: int, device: str) -> float:
     """Return the bytes a second that a copy of ``size`` bytes reads and writes."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / seconds_of(lambda: target.copy_(source), device, calls=CALLS, before=BEFORE)
+    return 2 * size / median_seconds(lambda: target.copy_(source), device, calls=CALLS, before=BEFORE)
 
 
 def matrix_rate(dtype: str, side: int, device: str) -> float:
     """Return the operations a second of a product of square matrices."""
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-    return 2 * side**3 / seconds_of(lambda: a @ b, device, calls=CALLS, before=BEFORE)
+    return 2 * side**3 / median_seconds(lambda: a @ b, device, calls=CALLS, before=BEFORE)
 
 
 def bytes_moved(case: Case) -> int:

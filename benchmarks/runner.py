@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import timing
 from benchmarks.checking import check, precision
 from benchmarks.operations import operation
-from benchmarks.registry import Candidate, Case, Comparison, drawn
+from benchmarks.registry import Case, Comparison, Contender, drawn
 
 Errors = dict[str, tuple[float, float]]
 Turns = Callable[[timing.Side, timing.Side, int], None]
@@ -19,7 +19,7 @@ checked: dict[str, Errors] = {}
 made: dict[tuple[str, str], Callable[[Case], Any]] = {}
 
 
-def verify(candidate: Candidate) -> Errors:
+def verify(candidate: Contender) -> Errors:
     """Check a candidate once; return its errors, or raise :class:`benchmarks.checking.Wrong`."""
     if str(candidate) not in checked:
         with precision(candidate.case):  # a trial for the better layout is a part of it
@@ -27,7 +27,7 @@ def verify(candidate: Candidate) -> Errors:
     return checked[str(candidate)]
 
 
-def once(candidate: Candidate) -> Candidate:
+def once(candidate: Contender) -> Contender:
     """Return a candidate whose provider makes a case's function once: torch.compile takes long to."""
     provider, kind = candidate.provider, candidate.case.operation
     if operation(kind).stateful or not provider.one_batch:
@@ -37,7 +37,7 @@ def once(candidate: Candidate) -> Candidate:
     )
 
 
-def at_work(candidate: Candidate, clock: timing.Clock | None = None) -> timing.Side:
+def at_work(candidate: Contender, clock: timing.Clock | None = None) -> timing.Side:
     """Return a candidate at work on its own copy of the inputs."""
     case, kind = candidate.case, operation(candidate.case.operation)
     function, inputs = once(candidate).provider.make(case), drawn(case, kind.values[0])

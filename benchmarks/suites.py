@@ -13,7 +13,7 @@ from benchmarks import dispatch, fresh, timing
 from benchmarks.operations.gather import COLUMNS, EMBEDDINGS, ROWS, WINDOWS, embedding_case, window_case
 from benchmarks.operations.layers import LAYERS, LAYOUTS, conv_positions, layer_case, rival_case, sweep_cases
 from benchmarks.operations.models import MODELS, model_case
-from benchmarks.registry import Candidate, Case, Comparison, candidates, comparisons
+from benchmarks.registry import Case, Comparison, Contender, candidates, comparisons
 from benchmarks.runner import at_work, quantity
 
 BOTH = ("inference", "training_step")
@@ -36,10 +36,10 @@ class Suite:
     seconds: float = 0.75
     on_request: bool = False
     providers: tuple[str, ...] = ()
-    measure: Callable[[Candidate, bool], Iterator[dict[str, Any]]] | None = None
+    measure: Callable[[Contender, bool], Iterator[dict[str, Any]]] | None = None
     unavailable: Callable[[], str | None] = lambda: None
 
-    def checked(self, device: str, quick: bool) -> list[Candidate]:
+    def checked(self, device: str, quick: bool) -> list[Contender]:
         """Return who is checked."""
         known = [one for case in self.cases(device, quick) for one in candidates(case)]
         return [one for one in known if not self.measure or one.provider.name in self.providers]
@@ -48,7 +48,7 @@ class Suite:
         """Return who is timed beside whom."""
         return [] if self.measure else [one for case in self.cases(device, quick) for one in comparisons(case)]
 
-    def noted(self, device: str, quick: bool) -> list[Candidate]:
+    def noted(self, device: str, quick: bool) -> list[Contender]:
         """Return of whom quantities are measured."""
         return self.checked(device, quick) if self.measure else []
 
@@ -151,7 +151,7 @@ def memory(device: str, quick: bool) -> list[Case]:
     return found
 
 
-def share_of_peak(subject: Candidate, quick: bool) -> Iterator[dict[str, Any]]:
+def share_of_peak(subject: Contender, quick: bool) -> Iterator[dict[str, Any]]:
     """Time a layer and the CPU's multiply-add peak in turn, on one thread and on all of them."""
     from benchmarks.peak import PeakStep
 
@@ -184,7 +184,7 @@ def thread_limit(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def memory_of_a_step(subject: Candidate, _quick: bool) -> Iterator[dict[str, Any]]:
+def memory_of_a_step(subject: Contender, _quick: bool) -> Iterator[dict[str, Any]]:
     """Measure a step's memory in a process of its own."""
     names = {"saved": "saved", "saved_beside": "saved beside input and parameters", "peak": "peak above before"}
     for name, size in fresh.memory(subject).items():

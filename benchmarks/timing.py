@@ -117,7 +117,7 @@ def fastest(sides: Mapping[str, Side], *, rounds: int = 5, block_seconds: float 
 
 
 @dataclass
-class Call:
+class FunctionStep:
     """A step that is one function, without results."""
 
     call: Callable[[], object]
@@ -130,9 +130,9 @@ class Call:
         return {}
 
 
-def seconds_of(call: Callable[[], object], device: str, *, calls: int, before: int) -> float:
+def median_seconds(call: Callable[[], object], device: str, *, calls: int, before: int) -> float:
     """Return the median seconds of so many calls, after others ``before`` them."""
-    return statistics.median(stopwatch_for(device)(Call(call), before + calls)[before:])
+    return statistics.median(stopwatch_for(device)(FunctionStep(call), before + calls)[before:])
 
 
 def ratios(baseline: Sequence[float], own: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.tune_cache import Cache, default_path
-from benchmarks.tune_tiles import Entry, Key, Record, entries, neighbours, search, using
+from benchmarks.tune_tiles import Record, TileKey, TuningEntry, entries, neighbours, search, using
 from seqconv.files import write_text
 from seqconv.kernels.triton.configurations import TILES_FILE
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def updated(text: str, tuned: Mapping[Key, Tuned]) -> str:
+def updated(text: str, tuned: Mapping[TileKey, Tuned]) -> str:
     """Return the text of a file of tiles with those that were tuned, in place of their keys' others or behind them."""
     entries = {(one["kernel"], *one["layer"]): one for one in json.loads(text)}
     for key, (tile, timed) in tuned.items():
@@ -89,11 +89,11 @@ def updated(text: str, tuned: Mapping[Key, Tuned]) -> str:
 
 
 def run(
-    found: Sequence[Entry], target: str, card: str, cache: Cache, seconds: float, jobs: int | None = None
-) -> dict[Key, Tuned]:
+    found: Sequence[TuningEntry], target: str, card: str, cache: Cache, seconds: float, jobs: int | None = None
+) -> dict[TileKey, Tuned]:
     """Tune entries until the time is over or all are done; an interrupt ends it early, with what is known."""
     deadline = time.monotonic() + seconds
-    tuned: dict[Key, Tuned] = {}
+    tuned: dict[TileKey, Tuned] = {}
     with compilers(jobs) as compile_all:
         try:
             for number, one in enumerate(found):
@@ -113,7 +113,7 @@ def run(
 
 
 def trying(
-    one: Entry, target: str, cache: Cache, compile_all: Callable[..., Any], deadline: float, tiles: list[Any]
+    one: TuningEntry, target: str, cache: Cache, compile_all: Callable[..., Any], deadline: float, tiles: list[Any]
 ) -> list[Record]:
     """Return what is known of tiles, from the cache or by compiling and timing them; both are kept."""
     unknown = [tile for tile in tiles if cache.get(one.key, tile) is None]
@@ -126,7 +126,7 @@ def trying(
     return [cache.get(one.key, tile) or {} for tile in tiles]
 
 
-def timing_of(one: Entry, tile: Any, cache: Cache) -> Record:
+def timing_of(one: TuningEntry, tile: Any, cache: Cache) -> Record:
     """Return a tile's times, or why there are none; a GPU that is lost is kept as that tile's fault, then raised."""
     from benchmarks import tune_timing
 
@@ -142,7 +142,7 @@ def timing_of(one: Entry, tile: Any, cache: Cache) -> Record:
     return {"faults": [wrong]} if wrong else {"microseconds": microseconds}
 
 
-def inspect(one: Entry, target: str, tile: Any) -> Record:
+def inspect(one: TuningEntry, target: str, tile: Any) -> Record:
     """Compile a kernel with a tile for a target; return its ``faults``."""
     from seqconv.kernels.triton import census
 

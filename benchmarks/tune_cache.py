@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tune_tiles import Key
+from benchmarks.tune_tiles import TileKey
 from seqconv.data.sources import cache_folder
 from seqconv.files import write_text
 
@@ -32,12 +32,12 @@ class Cache:
             except (OSError, ValueError) as error:
                 self.trouble = f"{path} cannot be used ({error}): all tiles are tried anew"
 
-    def get(self, key: Key, tile: Sequence[int]) -> dict[str, Any] | None:
+    def get(self, key: TileKey, tile: Sequence[int]) -> dict[str, Any] | None:
         """Return what is known of a tile, or ``None``."""
         found: dict[str, Any] | None = self.entries.get(name(key, tile))
         return found
 
-    def put(self, key: Key, tile: Sequence[int], known: Mapping[str, Any]) -> None:
+    def put(self, key: TileKey, tile: Sequence[int], known: Mapping[str, Any]) -> None:
         """Keep what was found, in the file too."""
         self.entries[name(key, tile)] = dict(known)
         write_text(self.path, json.dumps({"schema": SCHEMA, "entries": self.entries}, indent=0) + "\n")
@@ -54,7 +54,7 @@ def entries_of(content: Any) -> dict[str, dict[str, Any]]:
     return dict(entries)
 
 
-def name(key: Key, tile: Sequence[int]) -> str:
+def name(key: TileKey, tile: Sequence[int]) -> str:
     """Return how an entry is called."""
     return f"{key}: {' '.join(map(str, tile))}"
 

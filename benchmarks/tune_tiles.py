@@ -41,7 +41,7 @@ TOGETHER = (  # larger tiles need more warps, deeper buffers smaller blocks
 )
 
 
-class Key(NamedTuple):
+class TileKey(NamedTuple):
     """What a tile is of: the kernel's name and what its configuration depends on."""
 
     kernel: str
@@ -77,12 +77,12 @@ def moved(tile: Any, steps: list[dict[str, int]], size: int) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TuningEntry:
     """One entry to tune: the layer of the census and the kind that it is of, its key, and the tile in use."""
 
     layer: str
     kind: str
-    key: Key
+    key: TileKey
     tile: Any
 
     @property
@@ -91,7 +91,7 @@ class Entry:
         return int(self.key.layer[configurations.Layer._fields.index("size")])
 
 
-def entries(layers: Sequence[str], kinds: Sequence[str], kernels: Sequence[str], target: str) -> Iterator[Entry]:
+def entries(layers: Sequence[str], kinds: Sequence[str], kernels: Sequence[str], target: str) -> Iterator[TuningEntry]:
     """Yield the entries of layers, each key once, with the tiles that are in use for them."""
     from seqconv.kernels.triton import census
 
@@ -99,11 +99,11 @@ def entries(layers: Sequence[str], kinds: Sequence[str], kernels: Sequence[str],
     for layer in layers:
         for kind in kinds:
             for kernel, (described, tile) in census.choices(census.LAYERS[layer], kind, target).items():
-                key = Key(kernel, tuple(described))
+                key = TileKey(kernel, tuple(described))
                 # Rows that are found through an index need tokens, not numbers, to be timed.
                 if kernel in kernels and key not in seen and not getattr(described, "tokens", False):
                     seen.add(key)
-                    yield Entry(layer, kind, key, tile)
+                    yield TuningEntry(layer, kind, key, tile)
 
 
 def search(start: Any, size: int, attempt: Try) -> tuple[Any, dict[Any, Record]]:
@@ -133,7 +133,7 @@ def cost(record: Record, first: Record) -> float:
 
 
 @contextmanager
-def using(key: Key, tile: Sequence[int]) -> Iterator[None]:
+def using(key: TileKey, tile: Sequence[int]) -> Iterator[None]:
     """Let a layer's kernel have a tile."""
     name = (key.kernel, *key.layer)
     before = TILES.get(name)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import seconds_of
-from benchmarks.tune_tiles import Entry, using
+from benchmarks.timing import median_seconds
+from benchmarks.tune_tiles import TuningEntry, using
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import census, conv_pool
 
@@ -23,7 +23,7 @@ TOLERANCE = {"16": 2e-2, "tf32": 2e-3, "ieee": 1e-5}  # relative difference of t
 Pass = Callable[[], tuple[Tensor, ...]]
 
 
-def measure(one: Entry, first: Any) -> tuple[str | None, dict[str, float]]:
+def measure(one: TuningEntry, first: Any) -> tuple[str | None, dict[str, float]]:
     """Return what is wrong with the results of the tile in use, or ``None``, and its microseconds by size.
 
     They are compared with the results of the tile ``first``.
@@ -36,7 +36,7 @@ def measure(one: Entry, first: Any) -> tuple[str | None, dict[str, float]]:
             expected = call()
         if wrong := difference(results, expected, TOLERANCE[one.kind]):
             return f"at {samples} x {positions}: {wrong}", {}
-        found[f"{samples}x{positions}"] = 1e6 * seconds_of(call, "cuda", calls=CALLS, before=BEFORE)
+        found[f"{samples}x{positions}"] = 1e6 * median_seconds(call, "cuda", calls=CALLS, before=BEFORE)
     return None, found
 
 

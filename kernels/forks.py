@@ -1,4 +1,4 @@
-"""Whether this process was forked: what threads a library had is then not to be asked for more."""
+"""Whether this process was forked: libraries' threads do not survive a fork and must not be used then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a 1-D convolution and of the pooling behind it: what every floor is told beside its tensors."""
+"""The geometry of a 1-D convolution and of the pooling behind it, which every floor is given beside the tensors."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class Pool(NamedTuple):
         span = self.dilation * (self.size - 1) + 1
         room = length + 2 * self.padding - span + (self.stride - 1 if self.ceil_mode else 0)
         windows = room // self.stride + 1
-        # In a form that serves tensors of lengths, too.
+        # Arithmetic instead of a branch: ``length`` may be a tensor.
         return windows - 1 * (self.ceil_mode and (windows - 1) * self.stride >= length + self.padding)

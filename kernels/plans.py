@@ -1,9 +1,9 @@
-"""How a layer on gathered rows is computed: *folded* or *direct*, told from counts of operations alone.
+"""The plan of a layer on gathered rows, *folded* or *direct*: chosen by counts of operations alone.
 
 *Folded* multiplies rows of the table with the weights once and adds ``K`` of the products at every position; *direct*
-multiplies at every position. Backward, *folded* sums the gradients that meet at each row of the folded table, then
-multiplies those with table and weights; *direct* multiplies for every winner. The model is one, the costs are a
-floor's: in multiply-adds of its products.
+multiplies at every position. Backward, *folded* sums the gradients of each row of the folded table, then multiplies the
+sums with table and weights; *direct* multiplies for every window. All floors share the model; each has its own costs,
+in multiply-adds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PLANS = ("direct", "folded")
 
 
 class Costs(NamedTuple):
-    """What it costs to add a number of a folded row at a position, to write one, and to pool a position's number.
+    """The cost of adding a number of a folded row at a position, of writing one, and of pooling a position's number.
 
-    ``scattered`` is what adding a product somewhere in memory costs, ``stored`` what writing a number of a gradient and
-    reading it again does, for floors that do not keep it nearby.
+    ``scattered`` is the cost of adding a product to a random place in memory, ``stored`` of writing a number of a
+    gradient and reading it again, for floors that do not keep it nearby.
     """
 
     addition: int
@@ -66,8 +66,9 @@ def forward_plan(
 ) -> Plan:
     """Return the plan of a forward pass.
 
-    ``rows`` is the number of rows that would be folded: those that the call uses where a floor finds them, else all.
-    ``positions`` are a sample's, after the convolution; ``ready`` tells that the folded table is there already.
+    ``rows`` is the number of rows that would be folded: those that the call uses, where a floor finds them, else all.
+    ``positions`` counts a sample's positions after the convolution; ``ready`` tells that the folded table exists
+    already.
     """
     additions = samples * positions * size * outputs
     fold = 0 if ready else fold_operations(costs, rows, channels, outputs, size)
@@ -78,7 +79,7 @@ def forward_plan(
 
 
 def fold_operations(costs: Costs, rows: int, channels: int, outputs: int, size: int) -> int:
-    """Return what it costs to fold so many rows."""
+    """Return the cost of folding ``rows`` rows, in multiply-adds."""
     return rows * (channels + costs.write) * size * outputs
 
 

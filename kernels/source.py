@@ -1,10 +1,10 @@
-"""Where a layer's rows come from: an input of its own, a table that tokens index, a series that windows begin in.
+"""Where a layer's rows come from: a dense input, a table that tokens index, a series that windows are cut from.
 
-A source holds its tensors first, then plain options, then ``lengths``; ``values`` is the tensor that holds numbers, of
-which there is a gradient. ``V`` rows of ``C`` numbers, ``N`` samples, ``L`` positions.
+A source holds its tensors first, then plain options, then ``lengths``; ``values`` is the floating-point tensor, the one
+that may get a gradient. ``V`` rows of ``C`` numbers, ``N`` samples, ``L`` positions.
 
-``lengths`` ``(N,)``, int32 or int64, cut samples off: each gives what it would give alone, cut off there, and then
-zeros. ``None``: all samples are whole.
+``lengths`` ``(N,)``, int32 or int64, cut samples off: each gives the result of its first ``lengths[n]`` positions
+alone, followed by zeros. ``None``: all samples are whole.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Windows(NamedTuple):
 Counts = TypeVar("Counts", Tensor, "NDArray[np.int64]")
 Source: TypeAlias = Dense | Tokens | Windows
 
-# How many of a source's fields are tensors, the first ones (but for the lengths), and what users call the operation on
+# The number of a source's leading fields that are tensors (``lengths`` aside), and the public names of the operation on
 # it, with a pool and with the global maximum.
 TENSORS: dict[type[Source], int] = {Dense: 1, Tokens: 2, Windows: 2}
 NAMES: dict[type[Source], tuple[str, str]] = {
@@ -109,22 +109,22 @@ def tensors_of(source: Source) -> tuple[Tensor | None, ...]:
 
 
 def options_of(source: Source) -> tuple[int | None, ...]:
-    """Return what a source holds besides its tensors."""
+    """Return a source's plain options."""
     return source[TENSORS[type(source)] : -1]  # type: ignore[return-value]
 
 
 def source_of(kind: type[Source], tensors: Sequence[Tensor | None], options: Sequence[int | None]) -> Source:
-    """Return the source that :func:`tensors_of` and :func:`options_of` took apart."""
+    """Return the source of these tensors and options, which :func:`tensors_of` and :func:`options_of` took apart."""
     *given, lengths = tensors
     make: Any = kind
     return make(*given, *options, lengths)  # type: ignore[no-any-return]
 
 
 def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | None) -> tuple[Counts, Counts]:
-    """Return how many positions and windows a kernel of ``size`` taps has in samples of some ``lengths`` ``(N,)``.
+    """Return the number of positions and of windows, for a kernel of ``size`` taps, of samples of ``lengths`` ``(N,)``.
 
-    ``lengths`` are a tensor or an array, and so are both results. Without a ``pool`` there is one window, none where no
-    position is.
+    ``lengths`` is a tensor or an array, and so are both results. Without a ``pool`` there is one window, none where
+    there is no position.
     """
     counts: Any = lengths
     positions = convolution.output_length(counts, size)
@@ -135,6 +135,6 @@ def limits(lengths: Counts, size: int, convolution: Convolution, pool: Pool | No
 
 
 def name_of(kind: type[Source], pool: Any) -> str:
-    """Return what users call the operation on a kind of source; ``pool`` is ``None`` for the global maximum."""
+    """Return the public name of the operation on a kind of source; ``pool`` is ``None`` for the global maximum."""
     pooled, over_all = NAMES[kind]  # torch 2.11's graphs index no tuple with a bool
     return over_all if pool is None else pooled

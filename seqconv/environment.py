@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
     """
     import torch
 
-    # Numba's first look at its threads starts them, which gives torch as many where both share OpenMP.
+    # Asking Numba for its number of threads starts them, which sets torch's number, too, where both share OpenMP.
     torch_threads = torch.get_num_threads()
     numba_threads = threads_of_numba()
     torch.set_num_threads(torch_threads)

@@ -37,8 +37,8 @@ def explain(layer: nn.Module, *inputs: Any) -> Explanation | ModelExplanation:
     """Tell which backend would serve ``layer(*inputs)``, and why the others would not, without running it.
 
     ``layer`` is one of seqconv's layers, whose answer prints as a few lines, or a model that holds some, whose answer
-    prints as a line a layer. To learn what its layers are given a model is run once, hooks included; its buffers and
-    all random number generators are left as they were.
+    prints as a line a layer. A model is run once, hooks included, to see its layers' inputs; its buffers and all random
+    number generators are left as they were.
 
     Raises ``TypeError`` for a module without any such layer and where ``inputs`` are missing, and what the call itself
     would raise for inputs that it rejects.

@@ -1,4 +1,4 @@
-"""``seqconv.warmup``: compile the CPU kernels before somebody waits for them, on all cores."""
+"""``seqconv.warmup``: compile the CPU kernels ahead of the first calls, on all cores."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SAMPLES, CHANNELS, OUTPUTS, SIZE, ROWS = 1, 2, 3, 2, 400
 def warmup(
     *dtypes: torch.dtype, gradients: bool = True, report: Callable[[str, float], None] | None = None
 ) -> dict[str, float]:
-    """Make ready what the first calls on the CPU need, and return the seconds that each part took.
+    """Compile or load the kernels that the first calls on the CPU need; return the seconds that each part took.
 
-    That is the kernels of convolutions on tensors, on tokens and on windows of a series, those that fill batches of
-    windows, and RMSprop's. They are kept on disk, where a folder can be written: the first time on a machine takes a
-    minute or more of one core, which all cores share, a process each; afterwards a fresh process loads them in a
+    These are the kernels of convolutions on tensors, on tokens and on windows of a series, those that fill batches of
+    windows, and RMSprop's. They are kept on disk, where a folder can be written. The first time on a machine they take
+    a minute or more of CPU time, shared among all cores, one process each; afterwards a fresh process loads them in a
     second. ``dtypes`` are ``torch.float32`` (the default) and ``torch.float64``; ``gradients=False`` leaves out what
     only training needs. ``report(part, seconds)`` is called after each part.
 
@@ -76,7 +76,7 @@ def warmup(
 
 
 def serve(names: Sequence[str], gradients: bool) -> None:
-    """Run the parts that are named on the standard input, a line each, and write a line when ready for another."""
+    """Run the parts named on standard input, one a line; write a line to standard output when ready for another."""
     parts = _parts(names, gradients)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -86,7 +86,7 @@ def serve(names: Sequence[str], gradients: bool) -> None:
 
 
 class _Helpers:
-    """Processes that take parts which wait, from when there is something to compile: Numba does one at a time."""
+    """Processes that take waiting parts, once there is something to compile: Numba compiles one kernel at a time."""
 
     def __init__(self, waiting: deque[str], names: Sequence[str], gradients: bool, count: int) -> None:
         self.waiting, self.count = waiting, count
@@ -94,7 +94,7 @@ class _Helpers:
         self.threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the processes, unless they are."""
+        """Start the processes, unless they run."""
         if not self.threads:
             self.threads = [
                 threading.Thread(target=self._work, daemon=True) for _ in range(min(self.count, len(self.waiting)))
@@ -103,7 +103,7 @@ class _Helpers:
                 thread.start()
 
     def join(self) -> None:
-        """Wait until no part is under way."""
+        """Wait until the parts under way are done."""
         for thread in self.threads:
             thread.join()
 
@@ -118,12 +118,12 @@ class _Helpers:
                         break
                     process.stdin.write(f"{part}\n")
                     process.stdin.flush()
-        except OSError:  # no such process, or one that died: what it has not compiled is compiled here
+        except OSError:  # the process could not start, or died: this process compiles what it has not
             pass
 
 
 def _taken(waiting: deque[str]) -> Iterator[str]:
-    """Take what waits, one by one, until nothing is left."""
+    """Take the waiting parts, one by one, until none is left."""
     while True:
         try:
             yield waiting.popleft()
@@ -138,7 +138,7 @@ def _cores() -> int:
 def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None]]:
     """Return what each part does, the longest first.
 
-    Each has kernels of its own, in all dtypes: of two processes that keep the same kernel on disk, one would be lost.
+    Each part has kernels of its own, in all dtypes: if two processes stored the same kernel on disk, one would be lost.
     """
     dtypes = [DTYPES[name] for name in names]
     forward: dict[str, Any] = {

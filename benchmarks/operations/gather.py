@@ -25,7 +25,8 @@ from benchmarks.operations.torch_peers import no_device, on_cpu, torch_providers
 from benchmarks.registry import Case, Operation, Provider
 from seqconv import functional
 from seqconv.data import load_imdb
-from seqconv.data.sources import Source, find
+from seqconv.data.gathering import gather_windows
+from seqconv.data.sources import DataSource, find
 
 ROWS, COLUMNS = 420_551, 14  # the full Jena series
 MADE_UP = 1000  # reviews, where there are no real ones
@@ -89,7 +90,7 @@ def reviews(count: int, length: int, words: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(data.x_train)[rows].long(), torch.from_numpy(data.y_train)[rows]
 
 
-def source() -> Source:
+def source() -> DataSource:
     """Return ``"synthetic"`` where no folder is named and the package that knows the cache's is missing, as on GPUs."""
     named = os.environ.get("SEQCONV_DATA") or os.environ.get("SEQCONV_CACHE")
     return "auto" if named or importlib.util.find_spec("pooch") else "synthetic"
@@ -158,7 +159,7 @@ class Gathered(Operation):
         return inputs[self.index].to(case.device, copy=True), tensors
 
 
-class Embedded(Gathered):
+class EmbeddedTokens(Gathered):
     """The layer on tokens ``(N, L)``; table, weight and bias are its parameters."""
 
     source, index = "table", "tokens"
@@ -249,16 +250,14 @@ def filled(
     series: Tensor, starts: Tensor, weight: Tensor, bias: Tensor, length: int, step: int, pool_size: int
 ) -> Tensor:
     """Fill the windows by seqconv's kernel, as its loader does, then run seqconv's layer on them."""
-    features = fill(series.detach(), starts, length, step).transpose(1, 2)
+    features = fill_windows(series.detach(), starts, length, step).transpose(1, 2)
     if pool_size:
         return functional.conv1d_relu_max_pool1d(features, weight, bias, pool_size=pool_size)
     return functional.conv1d_relu_global_max_pool1d(features, weight, bias)
 
 
-def fill(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
+def fill_windows(series: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
     """Fill windows ``(N, L, C)`` by seqconv's kernel."""
-    from seqconv.kernels.numba.windows import gather_windows
-
     rows = series.new_empty(len(starts), length, series.size(1))
     gather_windows(series.numpy(), starts.numpy(), length, step, rows.numpy())
     return rows
@@ -268,6 +267,6 @@ def operations() -> list[Operation]:
     """Return both first layers, with a pool and with the global maximum."""
     return [
         kind(f"{prefix}_{fused_name({'P': pool})}")
-        for kind, prefix in ((Embedded, "embedding"), (Windowed, "window"))
+        for kind, prefix in ((EmbeddedTokens, "embedding"), (Windowed, "window"))
         for pool in (1, 0)
     ]

@@ -49,7 +49,7 @@ MULTIPLY_ADDS = 500_000_000
 NUMBERS = 2**22  # of the input, and of the convolution's output
 CHECKED_MULTIPLY_ADDS = 10_000_000
 
-Layer = Callable[..., Tensor]
+Function = Callable[..., Tensor]
 
 
 def fused_name(shape: Mapping[str, int]) -> str:
@@ -160,7 +160,7 @@ def global_max_pool(
     return F.conv1d(input, weight, bias, stride, padding, dilation).relu().max(2).values
 
 
-def seqconv_layer(backend: str, case: Case) -> Layer:
+def seqconv_layer(backend: str, case: Case) -> Function:
     """Return the case's layer on one of seqconv's backends."""
     if not case.shape["P"]:
         return partial(conv1d_relu_global_max_pool1d, backend=backend)
@@ -189,7 +189,7 @@ class ConvPool(Operation):
 
     values = ("random", "exact")
 
-    def __init__(self, name: str, compose: Layer) -> None:
+    def __init__(self, name: str, compose: Function) -> None:
         super().__init__()
         self.name, self.compose = name, compose
         for provider in torch_providers(compose):
@@ -211,7 +211,7 @@ class ConvPool(Operation):
 
         self.register(Provider(f"seqconv {backend}", partial(seqconv_layer, backend), unavailable, ours=ours))
 
-    def definition(self, case: Case) -> Layer:  # noqa: ARG002
+    def definition(self, case: Case) -> Function:  # noqa: ARG002
         """Return torch's composition."""
         return self.compose
 
@@ -228,7 +228,7 @@ class ConvPool(Operation):
         others = {"input": (n, c, length), "gradient": pooled_shape(case)}
         return layer_tensors(seeded(case, values), values, (o, c, k), others)
 
-    def step(self, case: Case, function: Layer, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TensorStep:
+    def step(self, case: Case, function: Function, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TensorStep:
         """Return ``function`` at work."""
         placed = {name: place(tensor, case, dtype) for name, tensor in inputs.items() if name != "weight"}
         placed["weight"] = inputs["weight"].to(case.device, dtype, copy=True)
@@ -256,7 +256,7 @@ class Sweep(ConvPool):
         fit(shape, conv_positions(case), CHECKED_MULTIPLY_ADDS)
         return replace(case, shape={**shape, "N": max(shape["N"], 1)})
 
-    def definition(self, case: Case) -> Layer:
+    def definition(self, case: Case) -> Function:
         """Return torch's composition."""
         return max_pool if case.shape["P"] else global_max_pool
 

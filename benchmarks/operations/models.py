@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.operations.gather import COLUMNS, ROWS, fill, random_starts, reviews, reviews_origin
+from benchmarks.operations.gather import COLUMNS, ROWS, fill_windows, random_starts, reviews, reviews_origin
 from benchmarks.operations.steps import TensorStep, seeded
 from benchmarks.operations.torch_peers import no_device, on_cpu
 from benchmarks.registry import Case, Operation, Provider
@@ -123,7 +123,7 @@ class FromFilled(FromStarts):
 
     def forward(self, starts: Tensor) -> Tensor:
         """Return the predictions ``(N,)``."""
-        output: Tensor = self.model(fill(self.series, starts, self.length, self.step))
+        output: Tensor = self.model(fill_windows(self.series, starts, self.length, self.step))
         return output
 
 

@@ -6,7 +6,6 @@ before.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.operations.gather import random_starts
 from benchmarks.operations.steps import seeded
 from benchmarks.registry import Case, Operation, Provider
-from seqconv.kernels.reference.windows import gather_windows as reference_gather_windows
+from seqconv.data.gathering import gather_windows
+from seqconv.kernels.numba.support import MISSING
 
 BATCHES = 64
 
@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Fill = Callable[[Array], Any]  # starts (N,) to windows (N, length, columns)
 
 
-class Windows(Operation):
+class WindowBatches(Operation):
     """``series[starts[:, None] + step * arange(L)]``; ``R`` rows, ``C`` columns, ``N`` starts, ``L`` rows a window.
 
     A provider's function is given the case and the series, and returns what fills a batch.
@@ -46,9 +46,9 @@ class Windows(Operation):
         self.register(Provider("fancy indexing per sample, np.stack", bound(index_each), baseline=True))
         self.register(Provider("DataLoader over indexed samples", bound(load_indexed), baseline=True))
         self.register(Provider("DataLoader over sliced samples", bound(load_slices), baseline=True))
-        self.register(Provider("seqconv numba", bound(by_numba), unavailable=no_numba, ours=True))
-        reference = partial(by_kernel, reference_gather_windows)
-        self.register(Provider("seqconv reference", bound(reference)))
+        numba, reference = (bound(partial(by_backend, one)) for one in ("numba", "reference"))
+        self.register(Provider("seqconv numba", numba, unavailable=lambda _: MISSING, ours=True))
+        self.register(Provider("seqconv reference", reference))
         self.register(Provider("NumPy slices into a reused buffer", bound(slice_each)))
         self.register(Provider("torch index_select, whole batch", bound(index_select)))
 
@@ -205,29 +205,17 @@ def index_select(case: Case, series: Array) -> Fill:
     return fill
 
 
-def by_kernel(gather_windows: Callable[..., None], case: Case, series: Array) -> Fill:
-    """Let one floor's kernel fill a buffer that is reused."""
+def by_backend(backend: str, case: Case, series: Array) -> Fill:
+    """Let one backend's kernel fill a buffer that is reused."""
     out = empty_batch(case, series)
 
     def fill(starts: Array) -> Array:
-        gather_windows(series, starts, case.shape["L"], case.shape["step"], out)
+        gather_windows(series, starts, case.shape["L"], case.shape["step"], out, backend=backend)
         return out
 
     return fill
 
 
-def by_numba(case: Case, series: Array) -> Fill:
-    """Let Numba's kernel do it; Numba is imported no sooner."""
-    from seqconv.kernels.numba.windows import gather_windows
-
-    return by_kernel(gather_windows, case, series)
-
-
-def no_numba(_case: Case) -> str | None:
-    """Return that Numba is missing, or ``None``."""
-    return "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
-
-
 def operations() -> list[Operation]:
     """Return the operation."""
-    return [Windows()]
+    return [WindowBatches()]

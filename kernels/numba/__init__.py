@@ -2,45 +2,58 @@
 
 A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways::
 
-    conv_pool ── dense ─────────── conv_pool_plan, conv_pool_kernel      an input (N, C, L), and windows read in place
-       │         dense_backward ── conv_pool_backward_plan, winners      their gradients, at the positions that won
+    conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel     an input (N, C, L), and windows in place
+       │         dense_backward ── conv_pool_backward_blocking, winners     their gradients, from argmax alone
        │
-       ├──────── gather ────────── gathered, ../plans                    rows of a table, read through an index
-       │           ├─ gather_folded   fold, pooling                      additions of rows of the folded table
-       │           └─ gather_direct                                      products with the rows as they are read
+       ├──────── gather ────────── gathered, ../plans                       rows of a table, read through an index
+       │           ├─ gather_folded   fold, pooling                         additions of rows of the folded table
+       │           └─ gather_direct                                         products with the rows as they are read
        └──────── gather_backward
-                   ├─ gather_backward_folded   gather_backward_spread    gradients summed by row, then multiplied
-                   └─ gather_backward_direct                             products for every winner
+                   ├─ gather_backward_folded   gather_backward_spread       gradients summed by row, then multiplied
+                   └─ gather_backward_direct                                products for every winner
 
-    windows, rmsprop                                                     kernels of their own
-    support                                                              what is served; imports no Numba
-    micro/      simd, memory, tiles, products, sparse_products, packing, transposition, maxima, narrow, channel_blocks
+    windows, rmsprop                                                        kernels of their own
+    support                                                                 which calls are served; imports no Numba
+    micro/      simd, memory, igemm, gemm, sparse_products, packing, transposition, argmaxpool, half_floats,
+                channel_blocks
     runtime/    compilation, threads
 
-To change: which calls are served, :mod:`.support`; how a call is cut into threads' parts, ``*_plan``; when a table is
-folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tiles`; how kernels are compiled and kept,
+To change: which calls are served, :mod:`.support`; how a call is cut into parts, ``*_blocking``; when a table is
+folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.igemm`; how kernels are compiled and kept,
 :mod:`.runtime.compilation`.
 
 Words:
 
 argmax
-    The number of the position that won in a window, -1 where none did.
+    The position of a window's maximum, counted from the window's beginning; -1 where no gradient flows.
 block
-    Channels, or weights, that are loaded together.
+    Channels, or weights, that are loaded together; of the work, what is handed to threads one by one.
+blocking
+    The sizes that a call's work is cut into, from shapes and strides alone.
 chunk
-    Positions that are convolved before they are pooled: they stay in the first cache.
+    Positions that are convolved before they are pooled: they stay in the first-level cache.
+code
+    A number of argmax as it is stored, int8, int16 or int32.
+few outputs
+    Output channels that fill at most half a vector: vectors hold positions instead.
 fold
     Multiply a table with a layer's weights once, so that a position of the convolution is ``K`` additions.
+gemm, igemm
+    Matrix products of a register tile: both operands in place, or rows through an indirection.
+half floats
+    float16 and bfloat16.
+indirection
+    A table of addresses, one for each row that a kernel reads.
 limits
-    The positions and windows that a sample has, where samples have lengths of their own.
+    The number of positions and of windows of a sample, where samples have lengths of their own.
 lanes
     Numbers of a vector register.
 plan
-    How a call is computed, told from its sizes alone; ``folded`` or ``direct`` for rows of a table.
+    ``folded`` or ``direct``: how a call on rows of a table is computed.
 share, part
-    What one thread does of a call; what is handed to threads one by one.
+    What one thread does of a call; what is computed in one go.
 tile
     Sums that stay in registers: positions x output channels.
 winner
-    A window's position that has a gradient.
+    A window's argmax position, where it has a gradient.
 """

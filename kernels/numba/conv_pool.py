@@ -1,9 +1,9 @@
-"""The conv stack on the CPU: its two passes, whatever their source; arguments and results are the reference's.
+"""The conv stack on the CPU, for every kind of source: arguments and results are those of the reference floor.
 
-A dense input, and windows of a series whose gradient nobody wants, are served by :mod:`.dense` and
-:mod:`.dense_backward`; rows of a table by :mod:`.gather` and :mod:`.gather_backward`, under one of two plans (see
-:mod:`~seqconv.kernels.plans`). ``argmax`` has rows of whole vectors, see :func:`argmax_format`. Not served: what
-:mod:`.support` names. The arguments must be checked.
+A dense input is served by :mod:`.dense` and :mod:`.dense_backward`, and so are windows of a series, unless the series
+needs a gradient. Rows of a table are served by :mod:`.gather` and :mod:`.gather_backward`, under one of two plans (see
+:mod:`~seqconv.kernels.plans`). Rows of ``argmax`` are padded to whole vectors, see :func:`argmax_format`.
+:mod:`.support` tells which calls are not served. The caller has checked the arguments.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the result and, if wanted, ``argmax``.
 
-    Of rows of a table, ``folded`` is what :func:`fold` made of table and weight, in whichever dtype, and ``plan``
-    ``"folded"`` or ``"direct"`` if it is not to be chosen. A window without a position, which ``ceil_mode`` or padding
-    under a dilation can leave, is minus infinity.
+    For rows of a table, ``folded`` is the result of :func:`fold`, of any dtype that it offers, and ``plan``,
+    ``"folded"`` or ``"direct"``, overrides the choice of the plan. A window that contains no position, as ``ceil_mode``
+    or padding with a dilation can leave, gives minus infinity.
     """
     if isinstance(source, Dense):
         output, argmax = dense.forward(
@@ -63,7 +63,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
 
-    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept.
+    ``gradient``, of any strides, is the gradient of the forward pass's result; ``argmax`` is what that pass returned.
     """
     upstream = gradient.unsqueeze(2) if pool is None else gradient
     if isinstance(source, Dense):

@@ -1,4 +1,4 @@
-"""The fused conv stack's forward pass, compiled: what happens to a part of the work that a plan has cut up."""
+"""The compiled forward pass of the fused conv stack: it computes the parts that the blocking has cut the work into."""
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
@@ -8,40 +8,40 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .conv_pool_plan import Task
-from .micro.maxima import clear_windows, finish_whole, pool_whole, pool_windows
+from .conv_pool_blocking import KernelArguments
+from .micro.argmaxpool import clear_windows, finish_whole, pool_whole, pool_windows
+from .micro.igemm import TILE, VECTORS, igemm, igemm_few_outputs
 from .micro.memory import LINE, aligned, keep, prefetch
-from .micro.packing import copy_rows, pack_bias, pack_panel
+from .micro.packing import copy_padded_rows, pack_bias, pack_panel
 from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_codes, store_number
-from .micro.tiles import TILE, VECTORS, convolve_narrow, convolve_rows
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner, intrinsic
 from .runtime.threads import share
 
-__all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
+__all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64", "limits_of"]
 
-# What a call of the kernel is for: it packs the weights itself where nobody has.
+# Purposes of a call of the kernel. COMPUTE packs the weights itself, unless a call with PACK has done so.
 COMPUTE, PACK, FINISH = 0, 1, 2
 
-# At most so many taps are summed in registers before their sum is added to the others, in blocks of equal size: a
-# single sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60
-# results against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128
-# it was 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
+# Greatest number of taps summed in registers before the sum is added to the total, in blocks of equal size. A single
+# sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60 results
+# against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128 it was
+# 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
 TAPS = 96
 
-# So many positions are convolved between two requests for memory: the CPU waits when it is asked for too much at once.
-# jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 where a
-# whole chunk's input was asked for in one go, and 4.4 to 4.6 where all windows were the same.
+# Positions that are convolved between two bursts of prefetches: the CPU stalls when too many are under way at once.
+# jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 with a
+# whole chunk's input prefetched at once, and 4.4 to 4.6 where all windows were the same.
 AT_ONCE = TILE
 
-# So many lines of the next part's input are asked for while one is computed: a quarter of a second cache.
+# Greatest number of cache lines prefetched of the next part's input: a quarter of a second-level cache.
 FARTHEST = 4096
 
 
 @intrinsic
-def load_task(_typing: Any, address: Any) -> Any:
-    """Return the task whose numbers lie at ``address``."""
-    result = types.NamedUniTuple(types.int64, len(Task._fields), Task)
+def load_arguments(_typing: Any, address: Any) -> Any:
+    """Return the arguments that are stored at ``address``."""
+    result = types.NamedUniTuple(types.int64, len(KernelArguments._fields), KernelArguments)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], context.get_value_type(result).as_pointer()), align=8)
@@ -50,67 +50,68 @@ def load_task(_typing: Any, address: Any) -> Any:
 
 
 @inner(inline="always")
-def sample_at(task: Any, n: int) -> Any:
-    """Return where a sample begins."""
-    return load_number(task.places + n * 8, 0) if task.places else task.x + n * task.sample_stride
+def sample_at(args: Any, n: int) -> Any:
+    """Return the address of sample ``n``."""
+    return load_number(args.places + n * 8, 0) if args.places else args.x + n * args.sample_stride
 
 
 @inner(inline="always")
-def limits_of(task: Any, n: int) -> Any:
-    """Return how many positions and windows a sample has."""
-    if task.limits:
-        return load_number(task.limits + n * 16, 0), load_number(task.limits + n * 16 + 8, 0)
-    return task.positions, task.windows
+def limits_of(call: Any, n: int) -> tuple[int, int]:
+    """Return how many positions and windows sample ``n`` of a call has: KernelArguments, or a Descriptor."""
+    if call.limits:
+        return load_number(call.limits + n * 16, 0), load_number(call.limits + n * 16 + 8, 0)
+    return call.positions, call.windows
 
 
 @inner
-def pack_all(task: Any, begin: int, end: int, packed: int, zero: Any) -> None:
+def pack_all(args: Any, begin: int, end: int, packed: int, zero: Any) -> None:
     """Pack the panels ``begin`` to ``end``, and with the first of them the biases."""
     width, size = lanes(zero), bytes_of(zero)
-    padded = (task.outputs + width - 1) // width * width
-    taps = task.outer * task.inner
+    padded = (args.outputs + width - 1) // width * width
+    taps = args.outer * args.inner
     if begin == 0:
-        pack_bias(task.bias, task.bias_stride, task.outputs, padded, packed, zero)
+        pack_bias(args.bias, args.bias_stride, args.outputs, padded, packed, zero)
     for panel in range(begin, end):
         o = panel * VECTORS * width
         vectors = min(VECTORS, (padded - o) // width)
         target = packed + (width + padded + o * taps) * size
-        outputs = min(VECTORS * width, task.outputs - o)
+        outputs = min(VECTORS * width, args.outputs - o)
         pack_panel(
-            task.weight + o * task.weight_stride, task.weight_stride, taps, task.period, outputs, vectors, target, zero
+            args.weight + o * args.weight_stride, args.weight_stride, taps, args.period, outputs, vectors, target, zero
         )
 
 
 @inner
 def pack_block(panel: int, table: int, zero: Any) -> None:
     """Pack one panel."""
-    task = load_task(table)
-    pack_all(task, panel, panel + 1, task.packed, zero)
+    args = load_arguments(table)
+    pack_all(args, panel, panel + 1, args.packed, zero)
 
 
 @inner
-def list_rows(task: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
-    """Write the addresses of ``count`` positions of each sample; those that see padding are copied to ``place``.
+def write_indirection(args: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
+    """Write the addresses of ``count`` positions of each sample, from position ``first`` on, to ``table``.
 
-    Return how far the copies' channels lie apart, 0 where there are none.
+    Where one of them sees padding, the samples' rows are copied to ``place``, zeros around them, and the addresses are
+    those of the copies. Return the bytes between the copies' channels, 0 without copies.
     """
-    begin = first * task.stride - task.padding
-    seen = (count - 1) * task.stride + task.reach
-    copied = begin < 0 or begin + seen > task.length
+    begin = first * args.stride - args.padding
+    seen = (count - 1) * args.stride + args.reach
+    copied = begin < 0 or begin + seen > args.length
     size = bytes_of(zero)
     at = table
     for n in range(samples[0], samples[1]):
-        source = sample_at(task, n)
-        step = task.position_stride
+        source = sample_at(args, n)
+        step = args.position_stride
         if copied:
-            copy_rows(
-                source, task.channel_stride, task.row_stride, task.channels, begin, task.length, seen, place,
-                task.by_channel != 0, zero,
+            copy_padded_rows(
+                source, args.channel_stride, args.row_stride, args.channels, begin, args.length, seen, place,
+                args.by_channel != 0, zero,
             )  # fmt: skip
-            source, step = place, task.stride * size * (1 if task.by_channel else task.channels)
-            place += seen * task.channels * size
+            source, step = place, args.stride * size * (1 if args.by_channel else args.channels)
+            place += seen * args.channels * size
         else:
-            source += begin * task.row_stride
+            source += begin * args.row_stride
         for i in range(count):
             store_number(source + i * step, at, 0)
             at += 8
@@ -118,24 +119,24 @@ def list_rows(task: Any, table: int, samples: Any, first: int, count: int, place
 
 
 @inner
-def list_taps(task: Any, table: int, apart: int, zero: Any) -> None:
-    """Write where every tap lies behind its position, in the input or, if ``apart``, in a copy."""
+def write_offsets(args: Any, table: int, apart: int, zero: Any) -> None:
+    """Write each tap's offset from its position, in bytes: in the input or, unless ``apart`` is 0, in a copy."""
     size = bytes_of(zero)
-    outer_stride, inner_stride = task.outer_stride, task.inner_stride
-    if apart and task.by_channel:
-        outer_stride, inner_stride = apart, task.dilation * size
+    outer_stride, inner_stride = args.outer_stride, args.inner_stride
+    if apart and args.by_channel:
+        outer_stride, inner_stride = apart, args.dilation * size
     elif apart:
-        outer_stride, inner_stride = task.dilation * task.channels * size, size
+        outer_stride, inner_stride = args.dilation * args.channels * size, size
     at = table
-    for a in range(task.outer):
-        for b in range(task.inner):
+    for a in range(args.outer):
+        for b in range(args.inner):
             store_number(a * outer_stride + b * inner_stride, at, 0)
             at += 8
 
 
 @inner
-def convolve_narrowly(
-    task: Any,
+def convolve_few_outputs(
+    args: Any,
     n: int,
     first: int,
     count: int,
@@ -148,43 +149,45 @@ def convolve_narrowly(
     rows: int,
     zero: Any,
 ) -> int:
-    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill half a vector at most.
+    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill at most half a vector.
 
-    Sums over vectors of positions are transposed into the rows that :func:`convolve` would give. ``starts`` has a
-    vector of each output's bias. Return how far apart the channels are for which the taps' ``offsets`` are listed.
+    Vectors hold positions; the sums are transposed into the rows that :func:`convolve` would write. ``starts`` has a
+    vector of each output's bias. Return the bytes between channels for which the taps' ``offsets`` were written.
     """
     width, size = lanes(zero), bytes_of(zero)
-    begin, seen = first - task.padding, count - 1 + task.reach
-    source: int = sample_at(task, n) + begin * task.row_stride
-    apart: int = task.channel_stride
-    if not task.in_place or count < width or begin < 0 or begin + seen > task.length:
-        copy_rows(
-            sample_at(task, n), task.channel_stride, task.row_stride, task.channels, begin, task.length, seen, place,
+    begin, seen = first - args.padding, count - 1 + args.reach
+    source: int = sample_at(args, n) + begin * args.row_stride
+    apart: int = args.channel_stride
+    if not args.in_place or count < width or begin < 0 or begin + seen > args.length:
+        copy_padded_rows(
+            sample_at(args, n), args.channel_stride, args.row_stride, args.channels, begin, args.length, seen, place,
             True, zero,
         )  # fmt: skip
         source, apart = place, seen * size
-    kernels = task.reach // task.dilation + (task.reach % task.dilation > 0)
+    kernels = args.reach // args.dilation + (args.reach % args.dilation > 0)
     if apart != listed_for:
         at = offsets
-        for a in range(kernels if task.channels_inside else task.channels):
-            for b in range(task.channels if task.channels_inside else kernels):
-                channel, kernel = (b, a) if task.channels_inside else (a, b)
-                store_number(channel * apart + kernel * task.dilation * size, at, 0)
+        for a in range(kernels if args.channels_inside else args.channels):
+            for b in range(args.channels if args.channels_inside else kernels):
+                channel, kernel = (b, a) if args.channels_inside else (a, b)
+                store_number(channel * apart + kernel * args.dilation * size, at, 0)
                 at += 8
     row = (count + width - 1) // width * width * size
-    taps = task.channels * kernels
+    taps = args.channels * kernels
     block = block_of(taps)
     for tap in range(0, taps, block):
-        for i in range(task.narrow):
-            store_number(task.weight + min(i, task.outputs - 1) * task.weight_stride + tap * size, table + i * 8, 0)
+        for i in range(args.few_outputs):
+            store_number(args.weight + min(i, args.outputs - 1) * args.weight_stride + tap * size, table + i * 8, 0)
         some = min(block, taps - tap)
-        convolve_narrow(table, task.narrow, offsets + tap * 8, some, source, count, starts, sums, row, tap > 0, zero)
+        igemm_few_outputs(
+            table, args.few_outputs, offsets + tap * 8, some, source, count, starts, sums, row, tap > 0, zero
+        )
     done = count // width * width
-    transpose(sums, row, rows, REGISTERS.width, task.outputs, done, zero)
+    transpose(sums, row, rows, REGISTERS.width, args.outputs, done, zero)
     if done < count:
         repeated = done - count + width if done else 0
         last = sums + (done + repeated) * size
-        transpose(last, row, rows + done * REGISTERS.width, REGISTERS.width, task.outputs, count - done, zero)
+        transpose(last, row, rows + done * REGISTERS.width, REGISTERS.width, args.outputs, count - done, zero)
     return apart
 
 
@@ -208,10 +211,10 @@ def convolve(
     ahead: Any,
     zero: Any,
 ) -> None:
-    """Fill ``rows``, dense, with the convolution of ``count`` listed positions and ``vectors`` of outputs, and bias.
+    """Fill ``rows``, dense, with convolution and bias at ``count`` listed positions, for ``vectors`` of outputs.
 
-    Every block of taps is summed in registers before it is added to the others, which keeps rounding errors small.
-    ``ahead`` is memory that is needed next: the lines from one to another of runs of so many lines, so far apart.
+    Each block of taps is summed in registers before it is added to the total, which keeps rounding errors small.
+    ``ahead`` describes the memory to prefetch meanwhile by the arguments of :func:`ask_for`.
     """
     width = REGISTERS.width
     place, line, last, run, apart = ahead
@@ -227,14 +230,17 @@ def convolve(
             ask_for(place, line, min(line + share_of_lines, last), run, apart)
             line += share_of_lines
             if vectors == VECTORS:
-                convolve_rows(at, number, offsets + tap * 8, some, panel, bias, width, goal, more, zero, VECTORS)
+                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, more, zero, VECTORS)
             else:
-                convolve_rows(at, number, offsets + tap * 8, some, panel, bias, width, goal, more, zero, 1)
+                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, more, zero, 1)
 
 
 @inner
 def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
-    """Prefetch the lines of runs of ``run`` lines, ``apart`` bytes from one run to the next."""
+    """Prefetch the cache lines ``line`` to ``last`` of the memory at ``place``.
+
+    That memory is runs of ``run`` contiguous lines, which begin ``apart`` bytes apart.
+    """
     if line >= last:
         return
     base, column = place + line // run * apart, line % run
@@ -246,36 +252,36 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
 
 
 @inner
-def needed_next(task: Any, part: int, seen: int) -> Any:
-    """Return where the input rows of a part begin, how many lines they are, and of which runs; see :func:`convolve`."""
-    piece, rest = part % task.pieces, part // task.pieces
-    first = task.positions * piece // task.pieces
-    if not task.whole:
-        first = max(piece * task.chunk * task.pool_stride - task.pool_padding, 0)
-    row = max(first * task.stride - task.padding, 0)
-    place = sample_at(task, rest % task.groups * task.group) + row * task.row_stride
-    run = (seen * task.row_stride + LINE - 1) // LINE + 1
-    runs, apart = (task.channels, task.channel_stride) if task.channel_stride > task.row_stride else (1, 0)
-    dense = task.channels * task.channel_stride
-    if dense + LINE < task.row_stride:
-        run, runs, apart = (dense + LINE - 1) // LINE + 1, seen, task.row_stride
-    elif task.group > 1 and task.sample_stride == task.channels * task.channel_stride:
-        runs *= task.group
+def needed_next(args: Any, part: int, seen: int) -> Any:
+    """Return a part's input rows as :func:`ask_for` takes them: address, lines, lines of a run, and runs' distance."""
+    piece, rest = part % args.pieces, part // args.pieces
+    first = args.positions * piece // args.pieces
+    if not args.whole:
+        first = max(piece * args.chunk * args.pool_stride - args.pool_padding, 0)
+    row = max(first * args.stride - args.padding, 0)
+    place = sample_at(args, rest % args.groups * args.group) + row * args.row_stride
+    run = (seen * args.row_stride + LINE - 1) // LINE + 1
+    runs, apart = (args.channels, args.channel_stride) if args.channel_stride > args.row_stride else (1, 0)
+    dense = args.channels * args.channel_stride
+    if dense + LINE < args.row_stride:
+        run, runs, apart = (dense + LINE - 1) // LINE + 1, seen, args.row_stride
+    elif args.group > 1 and args.sample_stride == args.channels * args.channel_stride:
+        runs *= args.group
     return place, min(runs * run, FARTHEST), run, apart
 
 
 @inner
 def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
-    """Compute one of a task's blocks of parts."""
-    task = load_task(table)
+    """Compute one block of a call's parts."""
+    args = load_arguments(table)
     width, size = lanes(zero), bytes_of(zero)
-    padded = (task.outputs + width - 1) // width * width
-    taps = task.outer * task.inner
+    padded = (args.outputs + width - 1) // width * width
+    taps = args.outer * args.inner
     panel_row = VECTORS * width * size
-    local = task.group * task.panels * VECTORS * width
+    local = args.group * args.panels * VECTORS * width
     sizes = (
-        task.rows * panel_row, task.chunk * panel_row, max(task.rows, 8) * 8, local * size, local * 4, task.copies,
-        (taps + 1) * 8, task.narrow * width * size, task.narrow * (task.rows + width) * size,
+        args.rows * panel_row, args.chunk * panel_row, max(args.rows, 8) * 8, local * size, local * 4, args.copies,
+        (taps + 1) * 8, args.few_outputs * width * size, args.few_outputs * (args.rows + width) * size,
     )  # fmt: skip
     total = 0
     for one in sizes:
@@ -291,166 +297,166 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     starts = aligned(offsets + sizes[6])
     sums = aligned(starts + sizes[7])
     listed_for = -1
-    for i in range(task.narrow):
+    for i in range(args.few_outputs):
         shift = zero
-        if task.bias and i < task.outputs:
-            shift = load_number(task.bias + i * task.bias_stride, zero)
+        if args.bias and i < args.outputs:
+            shift = load_number(args.bias + i * args.bias_stride, zero)
         store(broadcast(shift, zero), starts + i * width * size)
-    if task.narrow:  # what lies behind the outputs in a vector stays 0
-        for i in range(task.rows):
+    if args.few_outputs:  # lanes beyond the outputs stay 0
+        for i in range(args.rows):
             store(broadcast(zero, zero), rows + i * width * size)
-    begin, end = task.parts * block // task.blocks, task.parts * (block + 1) // task.blocks
+    begin, end = args.parts * block // args.blocks, args.parts * (block + 1) // args.blocks
     for part in range(begin, end):
-        piece, rest = part % task.pieces, part // task.pieces
-        samples = (rest % task.groups * task.group, min((rest % task.groups + 1) * task.group, task.samples))
-        outputs = rest // task.groups * task.panels * VECTORS * width
-        outputs_end = min(outputs + task.panels * VECTORS * width, padded)
-        if task.whole:
-            from_position = task.positions * piece // task.pieces
-            to_position = task.positions * (piece + 1) // task.pieces
-            step = task.chunk
-            if task.pieces > 1:
-                maxima = task.partial + ((samples[0] * task.pieces + piece) * padded + outputs) * size
-                winners = task.partial + task.samples * task.pieces * padded * size
-                winners += ((samples[0] * task.pieces + piece) * padded + outputs) * 4
-            apart = task.pieces * padded if task.pieces > 1 else task.panels * VECTORS * width
+        piece, rest = part % args.pieces, part // args.pieces
+        samples = (rest % args.groups * args.group, min((rest % args.groups + 1) * args.group, args.samples))
+        outputs = rest // args.groups * args.panels * VECTORS * width
+        outputs_end = min(outputs + args.panels * VECTORS * width, padded)
+        if args.whole:
+            from_position = args.positions * piece // args.pieces
+            to_position = args.positions * (piece + 1) // args.pieces
+            step = args.chunk
+            if args.pieces > 1:
+                maxima = args.partial + ((samples[0] * args.pieces + piece) * padded + outputs) * size
+                winners = args.partial + args.samples * args.pieces * padded * size
+                winners += ((samples[0] * args.pieces + piece) * padded + outputs) * 4
+            apart = args.pieces * padded if args.pieces > 1 else args.panels * VECTORS * width
             for n in range(samples[1] - samples[0]):
                 for o in range(0, outputs_end - outputs, width):
                     store(broadcast(-np.inf, zero), maxima + (n * apart + o) * size)
                     store_codes(broadcast(np.int32(-1), zero), winners + (n * apart + o) * 4, np.int32(0))
             window = (0, 0)
         else:
-            window = (piece * task.chunk, min((piece + 1) * task.chunk, task.windows))
-            span = (task.pool_size - 1) * task.pool_dilation + 1
-            from_position = max(window[0] * task.pool_stride - task.pool_padding, 0)
-            to_position = min((window[1] - 1) * task.pool_stride - task.pool_padding + span, task.positions)
+            window = (piece * args.chunk, min((piece + 1) * args.chunk, args.windows))
+            span = (args.pool_size - 1) * args.pool_dilation + 1
+            from_position = max(window[0] * args.pool_stride - args.pool_padding, 0)
+            to_position = min((window[1] - 1) * args.pool_stride - args.pool_padding + span, args.positions)
             step = max(to_position - from_position, 1)
             apart = 0
-        if task.limits:  # nothing behind the last position of any of the samples
+        if args.limits:  # no position beyond the length of every sample
             longest = 0
             for n in range(samples[0], samples[1]):
-                longest = max(longest, limits_of(task, n)[0])
+                longest = max(longest, limits_of(args, n)[0])
             to_position = max(min(to_position, longest), from_position)
-        # A window that sees padding alone has no positions, but is pooled.
+        # A window of padding alone has no positions, but is pooled all the same.
         for first in range(from_position, max(to_position, from_position + 1), step):
             count = max(min(step, to_position - first), 0)
             number = count * (samples[1] - samples[0])
-            if task.narrow:
+            if args.few_outputs:
                 for n in range(samples[0], samples[1] if count else samples[0]):
                     goal = rows + (n - samples[0]) * count * width * size
-                    listed_for = convolve_narrowly(
-                        task, n, first, count, place, listed, offsets, listed_for, starts, sums, goal, zero
+                    listed_for = convolve_few_outputs(
+                        args, n, first, count, place, listed, offsets, listed_for, starts, sums, goal, zero
                     )
             elif number:
-                gap = list_rows(task, listed, samples, first, count, place, zero)
+                gap = write_indirection(args, listed, samples, first, count, place, zero)
                 if gap != listed_for:
-                    list_taps(task, offsets, gap, zero)
+                    write_offsets(args, offsets, gap, zero)
                     listed_for = gap
-            seen = (count - 1) * task.stride + task.reach
-            place_next, lines, run, run_apart = needed_next(task, part + 1, seen)
+            seen = (count - 1) * args.stride + args.reach
+            place_next, lines, run, run_apart = needed_next(args, part + 1, seen)
             if part + 1 == end or to_position - first > step:
                 lines = 0
-            some = lines // task.panels + 1
+            some = lines // args.panels + 1
             line = 0
             for o in range(outputs, outputs_end, VECTORS * width):
                 ahead = (place_next, line, min(line + some, lines), run, run_apart)
                 line += some
                 vectors = min(VECTORS, (padded - o) // width)
                 weights = packed + (width + padded + o * taps) * size
-                if not task.narrow:
+                if not args.few_outputs:
                     bias = packed + (width + o) * size
                     convolve(listed, number, offsets, taps, weights, bias, vectors, rows, ahead, zero)
                 for n in range(samples[0], samples[1]):
                     source = rows + (n - samples[0]) * count * vectors * width * size
-                    if task.whole:
+                    if args.whole:
                         for v in range(vectors):
                             local = (n - samples[0]) * apart + o - outputs + v * width
-                            some_positions = max(min(count, limits_of(task, n)[0] - first), 0)
+                            some_positions = max(min(count, limits_of(args, n)[0] - first), 0)
                             pool_whole(
                                 source + v * width * size, vectors * width * size, first, some_positions,
                                 maxima + local * size, winners + local * 4, zero,
                             )  # fmt: skip
                     else:
-                        write_windows(task, source, first, window, n, o, vectors, pooled, zero)
-        if task.whole and task.pieces == 1:
+                        write_windows(args, source, first, window, n, o, vectors, pooled, zero)
+        if args.whole and args.pieces == 1:
             for n in range(samples[0], samples[1]):
                 for o in range(outputs, outputs_end, width):
                     local = (n - samples[0]) * apart + o - outputs
-                    finish(task, n, o, padded, maxima + local * size, winners + local * 4, zero)
+                    finish(args, n, o, padded, maxima + local * size, winners + local * 4, zero)
     keep(scratch)
 
 
 @inner
 def write_windows(
-    task: Any, rows: int, first: int, window: Any, n: int, o: int, vectors: int, pooled: int, zero: Any
+    args: Any, rows: int, first: int, window: Any, n: int, o: int, vectors: int, pooled: int, zero: Any
 ) -> None:
     """Pool the windows of one sample and one panel, whose positions from ``first`` on are in ``rows``."""
     width, size = lanes(zero), bytes_of(zero)
-    padded = (task.outputs + width - 1) // width * width
-    pool = (task.pool_size, task.pool_stride, task.pool_padding, task.pool_dilation)
-    target = task.out + n * task.out_sample_stride + o * task.out_channel_stride + window[0] * task.out_window_stride
-    direct = task.out_channel_stride == size
-    positions, windows = limits_of(task, n)
+    padded = (args.outputs + width - 1) // width * width
+    pool = (args.pool_size, args.pool_stride, args.pool_padding, args.pool_dilation)
+    target = args.out + n * args.out_sample_stride + o * args.out_channel_stride + window[0] * args.out_window_stride
+    direct = args.out_channel_stride == size
+    positions, windows = limits_of(args, n)
     end = max(min(window[1], windows), window[0])
     for v in range(vectors):
         of = o + v * width
-        argmax = task.argmax + ((n * task.windows + window[0]) * padded + of) * task.code if task.argmax else 0
+        argmax = args.argmax + ((n * args.windows + window[0]) * padded + of) * args.code if args.argmax else 0
         goal, hop, count = pooled + v * width * size, vectors * width * size, width
         if direct:
-            goal, hop, count = target + v * width * size, task.out_window_stride, min(width, task.outputs - of)
+            goal, hop, count = target + v * width * size, args.out_window_stride, min(width, args.outputs - of)
         pool_windows(
             rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop, count,
-            argmax, padded * task.code, task.code, zero,
+            argmax, padded * args.code, args.code, zero,
         )  # fmt: skip
-        clear_windows(window[0], end, window[1], goal, hop, count, argmax, padded * task.code, task.code, zero)
+        clear_windows(window[0], end, window[1], goal, hop, count, argmax, padded * args.code, args.code, zero)
     if not direct:
-        columns = min(vectors * width, task.outputs - o)
+        columns = min(vectors * width, args.outputs - o)
         hop = vectors * width * size
-        transpose(pooled, hop, target, task.out_channel_stride, window[1] - window[0], columns, zero)
+        transpose(pooled, hop, target, args.out_channel_stride, window[1] - window[0], columns, zero)
 
 
 @inner
-def finish(task: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
-    """Write one sample's and vector's maxima of all pieces."""
+def finish(args: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
+    """Write the maxima of one sample and one vector of outputs, over all pieces."""
     size = bytes_of(zero)
-    argmax = task.argmax + (n * padded + o) * task.code if task.argmax else 0
-    outputs = min(lanes(zero), task.outputs - o)
-    target = task.out + n * task.out_sample_stride + o * size
-    finish_whole(maxima, winners, task.pieces, padded, target, outputs, argmax, task.code, zero)
+    argmax = args.argmax + (n * padded + o) * args.code if args.argmax else 0
+    outputs = min(lanes(zero), args.outputs - o)
+    target = args.out + n * args.out_sample_stride + o * size
+    finish_whole(maxima, winners, args.pieces, padded, target, outputs, argmax, args.code, zero)
 
 
 @inner(inline="always")
 def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch: int, zero: Any) -> None:
-    """Pack the panels, or compute the blocks, ``begin`` to ``end``; or bring a global maximum's pieces together."""
-    task = load_task(table)
+    """Pack the panels or compute the blocks ``begin`` to ``end``, or reduce the pieces of a global maximum."""
+    args = load_arguments(table)
     width, size = lanes(zero), bytes_of(zero)
-    padded = (task.outputs + width - 1) // width * width
+    padded = (args.outputs + width - 1) // width * width
     if purpose == PACK:
         share(begin, end, threads, launch, pack_block, (table, zero))
     elif purpose == COMPUTE:
-        own = 0 if task.packed else (padded * (task.outer * task.inner + 1) + width) * size + LINE
+        own = 0 if args.packed else (padded * (args.outer * args.inner + 1) + width) * size + LINE
         memory = np.empty(own + 1, np.uint8)
-        packed = task.packed
-        if not packed and not task.narrow:
+        packed = args.packed
+        if not packed and not args.few_outputs:
             packed = aligned(memory.ctypes.data)
-            pack_all(task, 0, (padded + VECTORS * width - 1) // (VECTORS * width), packed, zero)
+            pack_all(args, 0, (padded + VECTORS * width - 1) // (VECTORS * width), packed, zero)
         share(begin, end, threads, launch, forward_block, (table, packed, zero))
         keep(memory)
     else:
-        for n in range(task.samples):
+        for n in range(args.samples):
             for o in range(0, padded, width):
-                at = n * task.pieces * padded + o
-                winners = task.partial + (task.samples * task.pieces * padded) * size
-                finish(task, n, o, padded, task.partial + at * size, winners + at * 4, zero)
+                at = n * args.pieces * padded + o
+                winners = args.partial + (args.samples * args.pieces * padded) * size
+                finish(args, n, o, padded, args.partial + at * size, winners + at * 4, zero)
 
 
 @compiled
 def forward_float32(table: int, purpose: int, begin: int, end: int, threads: int, launch: int) -> None:
-    """Run the task at ``table`` on float32; see :func:`forward`."""
+    """Run the kernel with the arguments at ``table`` on float32; see :func:`forward`."""
     forward(table, purpose, begin, end, threads, launch, np.float32(0))
 
 
 @compiled
 def forward_float64(table: int, purpose: int, begin: int, end: int, threads: int, launch: int) -> None:
-    """Run the task at ``table`` on float64; see :func:`forward`."""
+    """Run the kernel with the arguments at ``table`` on float64; see :func:`forward`."""
     forward(table, purpose, begin, end, threads, launch, np.float64(0))

@@ -5,20 +5,22 @@ output channels at a time, and pooled from there: the activation never reaches m
 their strides; only rows beside a convolution's padding are copied. Letters are those of the reference, whose results
 these are but for rounding.
 
-``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
-the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
-``(N, Q, O)``, its rows padded to whole vectors; integers as narrow as the window allows.
+``argmax``, kept for the backward pass only, holds for every window the position of its maximum, counted from the
+window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. Its shape is ``(N,
+Q, O)``, rows padded to whole vectors; its dtype is the smallest integer that the window allows.
 
 Measured on two cores of a Zen 4 at 110 GFLOP/s each, best of many runs on one core: 0.97 (contiguous) and 0.95
-(channels-last) of the multiply-add peak for imdb1, 0.93 and 0.95 for jena1, 0.99 and 0.99 for jena2; with winners up to
-0.04 less. jena1's 70 taps leave the rest to pooling and to the transposition of its results. Medians on both cores are
+(channels-last) of the multiply-add peak for imdb1, 0.93 and 0.95 for jena1, 0.99 and 0.99 for jena2; with argmax up to
+0.04 less. In jena1, of 70 taps, pooling and the transposition of the results take the rest. Medians on both cores are
 0.90, 0.87 to 0.89 and 0.93: the machine is shared. Of 150 random shapes (channels to 512, kernels to 31, batches to
 256), none was slower than torch in its better memory format, the closest 1.10 times as fast.
 
-Where these kernels are slow: positions between windows are convolved for nothing, windows that overlap by more than a
-chunk anew in each chunk, and of output channels a vector is the least unless the stride is 1 and taps are 16 or more.
+Where these kernels are slow: positions that lie between windows are convolved in vain; where windows overlap by more
+than a chunk, every chunk convolves the overlap anew; and fewer output channels than a vector has lanes cost as much as
+a vector of them, unless the stride is 1 and there are 16 taps or more.
 
-A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place.
+A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place
+in the batch.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from ..source import limits
+from .conv_pool_blocking import forward_blocking
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
-from .conv_pool_plan import make_plan
 from .micro.simd import REGISTERS
 from .runtime import threads
 
@@ -45,7 +47,7 @@ __all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "limit
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
 
-# What argmax may be made of: the greatest number, the dtype, and a zero.
+# The dtypes of argmax: the greatest number that one holds, the dtype, and a zero of it.
 CODES: list[tuple[int, torch.dtype, Any]] = [
     (2**7 - 1, torch.int8, np.int8(0)),
     (2**15 - 1, torch.int16, np.int16(0)),
@@ -85,9 +87,9 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax`` of an ``input`` ``(N, C, L)``.
 
-    ``places`` ``(N,)``, int64, are the addresses at which samples begin that lie anywhere in a series, which ``input``
-    then shows through the strides of one; their result is channels-last. ``lengths`` ``(N,)`` cut samples off, where
-    the convolution has no padding.
+    ``places`` ``(N,)``, int64, are the addresses of samples that lie anywhere in a series; ``input`` then has their
+    shape and strides, and the result is channels-last. ``lengths`` ``(N,)`` cut samples off; the convolution must have
+    no padding then.
     """
     greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
     kind, _ = code_of(greatest)
@@ -100,44 +102,44 @@ def forward(
         strides = weight.stride()
     channels_last = (places is not None or is_channels_last(input)) and not (pool and pool.contiguous)
     limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
-    plan = make_plan(
+    blocking = forward_blocking(
         input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
         channels_last, limits,
     )  # fmt: skip
-    out = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=dtype, device=CPU)
-    argmax = torch.empty(plan.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
+    out = torch.empty_strided(blocking.out_shape, blocking.out_strides, dtype=dtype, device=CPU)
+    argmax = torch.empty(blocking.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
     if not out.numel():
         return out, argmax
     kernel = KERNELS[dtype]
     cut = None if lengths is None else limits_table(lengths, shape[2], convolution, pool)
     packed = partial = None
-    if plan.packed_bytes:
-        packed = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=CPU)
-    if plan.partial_bytes:
-        partial = torch.empty(plan.partial_bytes, dtype=torch.uint8, device=CPU)
+    if blocking.packed_bytes:
+        packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
+    if blocking.partial_bytes:
+        partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
     numbers = array("q", (
         input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
         0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
         0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(),
-        0 if cut is None else cut.ctypes.data, *plan.numbers,
+        0 if cut is None else cut.ctypes.data, *blocking.numbers,
     ))  # fmt: skip
     table = numbers.buffer_info()[0]
     if packed is not None:
-        threads.run(functools.partial(kernel, table, PACK), plan.panels, plan.threads)
-    threads.run(functools.partial(kernel, table, COMPUTE), plan.task.blocks, plan.threads)
+        threads.run(functools.partial(kernel, table, PACK), blocking.panels, blocking.threads)
+    threads.run(functools.partial(kernel, table, COMPUTE), blocking.args.blocks, blocking.threads)
     if partial is not None:
         kernel(table, FINISH, 0, 0, 1, 0)
     return out, argmax
 
 
 def limits_table(lengths: Tensor, size: int, convolution: Convolution, pool: Pool | None) -> NDArray[np.int64]:
-    """Return :func:`~..source.limits` of ``lengths`` as kernels read them, ``(N, 2)``: at a third of torch's time."""
+    """Return :func:`~..source.limits` of ``lengths`` as one array, ``(N, 2)``, in a third of the time torch takes."""
     return np.stack(limits(lengths.numpy().astype(np.int64), size, convolution, pool), 1)
 
 
 def lane_count(like: Any) -> int:
-    """Return how many such numbers a vector register holds."""
+    """Return the number of lanes of a vector register for numbers of this type."""
     return REGISTERS.width // int(like.itemsize)
 
 

@@ -1,23 +1,24 @@
-"""The fused conv stack's gradients on the CPU, without the positions that lost: at most one in a window has any.
+"""The fused conv stack's gradients on the CPU, from the argmax positions alone: no other position has a gradient.
 
-With ``t`` the first input position that a window's winner ``(n, o, q)`` saw and ``g`` the window's gradient,
+With ``g`` the gradient of window ``(n, o, q)`` and ``t`` the first input position under the kernel at its argmax,
 
     dW[o] += g * x[n, t : t + K]        dx[n, t : t + K] += g * W[o]        db[o] += g
 
-which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows are listed for every output
-channel, those that have a gradient (:mod:`.winners`); a block of its channels is copied to dense rows, where both
-products are sums over runs of numbers (:mod:`.micro.sparse_products`), and the input's gradient goes back to where it
-belongs (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the first two caches.
+which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows that have a gradient are listed
+for every output channel (:mod:`.winners`). A block of the sample's channels is copied to dense rows, so that both
+products are sums over contiguous runs of numbers (:mod:`.micro.sparse_products`); the input's gradient is copied back
+into the tensor's layout (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the
+first two cache levels.
 
 On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 winners) take 22 ms, 3.4 cycles a vector
 where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
 
-Threads share the samples, or the channels where there are fewer samples than threads. Each sums weight gradients of its
-own, which are then added in a fixed order: the same bits on every run with the same number of threads.
+Threads share the samples, or the channels where there are fewer samples than threads. Each thread sums weight gradients
+of its own, which are then added in a fixed order: the same bits on every run with the same number of threads.
 
-torch's dense gradients multiply inputs and weights by the zeros of the positions that lost, too, and so get NaN from an
-infinity or a NaN there. Such numbers are looked for on the way, and where there are any nothing is returned: the
-reference's gradients are torch's.
+torch's dense gradients also multiply inputs and weights by the zero gradients of all other positions, which gives NaN
+where those hold an infinity or a NaN. The kernel checks the numbers that it reads for these. Where it finds one it
+returns no gradients, and the caller takes the reference's, which are torch's.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from .conv_pool_backward_plan import Plan, make_plan
-from .micro.channel_blocks import all_finite, carry_sums, clear, load_rows, store_rows
+from .conv_pool_backward_blocking import BackwardBlocking, backward_blocking
+from .micro.channel_blocks import all_finite, carry_sums, clear_vectors, load_rows, store_rows
 from .micro.memory import keep, prefetch
 from .micro.simd import (
     DOUBLE,
@@ -55,11 +56,10 @@ from .winners import list_winners
 
 __all__ = ["backward"]
 
-# A load behind a store to the same place of another page waits for it: rows of one tensor lie half a page from the
-# other's.
+# A load waits for an earlier store at the same offset within a page: the two tensors' rows lie half a page apart.
 PAGE = 4096
 
-# Rows of channels-last memory that are copied block after block.
+# Rows of channels-last memory that are copied for all blocks, before the next rows.
 STRIP = 4
 
 LIKE: dict[torch.dtype, Any] = {
@@ -85,10 +85,10 @@ def backward(
 ) -> Gradients | None:
     """Return the gradients of ``input``, ``weight`` and ``bias`` that are wanted, ``None`` for the others.
 
-    Instead of all of them, ``None`` where an infinity or a NaN was read. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)``
-    without a pool, of any strides. The input's gradient is contiguous where the input is, or neither its channels nor
-    its positions are neighbours; else channels-last. Of samples at ``places`` (see :func:`.dense.forward`) the input
-    has none.
+    Return ``None`` alone where an infinity or a NaN was read. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)`` without a
+    pool, of any strides. The input's gradient is contiguous where the input is, or where neither the input's channels
+    nor its positions are adjacent in memory; else it is channels-last. With ``places`` (see :func:`.dense.forward`) the
+    input's gradient must not be wanted.
     """
     if not gradient.numel() or not any(wanted):
         zeros = (one.new_zeros(one.shape) if want else None for one, want in zip((input, weight), wanted, strict=False))
@@ -104,13 +104,13 @@ def backward(
         dx = dx if contiguous else dx.transpose(1, 2)
     like = LIKE[input.dtype]
     vector = REGISTERS.width // like.itemsize
-    plan = make_plan(
+    blocking = backward_blocking(
         input.shape, filters.shape, input.stride(), None if dx is None else dx.stride(), gradient.shape,
         gradient.stride(), argmax.size(2), convolution, pool, like.itemsize,
         thread_count(max(samples, -(-channels // vector)), gradient.numel() * channels * size),
     )  # fmt: skip
-    partials = plan.shares if plan.by_samples else 1
-    partial = input.new_empty(partials, outputs, plan.run) if wanted[1] else None
+    partials = blocking.shares if blocking.by_samples else 1
+    partial = input.new_empty(partials, outputs, blocking.run) if wanted[1] else None
     sums = input.new_empty(partials, outputs, vector, dtype=torch.float64) if wanted[2] else None
     dw = input.new_empty(filters.shape) if wanted[1] else None
     db = input.new_empty(outputs) if wanted[2] else None
@@ -120,74 +120,74 @@ def backward(
         non_finite.buffer_info()[0],
         0 if places is None else places.data_ptr(),
     )
-    run(partial_call(backward_shares, plan, addresses, like, LIKE[argmax.dtype]), plan.shares, plan.shares)
+    run(partial_call(backward_shares, blocking, addresses, like, LIKE[argmax.dtype]), blocking.shares, blocking.shares)
     if non_finite[0]:
         return None
     if dw is not None or db is not None:
         goals = tuple(0 if one is None else one.data_ptr() for one in (dw, db))
-        add_shares(plan, addresses[5], addresses[6], *goals, like)
+        add_shares(blocking, addresses[5], addresses[6], *goals, like)
     return dx, dw, db
 
 
 @compiled
 def backward_shares(
-    plan: Plan, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
+    blocking: BackwardBlocking, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
 ) -> None:
     """Compute the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
-    share(begin, end, threads, launch, backward_share, (plan, places, zero, code))
+    share(begin, end, threads, launch, backward_share, (blocking, places, zero, code))
 
 
 @inner
-def last_row(plan: Plan, windows: int) -> int:
-    """Return the row behind all that the first ``windows`` windows see, behind the last one if these are all."""
-    if windows == plan.windows:
-        return plan.padded
-    position = (windows - 1) * plan.pool_stride - plan.pool_padding + plan.pool_span
-    return min(max(position * plan.stride + (plan.size - 1) * plan.dilation + 1, 0), plan.padded)
+def last_row(blocking: BackwardBlocking, windows: int) -> int:
+    """Return the end of the rows that the first ``windows`` windows see; if these are all windows, of all rows."""
+    if windows == blocking.windows:
+        return blocking.padded
+    position = (windows - 1) * blocking.pool_stride - blocking.pool_padding + blocking.pool_span
+    return min(max(position * blocking.stride + (blocking.size - 1) * blocking.dilation + 1, 0), blocking.padded)
 
 
 @inner
-def first_row(plan: Plan, window: int) -> int:
-    """Return the first row that the windows from ``window`` on see, or the first that none before them sees."""
-    row = (window * plan.pool_stride - plan.pool_padding) * plan.stride
-    return max(min(row, last_row(plan, window)), 0) if window else 0
+def first_row(blocking: BackwardBlocking, window: int) -> int:
+    """Return where the rows of the windows from ``window`` on begin, at most the end of the rows of those before."""
+    row = (window * blocking.pool_stride - blocking.pool_padding) * blocking.stride
+    return max(min(row, last_row(blocking, window)), 0) if window else 0
 
 
 @inner
-def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> None:
-    """Compute what one of the shares of the samples, or else of the blocks of channels, gives.
+def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any, code: Any) -> None:
+    """Compute one share of the samples, or else of the blocks of channels.
 
-    ``places`` are the addresses of input, weights ``(O, C, K)``, upstream gradient, argmax, the input's gradient, the
-    weight's as sums of shares ``(shares, O, run)`` and the bias' as sums of lanes ``(shares, O, lanes)``, float64; 0
-    is not wanted. Then come that of an int64 that becomes 1 where a number that is read is infinite or a NaN, and that
-    of the samples' addresses, 0 where these lie a stride apart.
-    ``zero`` and ``code`` are zeros of their types.
+    ``places`` are addresses, 0 of what is not wanted: of the input, the weights ``(O, C, K)``, the upstream gradient,
+    argmax, the input's gradient, the weight's gradient as one sum a share ``(shares, O, run)``, the bias's as one
+    float64 sum a lane ``(shares, O, lanes)``, an int64 that becomes 1 where a number read is infinite or a NaN, and the
+    samples' own addresses, 0 where samples lie a stride apart. ``zero`` and ``code`` are zeros of the tensors' and of
+    argmax's type.
     """
     x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
     width, size = lanes(zero), bytes_of(zero)
-    blocks = (plan.width + plan.row - 1) // plan.row
-    begin, end, first, last = 0, plan.samples, 0, blocks
-    run = plan.run * size
-    if plan.by_samples:
-        begin, end = plan.samples * part // plan.shares, plan.samples * (part + 1) // plan.shares
-        dw += part * plan.outputs * run if dw else 0
-        db += part * plan.outputs * width * 8 if db else 0
+    blocks = (blocking.width + blocking.row - 1) // blocking.row
+    begin, end, first, last = 0, blocking.samples, 0, blocks
+    run = blocking.run * size
+    if blocking.by_samples:
+        begin, end = blocking.samples * part // blocking.shares, blocking.samples * (part + 1) // blocking.shares
+        dw += part * blocking.outputs * run if dw else 0
+        db += part * blocking.outputs * width * 8 if db else 0
     else:
-        first, last = blocks * part // plan.shares, blocks * (part + 1) // plan.shares
+        first, last = blocks * part // blocking.shares, blocks * (part + 1) // blocking.shares
         db = 0 if first else db
     rows = 0
-    for window in range(0, plan.windows, plan.segment):
-        ending = last_row(plan, min(window + plan.segment, plan.windows))
-        rows = max(rows, ending - first_row(plan, window))
-    capacity = plan.segment + width
-    bounds = np.empty((plan.outputs, plan.segment // plan.group + 2), np.int64)
-    line, row = 64, plan.row * size
-    weights = (plan.outputs * run if dx else 0) + line
+    for window in range(0, blocking.windows, blocking.segment):
+        ending = last_row(blocking, min(window + blocking.segment, blocking.windows))
+        rows = max(rows, ending - first_row(blocking, window))
+    capacity = blocking.segment + width
+    bounds = np.empty((blocking.outputs, blocking.segment // blocking.group + 2), np.int64)
+    line, row = 64, blocking.row * size
+    weights = (blocking.outputs * run if dx else 0) + line
     block_bytes = rows * row // line * line + 2 * line
     copies = (last - first) * block_bytes // PAGE * PAGE + PAGE + PAGE // 2
-    lists = (plan.outputs * capacity * size // line + 1) * line
+    lists = (blocking.outputs * capacity * size // line + 1) * line
     tile = capacity * width * (8 + size) + line
-    part_sums = block_bytes + PAGE if plan.summed < plan.outputs else 0
+    part_sums = block_bytes + PAGE if blocking.summed < blocking.outputs else 0
     scratch = np.empty(2 * line + weights + 2 * copies + PAGE + 2 * lists + tile + part_sums + width * 8, np.uint8)
     packed = (scratch.ctypes.data + line - 1) // line * line
     x_copy = packed + weights // line * line + line
@@ -198,33 +198,33 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
     spare = turned + tile // line * line
     sums = db if db else spare + part_sums
     if dx:
-        pack(plan, packed, weight, first * plan.row, min(last * plan.row, plan.width), zero)
-        if not all_finite(packed, plan.outputs * run, zero):
+        pack(blocking, packed, weight, first * blocking.row, min(last * blocking.row, blocking.width), zero)
+        if not all_finite(packed, blocking.outputs * run, zero):
             store_number(1, non_finite, 0)
     if dw:
-        for o in range(plan.outputs):
-            at = first * plan.row * plan.size * size
-            ending = min(last * plan.row, plan.width) * plan.size * size if blocks > 1 else run
-            clear(dw + o * run + at, ending - at, zero)
-    clear(sums, (plan.outputs if db else 1) * width * 8, zero)
-    clear(x_copy, 2 * copies, zero)
-    clear(spare, part_sums, zero)
+        for o in range(blocking.outputs):
+            at = first * blocking.row * blocking.size * size
+            ending = min(last * blocking.row, blocking.width) * blocking.size * size if blocks > 1 else run
+            clear_vectors(dw + o * run + at, ending - at, zero)
+    clear_vectors(sums, (blocking.outputs if db else 1) * width * 8, zero)
+    clear_vectors(x_copy, 2 * copies, zero)
+    clear_vectors(spare, part_sums, zero)
     for n in range(begin, end):
-        for window in range(0, plan.windows, plan.segment):
-            windows = min(plan.segment, plan.windows - window)
-            top, bottom = first_row(plan, window), last_row(plan, window + windows)
+        for window in range(0, blocking.windows, blocking.segment):
+            windows = min(blocking.segment, blocking.windows - window)
+            top, bottom = first_row(blocking, window), last_row(blocking, window + windows)
             list_winners(
-                argmax + (n * plan.windows + window) * plan.codes * bytes_of(code),
-                plan.codes * bytes_of(code),
-                gradient + n * plan.gradient_strides[0] + window * plan.gradient_strides[2],
-                plan.gradient_strides[1],
-                plan.gradient_strides[2],
-                plan.outputs,
+                argmax + (n * blocking.windows + window) * blocking.codes * bytes_of(code),
+                blocking.codes * bytes_of(code),
+                gradient + n * blocking.gradient_strides[0] + window * blocking.gradient_strides[2],
+                blocking.gradient_strides[1],
+                blocking.gradient_strides[2],
+                blocking.outputs,
                 windows,
-                plan.group,
-                (window * plan.pool_stride - plan.pool_padding) * plan.stride - top,
-                plan.pool_stride * plan.stride,
-                plan.pool_dilation * plan.stride,
+                blocking.group,
+                (window * blocking.pool_stride - blocking.pool_padding) * blocking.stride - top,
+                blocking.pool_stride * blocking.stride,
+                blocking.pool_dilation * blocking.stride,
                 capacity,
                 listed,
                 factors,
@@ -237,44 +237,49 @@ def backward_share(part: int, plan: Plan, places: Any, zero: Any, code: Any) -> 
             )
             if not dw and not dx:
                 continue
-            done = last_row(plan, window) if window else 0
-            source, target = x + n * plan.x_strides[0], dx + n * plan.dx_strides[0]
+            done = last_row(blocking, window) if window else 0
+            source, target = x + n * blocking.x_strides[0], dx + n * blocking.dx_strides[0]
             if samples_at:
                 source = load_number(samples_at + n * 8, 0)
             x_rows, dx_rows = x_copy, dx_copy
-            if dx and plan.direct[1]:
+            if dx and blocking.direct[1]:
                 dx_rows = target + top * row
-                clear(target + done * row, (bottom - done) * row, zero)
+                clear_vectors(target + done * row, (bottom - done) * row, zero)
                 x_rows += (dx_rows + PAGE // 2 - x_copy) % PAGE // line * line
             elif dx:
-                copy_blocks(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, done, bottom, zero)
-            if dw and plan.direct[0]:
+                copy_blocks(
+                    blocking, dx_rows, block_bytes, target, blocking.dx_strides, first, last, top, done, bottom, zero
+                )
+            if dw and blocking.direct[0]:
                 x_rows = source + top * row
             elif dw:
-                copy_blocks(plan, x_rows, block_bytes, source, plan.x_strides, first, last, top, bottom, bottom, zero)
+                copy_blocks(
+                    blocking, x_rows, block_bytes, source, blocking.x_strides, first, last, top, bottom, bottom, zero
+                )
             for block in range(first, last):
-                at = block * plan.row * plan.size * size
+                at = block * blocking.row * blocking.size * size
                 shift = (block - first) * block_bytes
-                step = min(plan.row, plan.width - block * plan.row) * size
+                step = min(blocking.row, blocking.width - block * blocking.row) * size
                 if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
                     store_number(1, non_finite, 0)
-                # Samples at places of their own, which the CPU cannot foresee, are asked for while another is summed.
+                # Samples at addresses of their own, which the CPU cannot predict, are prefetched while another is
+                # summed.
                 following = 0
-                if samples_at and dw and block == first and n + 1 < end and window + windows == plan.windows:
+                if samples_at and dw and block == first and n + 1 < end and window + windows == blocking.windows:
                     following = load_number(samples_at + (n + 1) * 8, 0)
                 goal = dx_rows + shift if dx else 0
                 add_block(
-                    plan, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
+                    blocking, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
                     spare + (goal - spare) % PAGE, bottom - top, listed, factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
-            if dx and not plan.direct[1]:
-                copy_back(plan, dx_rows, block_bytes, target, plan.dx_strides, first, last, top, bottom, zero)
+            if dx and not blocking.direct[1]:
+                copy_back(blocking, dx_rows, block_bytes, target, blocking.dx_strides, first, last, top, bottom, zero)
     keep(scratch)
 
 
 @inner
 def copy_blocks(
-    plan: Plan,
+    blocking: BackwardBlocking,
     target: int,
     block_bytes: int,
     source: int,
@@ -286,30 +291,30 @@ def copy_blocks(
     bottom: int,
     zero: Any,
 ) -> None:
-    """Fill the rows ``top`` to ``bottom`` of these blocks, those before ``known`` from the tensor, the rest with 0.
+    """Fill the rows ``top`` to ``bottom`` of some blocks: from the tensor up to row ``known``, the rest with zeros.
 
-    Rows of many blocks are read some at a time, so that memory is read in order.
+    Where there are several blocks, a few rows are copied at a time for all of them, so that memory is read in order.
     """
     size = bytes_of(zero)
-    low = min(max(top, plan.left), bottom)
-    high = max(min(known, plan.left + plan.length), low)
+    low = min(max(top, blocking.left), bottom)
+    high = max(min(known, blocking.left + blocking.length), low)
     for block in range(first, last):
-        step = min(plan.row, plan.width - block * plan.row) * size
+        step = min(blocking.row, blocking.width - block * blocking.row) * size
         goal = target + (block - first) * block_bytes
-        clear(goal, (low - top) * step, zero)
-        clear(goal + (high - top) * step, (bottom - high) * step, zero)
+        clear_vectors(goal, (low - top) * step, zero)
+        clear_vectors(goal + (high - top) * step, (bottom - high) * step, zero)
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
     for begin in range(low, high, strip):
         for block in range(first, last):
-            channel = block * plan.row
-            step = min(plan.row, plan.width - channel) * size
+            channel = block * blocking.row
+            step = min(blocking.row, blocking.width - channel) * size
             load_rows(
                 target + (block - first) * block_bytes + (begin - top) * step,
                 step,
-                source + channel * strides[1] + (begin - plan.left) * strides[2],
+                source + channel * strides[1] + (begin - blocking.left) * strides[2],
                 strides[1],
                 strides[2],
-                min(plan.row, plan.channels - channel),
+                min(blocking.row, blocking.channels - channel),
                 min(strip, high - begin),
                 zero,
             )
@@ -317,7 +322,7 @@ def copy_blocks(
 
 @inner
 def copy_back(
-    plan: Plan,
+    blocking: BackwardBlocking,
     source: int,
     block_bytes: int,
     target: int,
@@ -328,21 +333,21 @@ def copy_back(
     bottom: int,
     zero: Any,
 ) -> None:
-    """Write the rows ``top`` to ``bottom`` of these blocks to the tensor, but for the padding."""
+    """Write the rows ``top`` to ``bottom`` of the blocks ``first`` to ``last``, without padding, to the tensor."""
     size = bytes_of(zero)
-    low, high = max(top, plan.left), min(bottom, plan.left + plan.length)
+    low, high = max(top, blocking.left), min(bottom, blocking.left + blocking.length)
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
     for begin in range(low, high, strip):
         for block in range(first, last):
-            channel = block * plan.row
-            step = min(plan.row, plan.width - channel) * size
+            channel = block * blocking.row
+            step = min(blocking.row, blocking.width - channel) * size
             store_rows(
                 source + (block - first) * block_bytes + (begin - top) * step,
                 step,
-                target + channel * strides[1] + (begin - plan.left) * strides[2],
+                target + channel * strides[1] + (begin - blocking.left) * strides[2],
                 strides[1],
                 strides[2],
-                min(plan.row, plan.channels - channel),
+                min(blocking.row, blocking.channels - channel),
                 min(strip, high - begin),
                 zero,
             )
@@ -350,7 +355,7 @@ def copy_back(
 
 @inner
 def add_block(
-    plan: Plan,
+    blocking: BackwardBlocking,
     following: int,
     dw: int,
     weights: int,
@@ -366,75 +371,77 @@ def add_block(
     step: int,
     zero: Any,
 ) -> None:
-    """Add what a list of windows gives to a block's gradients, whose ``rows`` positions are ``step`` bytes apart.
+    """Add the products of a list of windows to the gradients of a block, whose ``rows`` rows are ``step`` bytes apart.
 
-    The terms of the first ``plan.summed`` outputs are added to ``dx`` one by one, those of so many others summed in
-    ``part``, of the same size and zeros before and afterwards. Meanwhile prefetch the sample that is at
-    ``following``, unless that is 0.
+    The terms of the first ``blocking.summed`` outputs are added to ``dx`` one by one. Those of each further group of as
+    many outputs are summed in ``part``, as large as ``dx`` and zero before and after the call, and then carried into
+    ``dx``. Meanwhile the sample at address ``following`` is prefetched, unless that is 0.
     """
-    size, run = bytes_of(zero), plan.run * bytes_of(zero)
-    runs, numbers = (1, plan.size * step // size) if plan.dilation == 1 else (plan.size, step // size)
-    for first in range(0, plan.outputs, plan.summed):
+    size, run = bytes_of(zero), blocking.run * bytes_of(zero)
+    runs, numbers = (1, blocking.size * step // size) if blocking.dilation == 1 else (blocking.size, step // size)
+    for first in range(0, blocking.outputs, blocking.summed):
         goal = part if first else dx
-        for group in range((windows + plan.group - 1) // plan.group):
-            for o in range(first, min(first + plan.summed, plan.outputs)):
+        for group in range((windows + blocking.group - 1) // blocking.group):
+            for o in range(first, min(first + blocking.summed, blocking.outputs)):
                 if following and group == 0:
-                    for r in range(plan.length * o // plan.outputs, plan.length * (o + 1) // plan.outputs):
-                        prefetch(following + r * plan.x_strides[2], 2)
-                        prefetch(following + r * plan.x_strides[2] + (plan.channels - 1) * size, 2)
+                    for r in range(
+                        blocking.length * o // blocking.outputs, blocking.length * (o + 1) // blocking.outputs
+                    ):
+                        prefetch(following + r * blocking.x_strides[2], 2)
+                        prefetch(following + r * blocking.x_strides[2] + (blocking.channels - 1) * size, 2)
                 count = bounds[o, group + 1] - bounds[o, group]
                 if not count:
                     continue
                 entry = o * capacity + bounds[o, group]
                 for k in range(runs):
-                    at, shift = o * run + k * step, k * plan.dilation * step
+                    at, shift = o * run + k * step, k * blocking.dilation * step
                     add_products(
                         dw + at if dw else 0, weights + at, x + shift, goal + shift if dx else 0, listed + entry * 4,
                         factors + entry * size, count, step, numbers, zero,
                     )  # fmt: skip
         if first:
             carry_sums(part, dx, rows * step, zero)
-    if plan.summed < plan.outputs:
-        clear(part, rows * step, zero)
+    if blocking.summed < blocking.outputs:
+        clear_vectors(part, rows * step, zero)
 
 
 @inner
-def pack(plan: Plan, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
+def pack(blocking: BackwardBlocking, packed: int, weight: int, first: int, last: int, zero: Any) -> None:
     """Copy the weights of the channels ``first`` to ``last`` block by block, a kernel position's channels in a row."""
     size = bytes_of(zero)
-    clear(packed, plan.outputs * plan.run * size, zero)
-    for o in range(plan.outputs):
-        for channel in range(first, last, plan.row):
-            source = weight + (o * plan.channels + channel) * plan.size * size
-            target = packed + (o * plan.run + channel * plan.size) * size
-            step = min(plan.row, plan.width - channel) * size
-            count = min(plan.row, plan.channels - channel)
-            transpose(source, plan.size * size, target, step, count, plan.size, zero)
+    clear_vectors(packed, blocking.outputs * blocking.run * size, zero)
+    for o in range(blocking.outputs):
+        for channel in range(first, last, blocking.row):
+            source = weight + (o * blocking.channels + channel) * blocking.size * size
+            target = packed + (o * blocking.run + channel * blocking.size) * size
+            step = min(blocking.row, blocking.width - channel) * size
+            count = min(blocking.row, blocking.channels - channel)
+            transpose(source, blocking.size * size, target, step, count, blocking.size, zero)
 
 
 @compiled
-def add_shares(plan: Plan, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
+def add_shares(blocking: BackwardBlocking, partial: int, sums: int, dw: int, db: int, zero: Any) -> None:
     """Write the sums of all shares' gradients to ``dw`` ``(O, C, K)`` and ``db`` ``(O,)``; 0 is not wanted."""
     size, vector = bytes_of(zero), lanes(zero) * bytes_of(zero)
-    shares = plan.shares if plan.by_samples else 1
+    shares = blocking.shares if blocking.by_samples else 1
     if dw:
-        whole = plan.outputs * plan.run * size
+        whole = blocking.outputs * blocking.run * size
         for other in range(1, shares):
             for at in range(0, whole, vector):
                 total = add(load(partial + at, zero), load(partial + other * whole + at, zero))
                 store(total, partial + at)
-        for o in range(plan.outputs):
-            for channel in range(0, plan.channels, plan.row):
-                source = partial + (o * plan.run + channel * plan.size) * size
-                target = dw + (o * plan.channels + channel) * plan.size * size
-                step = min(plan.row, plan.width - channel) * size
-                count = min(plan.row, plan.channels - channel)
-                transpose(source, step, target, plan.size * size, plan.size, count, zero)
+        for o in range(blocking.outputs):
+            for channel in range(0, blocking.channels, blocking.row):
+                source = partial + (o * blocking.run + channel * blocking.size) * size
+                target = dw + (o * blocking.channels + channel) * blocking.size * size
+                step = min(blocking.row, blocking.width - channel) * size
+                count = min(blocking.row, blocking.channels - channel)
+                transpose(source, step, target, blocking.size * size, blocking.size, count, zero)
     if db:
-        for o in range(plan.outputs):
+        for o in range(blocking.outputs):
             total = broadcast(DOUBLE, DOUBLE)
             for other in range(shares):
-                place = sums + (other * plan.outputs + o) * lanes(zero) * 8
+                place = sums + (other * blocking.outputs + o) * lanes(zero) * 8
                 for lane in range(0, lanes(zero), lanes(DOUBLE)):
                     total = add(total, load(place + lane * 8, DOUBLE))
             store_number(horizontal_sum(total), db + o * size, zero)

@@ -14,15 +14,17 @@ from numba import njit
 from torch import Tensor
 
 from .dense import DTYPES, lane_count, padded_outputs
+from .micro.gemm import gemm, odd_lines
+from .micro.igemm import TILE
 from .micro.memory import keep
-from .micro.products import TILE, multiply, odd_lines
-from .micro.simd import bytes_of, lanes, load, load_first, load_number, store, store_first, store_number
+from .micro.packing import copy_row
+from .micro.simd import bytes_of, lanes, load_number
 from .runtime.compilation import compiled
 from .runtime.threads import run, share, thread_count
 
-__all__ = ["KEPT", "copy_row", "fold", "folded_shape"]
+__all__ = ["KEPT", "fold", "folded_shape"]
 
-# Numba has no such types: of a folded table's numbers, a zero whose type tells the kernels what they are.
+# A folded table's dtypes, each with a zero whose type tells the kernels the dtype: Numba has no 16-bit floats.
 KEPT = {**DTYPES, torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)}
 
 # Rows of the table that a thread takes at a time: with their results they stay in the second cache.
@@ -32,7 +34,7 @@ ROWS = 8 * TILE
 def folded_shape(
     rows: int,
     weight: Tensor,
-    dtype: torch.dtype | None = None,  # noqa: ARG001  (narrower ones are as long)
+    dtype: torch.dtype | None = None,  # noqa: ARG001  (rows of 16-bit numbers are as long)
 ) -> tuple[int, int, int]:
     """Return the shape of ``rows`` rows folded into ``dtype``: ``(rows, K, O)``, ``O`` rounded up to whole vectors."""
     return rows, weight.size(2), padded_outputs(weight.size(0), DTYPES[weight.dtype])
@@ -43,7 +45,8 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
 
     ``table`` ``(V, C)``, of any strides, and ``weight`` ``(O, C, K)`` share a dtype, float32 or float64. Given
     ``rows``, int64 and contiguous, ``folded[i]`` is that of row ``rows[i]``. See :func:`folded_shape`. ``dtype`` is
-    the result's, the table's if ``None``; of float32 tables float16 or bfloat16, too, to which every sum is rounded.
+    that of the result, by default the table's. For a float32 table it may also be float16 or bfloat16, to which every
+    sum is rounded.
     """
     if dtype is not None and dtype != table.dtype:
         return fold(table, weight, rows).to(dtype)
@@ -95,24 +98,8 @@ def fold_part(part: int, places: Any, strides: Any, count: int, channels: int, c
             copy_row(source + i * row_stride, table + row * strides[0], strides[1], channels, zero)
     goal = folded + begin * width
     taps = (1, 0, channels, tap_stride)
-    multiply(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
+    gemm(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
     keep(scratch)
-
-
-@njit
-def copy_row(target: int, source: int, stride: int, count: int, zero: Any) -> None:
-    """Copy ``count`` numbers, ``stride`` bytes apart, to neighbouring places."""
-    width, size = lanes(zero), bytes_of(zero)
-    done = 0
-    if stride == size:
-        while done + width <= count:
-            store(load(source + done * size, zero), target + done * size)
-            done += width
-        if done < count:
-            store_first(load_first(source + done * size, count - done, zero), target + done * size, count - done)
-    else:
-        for i in range(count):
-            store_number(load_number(source + i * stride, zero), target + i * size, zero)
 
 
 @compiled

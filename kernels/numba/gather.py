@@ -1,13 +1,13 @@
 """The conv stack on rows gathered from a table, compiled for the CPU: the forward pass, without the gathered tensor.
 
-Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.plans`. Under *folded*
-a row's products with all weights are looked up in a folded table, which a caller that keeps table and weight may
-:func:`fold` once and pass in; else the rows that the call uses are folded first. Under *direct* rows are convolved as
-they are read. Tokens and starts, int32 or int64, are read in place through their strides; the caller has checked that
-the table has every row.
+Two plans give the reference's results but for rounding, see :mod:`~seqconv.kernels.plans`. *Folded* looks up a row's
+products with all weights in a folded table. A caller whose table and weight stay the same may :func:`fold` them once
+and pass the result in; else the rows that the call uses are folded first. *Direct* convolves the rows as they are read.
+Tokens and starts, int32 or int64, are read in place through their strides; the caller has checked that the table has
+every row.
 
-Where these kernels are slow: outputs fill vectors, so one alone costs as much as a vector of them; the global maximum
-of a single sample keeps one thread busy; a first layer of few channels gains little from folding.
+Where these kernels are slow: a single output costs as much as a vector of them; the global maximum of a single sample
+runs on one thread; a layer of few input channels gains little from folding.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .dense import DTYPES, code_of, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
-from .gathered import Index, Layer, argmaxes_format, describe, index_of, split_argmaxes
-from .occurrences import list_rows
+from .gathered import Descriptor, Index, argmaxes_format, descriptor_of, index_of, split_argmaxes
+from .occurrences import rows_in_use
 from .runtime.threads import run, thread_count
 
 __all__ = ["argmaxes_format", "fold", "folded_shape", "forward", "forward_several"]
 
-# Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
+# Blocks per thread where threads share the work: when the system delays one thread, the others take its blocks.
 BLOCKS = 8
 
-# Rows are gathered for folding where at most this part of a table is used: a copy costs less than it saves.
+# Greatest part of a table's rows in use for which these alone are folded: gathering them then costs less than it saves.
 WORTH_LISTING = 0.9
 
-# Rows in use are not counted in tables of more than so many times the rows that could be: all are looked at.
+# Tables of more than this many times the rows that could be in use are not searched: a search looks at every row.
 WORTH_COUNTING = 8
 
-# The rows that a call uses and every such row's number among them; None for both: all of them.
+# The rows that a call uses, and for each row its place among them; None for both: all rows.
 Used = tuple[Tensor | None, Any]
 
 
@@ -61,7 +61,7 @@ def forward(
     outputs, _, size = weight.shape
     windows = _windows(index.length, size, convolution, pool)
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
-    layer = describe(index, samples, weight, convolution, pool, out)
+    layer = descriptor_of(index, samples, weight, convolution, pool, out)
     if source.lengths is not None:
         cut = limits_table(source.lengths, size, convolution, pool)
         layer = layer._replace(limits=cut.ctypes.data)
@@ -109,7 +109,7 @@ def forward_several(
         mine = out[:, begin : begin + outputs[i]].unsqueeze(2)
         begin += outputs[i]
         if mine.numel():
-            layer = describe(index, samples, weight, convolutions[i], None, mine)
+            layer = descriptor_of(index, samples, weight, convolutions[i], None, mine)
             if source.lengths is not None:
                 cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
                 layer = layer._replace(limits=cut.ctypes.data)
@@ -124,7 +124,7 @@ def _windows(length: int, size: int, convolution: Convolution, pool: Pool | None
 
 
 def _compute(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -145,7 +145,7 @@ def _compute(
     counts = (layer.samples, layer.positions, channels, layer.outputs, layer.size)
     rows, places = None, None
     if not channels:
-        plan = "folded"  # a sum of nothing
+        plan = "folded"  # sums of no terms
     if plan is None and folded is None:
         plan, rows, places = _choose(layer, table, counts, used)
     elif folded is None and plan == "folded":
@@ -178,13 +178,13 @@ def _compute(
 
 
 def _choose(
-    layer: Layer, table: Tensor, counts: tuple[int, ...], used: Callable[[], Used]
+    layer: Descriptor, table: Tensor, counts: tuple[int, ...], used: Callable[[], Used]
 ) -> tuple[str, Tensor | None, Any]:
     """Return the plan and, if it is to fold, the rows to fold and their places."""
     samples, positions, *sizes = counts
     most = min(table.size(0), samples * layer.length)
     least = 1 if layer.length else 0
-    # Rows are counted only where their number decides: fewer speak for folding.
+    # Rows in use are counted only where their number decides: the fewer they are, the better is folding.
     if forward_plan(CPU, samples, positions, least, *sizes).name == "direct":
         return "direct", None, None
     if forward_plan(CPU, samples, positions, most, *sizes).name == "direct" and table.size(0) > WORTH_COUNTING * most:
@@ -197,10 +197,10 @@ def _choose(
 
 
 def _used(index: Index, samples: int, table: Tensor) -> Used:
-    """Return the rows in use and every such row's number among them, ``None`` for both where nearly all are in use."""
+    """Return the rows in use and each one's place among them, ``None`` for both where nearly all rows are in use."""
     places = np.zeros(table.size(0), np.int32)
     rows = torch.empty(min(table.size(0), samples * index.length), dtype=torch.int64, device=table.device)
-    used = list_rows(index, samples, places, rows.numpy())
+    used = rows_in_use(index, samples, places, rows.numpy())
     if used > WORTH_LISTING * table.size(0):
         return None, None
     return rows[:used], places

@@ -1,12 +1,12 @@
 """The conv stack on gathered rows: gradients of table, weight and bias on the CPU.
 
-Two plans, see :mod:`~seqconv.kernels.plans`: *folded* sums the gradients that meet at a row of the table
-and multiplies once a row, *direct* multiplies for every winner. Duplicate rows are summed in a fixed order, without
-atomics: the same bits on every run with the same number of threads.
+Two plans, see :mod:`~seqconv.kernels.plans`: *folded* sums the gradients of all occurrences of a row and then
+multiplies once a row, *direct* multiplies once a window. Duplicate rows are summed in a fixed order, without atomics:
+the same bits on every run with the same number of threads.
 
-torch's dense gradients multiply rows and weights by the zeros of the positions that lost, too, and so get NaN from an
-infinity or a NaN there. Such numbers are looked for on the way, and where there are any the gradients are the
-reference's.
+torch's dense gradients also multiply rows and weights by the zero gradients of positions that are no window's argmax,
+which gives NaN where those hold an infinity or a NaN. The kernels check the numbers that they read for these; where
+there are any, the gradients are the reference's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..reference import conv_pool as reference
 from ..source import Tokens, Windows
 from .gather_backward_direct import backward_direct
 from .gather_backward_folded import backward_folded
-from .gathered import describe, index_of, split_argmaxes
+from .gathered import descriptor_of, index_of, split_argmaxes
 
 __all__ = ["backward", "backward_several"]
 
@@ -67,7 +67,7 @@ def backward(
 ) -> Gradients:
     """Return the gradients of table, weight and bias that are wanted; ``gradient`` is ``(N, O, Q)``, or ``(N, O, 1)``.
 
-    That of the table is added to ``others`` if there are, whose memory it may take.
+    If ``others`` are given, the table's gradient is added to them, possibly in place.
     """
     index, table = index_of(source), source.values
     padding_idx = source.padding_idx if isinstance(source, Tokens) else None
@@ -78,7 +78,7 @@ def backward(
             weight.new_zeros(weight.shape) if wanted[1] else None,
             gradient.sum((0, 2)) if wanted[2] else None,
         )
-    layer = describe(index, gradient.size(0), weight, convolution, pool, gradient)
+    layer = descriptor_of(index, gradient.size(0), weight, convolution, pool, gradient)
     if plan is None:
         rows = min(table.size(0), layer.samples * layer.length)  # at most
         counts = (layer.samples, layer.length, layer.windows, rows, table.size(1), layer.outputs, layer.size)

@@ -1,15 +1,17 @@
-"""Gradients of the conv stack on gathered rows, winner by winner: for few winners, and for rows that occur once.
+"""Gradients of the conv stack on gathered rows under the plan *direct*: for few windows, and rows that occur once.
 
-With ``g`` the gradient of window ``(n, q, o)`` and ``r[k]`` the row that tap ``k`` of its winner read,
+With ``g`` the gradient of window ``(n, q, o)``, its winner the position of its maximum, and ``r[k]`` the row that tap
+``k`` reads there,
 
     dW[o, k] += g * table[r[k]]        dtable[r[k]] += g * W[o, k]        db[o] += g
 
-For the table's gradient threads share its rows: each looks at all winners and adds to rows of its own, so that no two
-write the same number. For the others they share the samples, and their sums are added in a fixed order.
+For the table's gradient each thread owns some of the table's rows: it looks at all winners and adds to its own rows
+alone, so that no two threads write the same number. For the other gradients each thread takes some of the samples, and
+the threads' sums are added in a fixed order.
 
 TextCNN's backward pass (10,000 x 128 numbers, 128 samples of 500 tokens, 3 x 100 outputs) takes 6.7 ms with one thread
-and 4.8 with two on a Zen 4 that shares its third cache with others: rows come from there, in no order. When threads
-shared the channels for all gradients, and every sample had its own lists, these were 11.9 and 13.3.
+and 4.8 with two on a Zen 4 that shares its third-level cache with others: the rows come from there, in random order.
+With the channels shared among threads for all gradients, and lists of single samples, it took 11.9 and 13.3 ms.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -25,9 +27,9 @@ from numba import njit, types
 from numba.core import cgutils
 from torch import Tensor
 
-from .conv_pool_backward_plan import outputs_at_once
+from .conv_pool_backward_blocking import outputs_at_once
 from .dense import DTYPES, padded_outputs
-from .gathered import Index, Layer, row_of
+from .gathered import Descriptor, Index, row_of
 from .micro.channel_blocks import carry_sums
 from .micro.memory import keep
 from .micro.simd import (
@@ -37,7 +39,7 @@ from .micro.simd import (
     bytes_of,
     call,
     first_lanes,
-    fused,
+    fmuladd,
     lanes,
     llvm_vector,
     load_first,
@@ -58,18 +60,18 @@ from .runtime.threads import run, share, thread_count
 
 __all__ = ["backward_direct"]
 
-# Vectors of a row that are served at once, and winners: sums of a single vector would wait for each other.
+# Vectors of a row, and winners, that are computed at once: the sums of a single vector would wait for each other.
 WIDE = 8
 TURNS = 4
 
-# Winners' taps that a position may have on average and still be added to the table's gradient one by one.
+# Average number of terms of a position up to which they are added to the table's gradient one by one.
 MANY = 2
 
-# And those that a row of the table may have.
+# The same number for a row of the table.
 OFTEN = 64
 
-# So many winners are listed together, of several samples where one has fewer, for a weight is loaded once a list; but
-# of no more than so many positions, whose rows would leave the second cache.
+# Winners that are listed together, of several samples where one has fewer: a weight is loaded once a list. A list spans
+# at most POSITIONS positions, whose rows stay in the second-level cache.
 LISTED = 16
 POSITIONS = 16384
 
@@ -77,7 +79,7 @@ POSITIONS = 16384
 def backward_direct(
     gradient: Tensor,
     argmax: Tensor,
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -87,14 +89,15 @@ def backward_direct(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
-    The table's is contiguous, with zeros for rows that no winner read and for row ``padding_idx``; it is added to
-    ``others``, in place, if there are. ``None`` where a number to multiply with is infinite or a NaN.
+    The table's gradient is contiguous, with zeros for rows that no winner read and for row ``padding_idx``; if
+    ``others`` are given, it is added to them in place. Return ``None`` alone where a factor is infinite or a NaN.
     """
     like, itemsize, channels = DTYPES[table.dtype], table.element_size(), table.size(1)
     source = table if table.stride(1) == 1 or channels == 1 else table.contiguous()
     rows = (source.data_ptr(), source.stride(0) * itemsize, itemsize, channels)
     if wanted[1]:
-        # A sum tells that all numbers are finite faster than a look at the rows in use, unless those are few.
+        # The sum of all numbers shows faster that they are finite than a search of the rows in use, unless those are
+        # few.
         surely = table.size(0) <= layer.samples * layer.length and isfinite(table.detach().sum())
         if not surely and not reads_finite(index, layer.samples, rows, np.zeros(table.size(0), np.uint8), like):
             return None
@@ -137,7 +140,7 @@ def backward_direct(
 
 @compiled
 def add_parts(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     places: Any,
     numbers: Any,
@@ -153,13 +156,14 @@ def add_parts(
 
 
 @njit
-def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, zero: Any, code: Any) -> None:
-    """Add to one share of the table's rows what all winners give; from part ``shares`` on, a section's to dW and db.
+def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: Any, zero: Any, code: Any) -> None:
+    """Add all winners' terms to one share of the table's rows or, from part ``shares`` on, a section's to dW and db.
 
     ``places`` are the addresses of table, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of table,
-    weight and bias; 0 is not wanted. ``numbers`` are those of channels, of bytes between rows, of outputs in whole
-    vectors, of the shares of rows and of samples, and of samples whose winners are listed together; the row that gets
-    no gradient; the number of outputs whose terms a position's gradient adds one by one; and :func:`sums_first`.
+    weight and bias; 0 is not wanted. ``numbers`` are the number of channels, the bytes between rows, the outputs in
+    whole vectors, the number of shares of the rows and of sections of the samples, the number of samples whose winners
+    are listed together, the row that gets no gradient, the number of outputs whose terms are added to a position's
+    gradient one by one, and the result of :func:`sums_first`.
     """
     table, filters, gradient, argmax, dtable, dw, db = places
     channels, row_stride, width, shares, sections, group, skipped, at_once, sums_first = numbers
@@ -174,7 +178,8 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
         db += part * layer.outputs * 8 if db else 0
     line, reach = channels * size, (layer.size - 1) * layer.dilation
     rows = (layer.positions - 1) * layer.stride + reach + 1
-    # What padding reads, and where its gradient goes; behind the rows of the input, those of winners that fill a turn.
+    # The row that padding reads, and that takes its gradient. Entries that fill up a turn read it, too: their addresses
+    # stand behind those of the input's rows.
     spare = np.zeros(line + 1, np.uint8)
     nowhere = spare.ctypes.data
     addresses = np.full(group * rows + reach + 1, nowhere, np.int64)
@@ -189,9 +194,13 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
         for i in range(number):
             place, at = addresses.ctypes.data + i * rows * 8, sums.ctypes.data if summed else 0
             if dtable:
-                find_rows(layer, index, first + i, rows, (dtable, line, nowhere, at), (skipped, mine, shares), place)
+                write_table_indirection(
+                    layer, index, first + i, rows, (dtable, line, nowhere, at), (skipped, mine, shares), place
+                )
             else:
-                find_rows(layer, index, first + i, rows, (table, row_stride, nowhere, 0), (-1, 0, 1), place)
+                write_table_indirection(
+                    layer, index, first + i, rows, (table, row_stride, nowhere, 0), (-1, 0, 1), place
+                )
         for o in range(layer.outputs):
             if summed and o and o % at_once == 0:
                 for j in range(rows):
@@ -207,7 +216,7 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
                     start = q * layer.pool_stride - layer.pool_padding
                     winners[0, count] = i * rows + (start + won * layer.pool_dilation) * layer.stride
                     store_number(load_number(factor_at, zero), factors.ctypes.data + count * size, zero)
-                    count += won >= 0  # whether a window has a winner cannot be foreseen: a branch would cost more
+                    count += won >= 0  # no branch: whether a window has a winner is unpredictable
                     code_at += width * bytes_of(code)
                     factor_at += layer.window_stride
             if not count:
@@ -255,12 +264,14 @@ def add_part(part: int, layer: Layer, index: Index, places: Any, numbers: Any, z
 
 
 @njit
-def find_rows(layer: Layer, index: Index, n: int, count: int, places: Any, whose: Any, addresses: int) -> None:
-    """Write for each of ``count`` positions of sample ``n``, padding in front included, the address of its row.
+def write_table_indirection(
+    layer: Descriptor, index: Index, n: int, count: int, places: Any, whose: Any, addresses: int
+) -> None:
+    """Write the address of the row at each of ``count`` positions of sample ``n``, padding in front included.
 
     ``places`` are the table's address, the bytes between its rows, the address for padding and for rows that are left
-    out, and that of rows of the same size for the positions, to be used instead of the table's; 0 is none. ``whose``
-    are the row to be left out, and the share, of so many, whose rows are not.
+    out, and the address of a buffer of one row a position that takes the table's place, 0 for none. ``whose`` are the
+    row to leave out, the share whose rows are kept, and the number of shares.
     """
     table, line, nowhere, own = places
     skipped, mine, shares = whose
@@ -272,7 +283,7 @@ def find_rows(layer: Layer, index: Index, n: int, count: int, places: Any, whose
         store_number(nowhere, addresses + j * 8, 0)
     if index.itemsize == 8 and index.position_stride == 8 and not index.step:
         first = index.address + n * index.sample_stride - layer.left * 8
-        for j in range(begin, end):  # what the other loop does, in a form that the compiler makes vectors of
+        for j in range(begin, end):  # as the other loop, in a form that the compiler vectorises
             row = load_number(first + j * 8, 0)
             place = own + j * line if own else table + row * line
             kept = (row != skipped) & (owner_of(row, shares) == mine)
@@ -285,11 +296,12 @@ def find_rows(layer: Layer, index: Index, n: int, count: int, places: Any, whose
             store_number(place if kept else nowhere, addresses + j * 8, 0)
 
 
-def sums_first(layer: Layer, positions: int, rows: int) -> bool:
+def sums_first(layer: Descriptor, positions: int, rows: int) -> bool:
     """Tell whether a sample's gradients are summed position by position before they go to the table's rows.
 
-    Where many winners read one of the ``positions``, or one of the ``rows``: a row that occurs often would else be a
-    sum of thousands, and round worse than torch's. Of 64 x 200 winners in 5 rows that has 3 to 7 times torch's error.
+    That is so where many winners read one of the ``positions``, or one of the table's ``rows``: the gradient of a
+    frequent row would else be a sum of thousands of terms and round worse than torch's. Of 64 x 200 winners in 5 rows
+    it had 3 to 7 times torch's error.
     """
     terms = layer.windows * layer.outputs * layer.size
     return terms > MANY * positions or layer.samples * terms > OFTEN * rows
@@ -297,14 +309,14 @@ def sums_first(layer: Layer, positions: int, rows: int) -> bool:
 
 @njit(inline="always")
 def owner_of(row: int, shares: int) -> Any:
-    """Return which share a row of the table is in: neighbours, often alike, are in different ones."""
+    """Return the share that owns a row of the table: adjacent rows, often used alike, belong to different ones."""
     mixed = np.uint64(row) * np.uint64(0x9E3779B1) & np.uint64(0xFFFFFFFF)
     return np.int64(mixed * np.uint64(shares) >> np.uint64(32))
 
 
 @njit
 def add_row(target: int, source: int, count: int, zero: Any) -> None:
-    """Add ``count`` numbers to others."""
+    """Add ``count`` numbers at ``source`` to those at ``target``."""
     width, size = lanes(zero), bytes_of(zero)
     for c in range(0, count, width):
         rest, place = min(width, count - c), target + c * size
@@ -323,25 +335,25 @@ def gather_run(target: int, rows: int, listed: Any, count: int, zero: Any) -> No
             taken = min(rest, WIDE * vector)
             tail = rest - 7 * vector if rest > 7 * vector else 0
             if tail > 0:
-                gather_rows(place, rows, offset, listed, min(tail, vector), zero, 8)
+                gather_products(place, rows, offset, listed, min(tail, vector), zero, 8)
             else:
                 taken = 4 * vector
-                gather_rows(place, rows, offset, listed, vector, zero, 4)
+                gather_products(place, rows, offset, listed, vector, zero, 4)
         elif rest > 3 * vector:
             taken = rest
-            gather_rows(place, rows, offset, listed, rest - 3 * vector, zero, 4)
+            gather_products(place, rows, offset, listed, rest - 3 * vector, zero, 4)
         elif rest > vector:
             taken = min(rest, 2 * vector)
-            gather_rows(place, rows, offset, listed, taken - vector, zero, 2)
+            gather_products(place, rows, offset, listed, taken - vector, zero, 2)
         else:
             taken = rest
-            gather_rows(place, rows, offset, listed, rest, zero, 1)
+            gather_products(place, rows, offset, listed, rest, zero, 1)
         done += taken
 
 
 @njit
 def scatter_run(weight: int, rows: int, listed: Any, count: int, zero: Any) -> None:
-    """Add ``count`` numbers at ``weight`` to the listed rows, each time times a factor."""
+    """Add ``count`` numbers at ``weight``, times each listed row's factor, to that row."""
     vector = lanes(zero)
     done = 0
     while done < count:
@@ -349,18 +361,18 @@ def scatter_run(weight: int, rows: int, listed: Any, count: int, zero: Any) -> N
         place, offset = weight + done * bytes_of(zero), done * bytes_of(zero)
         if rest >= WIDE * vector:
             taken = WIDE * vector
-            scatter_rows(place, rows, offset, listed, vector, zero, 8)
+            scatter_products(place, rows, offset, listed, vector, zero, 8)
         elif rest >= 4 * vector:
             taken = 4 * vector
-            scatter_rows(place, rows, offset, listed, vector, zero, 4)
+            scatter_products(place, rows, offset, listed, vector, zero, 4)
         else:
             taken = min(rest, vector)
-            scatter_rows(place, rows, offset, listed, taken, zero, 1)
+            scatter_products(place, rows, offset, listed, taken, zero, 1)
         done += taken
 
 
 @intrinsic
-def gather_rows(
+def gather_products(
     _typing: Any, target: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
     """Add to ``target[v]`` the sum over winners ``e`` of ``factors[e] * row[v]``, ``row`` that of winner ``e``.
@@ -391,7 +403,7 @@ def gather_rows(
                 builder, builder.gep(factors, [builder.mul(e, ir.Constant(number, size))]), kind.element, size
             )
             factor = splat(builder, factor, kind.count)
-            return [fused(builder, factor, get(row, v), sums[v]) for v in range(wide)]
+            return [fmuladd(builder, factor, get(row, v), sums[v]) for v in range(wide)]
 
         def get(pointer: Any, v: int) -> Any:
             place = builder.gep(pointer, [steps[v]])
@@ -460,12 +472,12 @@ def put(builder: Any, content: Any, place: Any, size: int, mask: Any) -> None:
 
 
 @intrinsic
-def scatter_rows(
+def scatter_products(
     _typing: Any, weight: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
     """Add ``factors[e] * weight[v]`` to the row of winner ``e``, one after the other: rows may be the same.
 
-    The arguments are those of :func:`gather_rows`; with more than one vector ``tail`` is all of the last.
+    The arguments are those of :func:`gather_products`; with more than one vector the last one must be whole.
     """
     if not isinstance(vectors, types.IntegerLiteral):
         return None
@@ -492,7 +504,7 @@ def scatter_rows(
             place = builder.gep(factors, [builder.mul(loop.index, ir.Constant(number, size))])
             factor = splat(builder, read(builder, place, kind.element, size), kind.count)
             for v in range(wide):
-                content = fused(builder, factor, held[v], get(row, v))
+                content = fmuladd(builder, factor, held[v], get(row, v))
                 put(builder, content, builder.gep(row, [steps[v]]), size, mask)
         return context.get_dummy_value()
 

@@ -1,14 +1,15 @@
-"""Gradients of the conv stack on gathered rows through the folded table: gradients that meet at a row are summed first.
+"""Gradients of the conv stack on gathered rows under the plan *folded*: those of a row's occurrences are summed first.
 
-With ``dy`` the gradient of the convolution, 0 where a position lost, and ``dF`` that of the folded table,
+With ``dy`` the gradient of the convolution, 0 at positions that are no window's argmax, and ``dF`` that of the folded
+table,
 
     dF[v, k] = sum of dy[n, t] over all (n, t) whose tap k read row v      dtable = dF @ weight      dW = table @ dF
 
 so that a row that occurs a hundred times is multiplied once. ``dy`` is written sample by sample, backwards in time and
-with zeros around it: then the ``K`` of its rows that one occurrence needs are neighbours. Occurrences are sorted by
-row; a block of rows' ``dF`` is summed in registers, multiplied and forgotten: it never leaves the second cache.
+with zeros around it: then the ``K`` rows of it that one occurrence needs are contiguous. Occurrences are sorted by row.
+``dF`` is summed in registers for a block of rows, and multiplied at once: it never leaves the second-level cache.
 
-Threads own rows of the table. Each sums weight gradients of its own, which are then added in a fixed order.
+Each thread owns some of the table's rows and sums weight gradients of its own, which are then added in a fixed order.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -24,12 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .dense import DTYPES, padded_outputs
-from .fold import copy_row
-from .gather_backward_spread import clear, spread_parts
-from .gathered import Index, Layer
+from .gather_backward_spread import spread_parts
+from .gathered import Descriptor, Index
 from .micro.channel_blocks import carry_sums
+from .micro.gemm import TAPS, gemm, odd_lines
+from .micro.igemm import TILE
 from .micro.memory import aligned, keep
-from .micro.products import TAPS, TILE, multiply, odd_lines
+from .micro.packing import clear, copy_row
 from .micro.simd import (
     REGISTERS,
     byte_pointer,
@@ -48,32 +50,32 @@ from .runtime.threads import run, share, thread_count
 
 __all__ = ["backward_folded"]
 
-# Rows of the table whose gradients are multiplied at a time: whole tiles, and no more than one sum may run over.
+# Rows of the table whose gradients are multiplied at a time: whole tiles, and no more terms than a sum may have.
 ROWS = TAPS // TILE * TILE
 
-# Vectors that are summed at once over a row's occurrences.
+# Vectors that are summed at a time over a row's occurrences.
 WIDE = 14 if REGISTERS.number == 32 else 7
 
-# Terms of the table's gradient that are added up at a time, of few outputs half the products' own block: torch adds up
-# outputs, then taps, and its sums are as short. Of 8 outputs x 17 taps, blocks of 128 had 2.4 times torch's largest
-# error, blocks of 64 have 1.6; of 256 outputs the longer blocks have 1.5 and are 5 % faster.
+# Terms of the table's gradient that are summed at a time where outputs are few: half of gemm's own block, since torch
+# sums over outputs, then over taps, and its sums are as short. For 8 outputs x 17 taps, blocks of 128 had 2.4 times
+# torch's largest error, blocks of 64 have 1.6; for 256 outputs the longer blocks have 1.5 and are 5 % faster.
 TERMS = TAPS // 2
 
-# Terms after which what rounding has cut off is kept: 1,024 outputs x 31 taps, their blocks added plainly, have twice
-# torch's error.
+# Terms after which sums are carried with what rounding has cut off (:func:`.carry_sums`): for 1,024 outputs x 31 taps,
+# plain addition of the blocks has twice torch's error.
 COLUMNS = 16 * TAPS
 
-# So many occurrences are summed in registers before their sum is added to the others: longer sums round worse.
+# Occurrences that are summed in registers before their sum is added to the total: longer sums round worse.
 RUN = 128
 
-# Every thread's share of the table is cut into so many parts: one that the system holds up leaves the rest to others.
+# Parts of the table per thread: when the system delays one thread, the others take its parts.
 PARTS = 4
 
 
 def backward_folded(
     gradient: Tensor,
     argmax: Tensor,
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Tensor,
     weight: Tensor,
@@ -82,8 +84,8 @@ def backward_folded(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
-    The table's is contiguous, with zeros for rows that do not occur and for row ``padding_idx``. ``None`` where a
-    number to multiply with is infinite or a NaN.
+    The table's gradient is contiguous, with zeros for rows that do not occur and for row ``padding_idx``. Return
+    ``None`` alone where a factor is infinite or a NaN.
     """
     if wanted[0] and not weight.isfinite().all():
         return None
@@ -111,13 +113,13 @@ def backward_folded(
     if not needed:
         return None, None, bias
     count = int(found[0])
-    if not count:  # every position that the convolution reads is padding
+    if not count:  # all positions that the convolution reads are padding
         dtable = table.new_zeros(table.shape) if wanted[0] else None
         return dtable, (weight.new_zeros(weight.shape) if wanted[1] else None), bias
     columns = layer.size * width
     threads = thread_count(max(count, 1), 2 * count * channels * columns)
     parts = threads * PARTS if threads > 1 else 1
-    # Parts of equal cost: a row's products, and its occurrences' sums, two cycles a vector.
+    # Parts of equal cost, which is that of a row's products and of the sums over its occurrences, two cycles a vector.
     cost = np.arange(count + 1) * (sum(wanted[:2]) * channels) + 2 * begins[: count + 1]
     bounds = np.searchsorted(cost, np.arange(1, parts) * (cost[-1] / parts))
     bounds = np.concatenate(([0], bounds, [count])).astype(np.int64)
@@ -145,7 +147,7 @@ def backward_folded(
 
 @compiled
 def multiply_parts(
-    layer: Layer,
+    layer: Descriptor,
     sources: Any,
     places: Any,
     width: int,
@@ -165,7 +167,7 @@ def multiply_parts(
 @njit
 def multiply_part(
     part: int,
-    layer: Layer,
+    layer: Descriptor,
     sources: Any,
     places: Any,
     width: int,
@@ -174,10 +176,10 @@ def multiply_part(
     given: Any,
     zero: Any,
 ) -> None:
-    """Multiply the gradients of one part's rows in use, and write zeros for rows between them that are not.
+    """Multiply the gradients of one part's rows in use, and write zeros for the rows between them.
 
-    ``width`` counts the numbers of ``dy``'s rows, ``per_line`` those of the filters', ``skipped`` is the row that gets
-    no gradient. The last of ``places`` is an int64 that becomes 1 where a row holds an infinity or a NaN.
+    ``width`` is the length of ``dy``'s rows, ``per_line`` that of the filters' rows, ``skipped`` the row that gets no
+    gradient. The last of ``places`` is an int64 that becomes 1 where a row holds an infinity or a NaN.
     """
     table, row_stride, channel_stride, channels, all_rows = sources
     dy, filters, dtable, dw, non_finite = places
@@ -206,7 +208,7 @@ def multiply_part(
             for column in range(0, columns, terms):
                 taps = (1, 0, min(terms, columns - column), size)
                 source, panel = folded + column * size, filters + column * line
-                multiply(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
+                gemm(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
                 if columns > COLUMNS and ((column + terms) % COLUMNS == 0 or column + terms >= columns):
                     carry_sums(products, totals, count * line, zero)
             for i in range(count):
@@ -229,7 +231,7 @@ def multiply_part(
                     copy_row(copies + i * line, place, channel_stride, channels, zero)
             taps = (1, 0, count, step)
             wide = columns // vector
-            multiply(dw, columns * size, source, number, channels, taps, folded, stride, wide, False, zero)
+            gemm(dw, columns * size, source, number, channels, taps, folded, stride, wide, False, zero)
     if dtable:
         end = bounds[part + 1]
         stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]
@@ -239,7 +241,7 @@ def multiply_part(
 
 @njit
 def sum_occurrences(
-    layer: Layer,
+    layer: Descriptor,
     dy: int,
     folded: int,
     stride: int,
@@ -252,7 +254,7 @@ def sum_occurrences(
 ) -> None:
     """Write the folded table's gradient of ``count`` rows from ``first`` on, ``stride`` bytes apart."""
     vector = lanes(zero) * bytes_of(zero)
-    # The kernel's positions are neighbours in dy, but under a dilation.
+    # The kernel's positions are contiguous in dy, unless there is a dilation.
     runs, wide, step = 1, layer.size * width // lanes(zero), 0
     if layer.dilation > 1:
         runs, wide, step = layer.size, width // lanes(zero), layer.dilation * width * bytes_of(zero)
@@ -290,7 +292,7 @@ def sum_listed(
 ) -> Any:
     """Write to ``target``, or add unless ``fresh``, the sum of the ``vectors``, a literal, at all listed places.
 
-    ``offsets`` is the address of ``count`` >= 1 int64, bytes behind ``source``.
+    ``offsets`` is the address of ``count`` >= 1 int64: each place's distance from ``source`` in bytes.
     """
     if not isinstance(vectors, types.IntegerLiteral):
         return None

@@ -1,7 +1,7 @@
-"""The gradient of a convolution from that of its pooled maxima: rows backwards in time, zeros around every sample.
+"""The gradient of a convolution from that of its pooled maxima, backwards in time, with zeros around every sample.
 
-The first step of :mod:`~seqconv.kernels.numba.gather_backward_folded`, which also sorts where the table's rows occur:
-one thread does, while others write gradients.
+This is the first step of :mod:`~seqconv.kernels.numba.gather_backward_folded`. One thread meanwhile sorts the positions
+at which the table's rows occur.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -13,13 +13,12 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .fold import copy_row
-from .gathered import Index, Layer, window_range
+from .gathered import Descriptor, Index, window_range
 from .micro.memory import aligned, keep
+from .micro.packing import clear, copy_row
 from .micro.simd import (
     DOUBLE,
     add_doubles,
-    broadcast,
     byte_pointer,
     bytes_of,
     element_of,
@@ -30,8 +29,6 @@ from .micro.simd import (
     read,
     size_of,
     splat,
-    store,
-    store_first,
     store_number,
     vector_of,
     write,
@@ -41,15 +38,16 @@ from .occurrences import sort_positions
 from .runtime.compilation import compiled, intrinsic
 from .runtime.threads import share
 
-__all__ = ["clear", "spread_parts"]
+__all__ = ["spread_parts"]
 
-# Windows of so many positions write all of them, a vector of channels at a time; larger ones their winners, one by one.
+# Windows of up to this many positions write all of them, a vector of channels at a time; larger ones write their argmax
+# positions, one by one.
 FEW = 32
 
 
 @compiled
 def spread_parts(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     places: Any,
     width: int,
@@ -68,7 +66,7 @@ def spread_parts(
 
 @njit
 def spread_part(
-    part: int, layer: Layer, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
+    part: int, layer: Descriptor, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
 ) -> None:
     """Sort the occurrences of rows as part 0, then write one sample's ``dy`` and its sum, the bias' gradient."""
     size = bytes_of(zero)
@@ -134,26 +132,26 @@ def add_winners(
     like: Any,
     code: Any,
 ) -> Any:
-    """Add a vector of ``values`` to the rows that won; ``codes`` tell which of ``first`` to ``last``.
+    """Add a vector of ``values`` to the rows, of ``first`` to ``last``, that ``codes`` (argmax) name.
 
-    Those of windows with a winner are also added to ``sums``, in float64. The row of ``first``, of at least one, is at
-    ``target``, each next one ``step`` bytes before it.
+    Values of windows with a winner are also added to ``sums``, in float64. The row of ``first`` is at ``target``, each
+    next one ``step`` bytes before it; there is at least one.
     """
-    kind, narrow = llvm_vector(vector_of(like)), llvm_number(element_of(code))
+    kind, code_type = llvm_vector(vector_of(like)), llvm_number(element_of(code))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         size, number = size_of(kind.element), ir.IntType(64)
         target, sums, values, codes = (byte_pointer(builder, arguments[i]) for i in (0, 2, 3, 4))
         step, first, last = builder.neg(arguments[1]), arguments[5], arguments[6]
         content, zeros = read(builder, values, kind, size), ir.Constant(kind, [0.0] * kind.count)
-        winners = read(builder, codes, ir.VectorType(narrow, kind.count), size_of(narrow))
+        winners = read(builder, codes, ir.VectorType(code_type, kind.count), size_of(code_type))
         before, loop, done = (builder.block, builder.append_basic_block("winners"), builder.append_basic_block("done"))
         builder.branch(loop)
         builder.position_at_end(loop)
         p, place = builder.phi(number), builder.phi(target.type)
         p.add_incoming(first, before)
         place.add_incoming(target, before)
-        won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, narrow), kind.count))
+        won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, code_type), kind.count))
         total = builder.fadd(read(builder, place, kind, size), builder.select(won, content, zeros))
         write(builder, total, place, size)
         following = builder.add(p, ir.Constant(number, 1))
@@ -167,13 +165,3 @@ def add_winners(
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 7, like, code), generate
-
-
-@njit
-def clear(target: int, count: int, zero: Any) -> None:
-    """Write ``count`` zeros."""
-    zeros, width = broadcast(zero, zero), lanes(zero)
-    for i in range(0, count - width + 1, width):
-        store(zeros, target + i * bytes_of(zero))
-    if count % width:
-        store_first(zeros, target + count // width * width * bytes_of(zero), count % width)

@@ -1,7 +1,8 @@
-"""The conv stack on gathered rows, convolved: for tables of which a call uses most rows once.
+"""The conv stack on gathered rows under the plan *direct*: for calls that use most of their rows only once.
 
-Rows are copied, a chunk of positions at a time, to a scratch that stays in the second cache. Meanwhile the next chunk's
-are prefetched: a tile would wait for each of them. The activation is pooled from a scratch, too.
+The rows of a chunk of positions are copied to a scratch that stays in the second-level cache, while the next chunk's
+rows are prefetched: a register tile that read them in place would wait for each. The activation is pooled from a
+scratch, too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .fold import copy_row
-from .gathered import CHUNK, Index, Layer, limits_of, row_of
-from .micro.maxima import finish_whole, pool_whole
+from .conv_pool_kernel import limits_of
+from .gathered import CHUNK, Descriptor, Index, row_of
+from .micro.argmaxpool import finish_whole, pool_whole
+from .micro.gemm import gemm
 from .micro.memory import aligned, keep
-from .micro.products import multiply
+from .micro.packing import copy_row
 from .micro.simd import bytes_of, lanes, load, store, store_number
 from .pooling import pool_rows
 from .runtime.compilation import compiled
@@ -27,7 +29,7 @@ __all__ = ["forward_direct"]
 
 @compiled
 def forward_direct(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     table: Any,
     places: Any,
@@ -46,7 +48,15 @@ def forward_direct(
 
 @njit
 def direct_block(
-    block: int, layer: Layer, index: Index, table: Any, places: Any, blocks: int, is_global: bool, zero: Any, code: Any
+    block: int,
+    layer: Descriptor,
+    index: Index,
+    table: Any,
+    places: Any,
+    blocks: int,
+    is_global: bool,
+    zero: Any,
+    code: Any,
 ) -> None:
     """Compute one of the ``blocks`` of all samples' chunks of windows.
 
@@ -83,7 +93,7 @@ def direct_block(
             ahead = max(ahead, 0) * layer.stride - layer.left
             if last > first:
                 chunk = (n, first, last - first, following // chunks, ahead)
-                convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
+                convolve_gathered(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             place = out + n * layer.sample_stride + from_window * layer.window_stride
             codes = argmax + (n * layer.windows + from_window) * padded // size * bytes_of(code) if argmax else 0
             mine = (from_window, windows, to_window)
@@ -95,23 +105,25 @@ def direct_block(
         for p in range(0, positions, most):
             count = min(most, positions - p)
             chunk = (n, p, count, n, (p + count) * layer.stride - layer.left)
-            convolve(layer, index, table, chunk, (weights, bias), rows, sums, zero)
+            convolve_gathered(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             for o in range(0, padded // size, width):
                 pool_whole(sums + o * size, padded, p, count, maxima + o * size, winners + o * 4, zero)
         for o in range(0, layer.outputs, width):
-            outputs, narrow = min(width, layer.outputs - o), bytes_of(code)
-            codes = argmax + (n * padded // size + o) * narrow if argmax else 0
+            outputs, code_size = min(width, layer.outputs - o), bytes_of(code)
+            codes = argmax + (n * padded // size + o) * code_size if argmax else 0
             place = out + n * layer.sample_stride + o * size
-            finish_whole(maxima + o * size, winners + o * 4, 1, 0, place, outputs, codes, narrow, zero)
+            finish_whole(maxima + o * size, winners + o * 4, 1, 0, place, outputs, codes, code_size, zero)
     keep(scratch)
 
 
 @njit
-def convolve(layer: Layer, index: Index, table: Any, chunk: Any, filters: Any, rows: int, sums: int, zero: Any) -> None:
+def convolve_gathered(
+    layer: Descriptor, index: Index, table: Any, chunk: Any, filters: Any, rows: int, sums: int, zero: Any
+) -> None:
     """Fill ``sums`` with the convolution and bias at some positions of a sample; ``rows`` is room for their rows.
 
-    ``chunk`` are the sample, the first position and their number, then the sample and the input's position of which
-    rows are prefetched.
+    ``chunk`` are the sample, its first position and the number of positions, then the sample and the input position
+    from which rows are prefetched.
     """
     address, row_stride, channel_stride, channels = table
     n, first, count, next_n, ahead = chunk
@@ -140,4 +152,4 @@ def convolve(layer: Layer, index: Index, table: Any, chunk: Any, filters: Any, r
     for i in range(count):
         for o in range(0, goal, width * size):
             store(load(bias + o, zero), sums + i * goal + o)
-    multiply(sums, goal, rows, layer.stride * row, count, taps, weights, goal, vectors, False, zero)
+    gemm(sums, goal, rows, layer.stride * row, count, taps, weights, goal, vectors, False, zero)

@@ -1,14 +1,14 @@
-"""The conv stack on gathered rows, from a folded table: a position's convolution is ``K`` additions of rows.
+"""The conv stack on gathered rows under the plan *folded*: a position's convolution is ``K`` additions of rows.
 
-Sums, bias, ReLU, maximum and its position stay in registers from the first row to the pooled number. Windows that
-overlap are pooled from a scratch in the first cache instead, so that no position is summed twice. On a Zen 4 a vector
-is loaded every cycle, which is the bound while the rows that a batch uses fit into the second cache; behind it the
-third cache's bandwidth is.
+Sums, bias, ReLU, maximum and argmax stay in registers from the first row to the pooled number. Windows that overlap are
+pooled from a scratch in the first-level cache instead, so that no position is summed twice. On a Zen 4 the bound is one
+vector load a cycle while the rows that a batch uses fit into the second-level cache, else the bandwidth of the
+third-level cache.
 
 The folded table may be float16 or bfloat16: its numbers are widened in registers, sums are float32. The notebook's
 layer (128 x 500 tokens, 10,000 words, 32 x 7 weights, pool 5) takes 1.72 ms from float32, 1.30 from bfloat16, 1.26 from
-float16 with one thread of a Zen 4. From int8, numbers of one scale a channel, it took 1.06, with up to
-``K * max |folded[:, :, o]| / 254`` of error: not offered.
+float16 with one thread of a Zen 4. int8 with one scale per channel took 1.06, with an error of up to ``K * max
+|folded[:, :, o]| / 254``: it is not offered.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -20,9 +20,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .gathered import Index, Layer, limits_of, row_of, window_range
+from .conv_pool_kernel import limits_of
+from .gathered import Descriptor, Index, row_of, window_range
+from .micro.half_floats import stored_as
 from .micro.memory import aligned, keep
-from .micro.narrow import stored_as
 from .micro.simd import (
     byte_pointer,
     bytes_of,
@@ -50,7 +51,7 @@ __all__ = ["forward_folded"]
 
 @compiled
 def forward_folded(
-    layer: Layer,
+    layer: Descriptor,
     index: Index,
     places: Any,
     blocks: int,
@@ -69,13 +70,21 @@ def forward_folded(
 
 @njit
 def folded_block(
-    block: int, layer: Layer, index: Index, places: Any, blocks: int, is_global: bool, zero: Any, code: Any, kept: Any
+    block: int,
+    layer: Descriptor,
+    index: Index,
+    places: Any,
+    blocks: int,
+    is_global: bool,
+    zero: Any,
+    code: Any,
+    kept: Any,
 ) -> None:
     """Compute one of the ``blocks`` of all samples' chunks of windows.
 
     ``places`` are the addresses of the folded table, of the int32 that name each row's place in it (0: its own number),
-    of the bias, whole vectors of it, of the result and of ``argmax`` (0: not wanted). ``zero`` and ``code`` are zeros
-    of the tensor's and the argmax's type, ``kept`` is what :data:`KEPT` has for the folded table's.
+    of the bias, padded to whole vectors, of the result and of ``argmax`` (0: not wanted). ``zero`` and ``code`` are
+    zeros of the tensor's and the argmax's type, ``kept`` is what :data:`KEPT` has for the folded table's.
     """
     folded, moved, bias, out, argmax = places
     chunks = (layer.windows + layer.chunk - 1) // layer.chunk
@@ -113,12 +122,12 @@ def folded_block(
         last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions)
         last = max(first, last)
         count = (last - first - 1) * layer.stride + reach + 1
-        find_rows(
+        write_folded_indirection(
             layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
         )
         if overlap and last > first:
             sum_rows(layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, code, kept, 0)
-        full = (positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last window that is
+        full = (positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last full window
         q = from_window
         while q < to_window:
             start, skipped, ending = window_range(layer, positions, q)
@@ -152,7 +161,9 @@ def folded_block(
 
 
 @njit
-def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table: Any, addresses: int) -> None:
+def write_folded_indirection(
+    layer: Descriptor, index: Index, n: int, first: int, count: int, table: Any, addresses: int
+) -> None:
     """Write the addresses of the rows of ``count`` positions of sample ``n``, from the input's position ``first`` on.
 
     ``table`` are the addresses of the folded table and of the rows' places in it, as in :func:`folded_block`, the bytes
@@ -171,7 +182,7 @@ def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table:
             store_number(folded + row * row_size, addresses + i * 8, 0)
     elif index.itemsize == 8 and index.position_stride == 8 and not index.step:
         place = index.address + n * index.sample_stride + first * 8
-        for i in range(begin, end):  # what the other loops do, in a form that the compiler makes vectors of
+        for i in range(begin, end):  # as the other loops, in a form that the compiler vectorises
             store_number(folded + load_number(place + i * 8, 0) * row_size, addresses + i * 8, 0)
     else:
         for i in range(begin, end):
@@ -180,7 +191,7 @@ def find_rows(layer: Layer, index: Index, n: int, first: int, count: int, table:
 
 @njit
 def sum_rows(
-    layer: Layer,
+    layer: Descriptor,
     windows: int,
     out: int,
     argmax: int,
@@ -207,7 +218,7 @@ def sum_rows(
     while v < vectors:
         goal, codes, shift = out + v * vector, argmax + v * width * bytes_of(code) if argmax else 0, bias + v * vector
         offset, taps = v * width * bytes_of(kept), layer.size
-        # More share a row's address, fewer leave registers for sums and maxima.
+        # More vectors share the load of a row's address, fewer leave enough registers for sums and maxima.
         taken = 4 if vectors - v >= 4 else 2 if vectors - v >= 2 else 1
         tail = min(outputs - (v + taken - 1) * width, width)
         if taken == 4:
@@ -248,17 +259,17 @@ def pool_sums(
     vectors: Any,
     is_global: Any,
 ) -> Any:
-    """Write the greatest of 0 and the sums of the positions ``first`` to ``last``, and which it was, for ``vectors``.
+    """Write the maximum of 0 and the sums of the positions ``first`` to ``last``, and its argmax, for ``vectors``.
 
-    Of every of ``windows`` windows. Position ``first``'s tap 0 is the row whose address is at ``addresses``, there
-    ``offset`` bytes on. ``steps`` are the bytes from an address to that of the next window, position and tap, from a
-    tap's numbers to the next tap's within a row, and from a window's place to the next one's in ``out`` and
-    ``argmax``. Every sum starts from ``bias``. Literals are ``vectors`` and whether the maximum ``is_global``, 0 or 1;
-    of the last vector ``tail`` numbers are written to ``out``. With no position the maximum is minus infinity.
+    That is done for each of ``windows`` windows. ``addresses`` holds the address of the row that tap 0 of position
+    ``first`` reads; its numbers are ``offset`` bytes on. ``steps`` are bytes: in ``addresses`` from one window,
+    position and tap to the next; within a row from a tap's numbers to the next tap's; from one window to the next in
+    ``out`` and in ``argmax``. Every sum starts from ``bias``. ``vectors`` and ``is_global``, 0 or 1, are literals; of
+    the last vector ``tail`` numbers are written to ``out``. Without a position the maximum is minus infinity.
     """
     if not isinstance(vectors, types.IntegerLiteral) or not isinstance(is_global, types.IntegerLiteral):
         return None
-    kind, wide, narrow = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
+    kind, wide, code_type = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
     globally, stored = is_global.literal_value, stored_as(kept)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -306,7 +317,7 @@ def pool_sums(
         start = [windows, byte_pointer(builder, addresses), byte_pointer(builder, out), byte_pointer(builder, argmax)]
         each, state = loop("window", start)
         remaining, window, goal, coding = state
-        # Positions: at least one pass, whose sums count for nothing where there is no position.
+        # The loop over positions runs at least once; where there is no position, its sums are ignored.
         position, maxima = loop("position", [first, window, earliest, *[lowest] * wide, *[nobody] * wide])
         p, place, won, *found = maxima
         best, at = found[:wide], found[wide:]
@@ -353,10 +364,10 @@ def pool_sums(
                     )
         with builder.if_then(coded):
             for v, vector in enumerate(winners):
-                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(narrow))])
-                fitting = ir.VectorType(narrow, kind.count)
+                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(code_type))])
+                fitting = ir.VectorType(code_type, kind.count)
                 content = builder.trunc(vector, fitting) if vector.type != fitting else vector
-                write(builder, content, target, size_of(narrow))
+                write(builder, content, target, size_of(code_type))
         left = builder.sub(remaining, one)
         again(
             each,

@@ -1,4 +1,4 @@
-"""What the kernels on gathered rows need to know of a call: where a sample's rows are found, and the layer's numbers.
+"""Descriptors of a call for the kernels on gathered rows: where a sample's rows are found, the layer's sizes.
 
 The row that sample ``n`` has at position ``l`` is ``index[n, l] + l * step``: for tokens ``step`` is 0, for windows
 ``index`` holds the starts and does not depend on ``l``. Letters are those of the reference.
@@ -21,24 +21,23 @@ from .dense import DTYPES, argmax_format, padded_outputs
 from .micro.simd import load_number
 
 __all__ = [
+    "Descriptor",
     "Index",
-    "Layer",
     "argmaxes_format",
-    "describe",
+    "descriptor_of",
     "index_of",
-    "limits_of",
     "placed",
     "row_of",
     "split_argmaxes",
     "window_range",
 ]
 
-# A chunk of windows spans about so many positions.
+# Approximate number of positions that a chunk of windows spans.
 CHUNK = 128
 
 
 class Index(NamedTuple):
-    """Where the numbers of a call's rows lie. Strides are in bytes, ``itemsize`` is 4 or 8."""
+    """Where a call's row numbers lie in memory. Strides are in bytes, ``itemsize`` is 4 or 8."""
 
     address: int
     itemsize: int
@@ -48,8 +47,8 @@ class Index(NamedTuple):
     length: int
 
 
-class Layer(NamedTuple):
-    """A call's numbers. ``left`` is the convolution's padding in front; strides of the result are in bytes."""
+class Descriptor(NamedTuple):
+    """A layer's sizes in a call. ``left`` is the convolution's padding in front; strides of the result are in bytes."""
 
     samples: int
     length: int
@@ -68,11 +67,11 @@ class Layer(NamedTuple):
     sample_stride: int
     channel_stride: int
     window_stride: int
-    limits: int = 0  # the address of int64 positions and windows of each sample, where not all have all
+    limits: int = 0  # address of the int64 number of positions and of windows per sample, where these differ
 
 
 def index_of(source: Tokens | Windows) -> Index:
-    """Return where a source's rows are, read in place: the caller keeps the tensors."""
+    """Return where a source's row numbers are, which are read in place: the caller must keep the tensors alive."""
     if isinstance(source, Tokens):
         tokens, itemsize = source.tokens, source.tokens.element_size()
         sample, position = tokens.stride()
@@ -82,7 +81,7 @@ def index_of(source: Tokens | Windows) -> Index:
 
 
 def placed(source: Windows) -> tuple[Tensor, Tensor]:
-    """Return windows as :func:`.dense.forward` reads them in place: one seen through its strides, and all addresses."""
+    """Return windows as :func:`.dense.forward` reads them in place: a tensor of their strides, and their addresses."""
     series = source.values
     row, column = series.stride()
     shape = (source.samples, series.size(1), source.length)
@@ -90,17 +89,17 @@ def placed(source: Windows) -> tuple[Tensor, Tensor]:
     return series.detach().as_strided(shape, (0, column, source.step * row)), places
 
 
-def describe(
+def descriptor_of(
     index: Index, samples: int, weight: Tensor, convolution: Convolution, pool: Pool | None, out: Tensor
-) -> Layer:
-    """Return the layer's numbers; ``pool`` is ``None`` for the global maximum, ``out`` ``(N, O, Q)`` any result."""
-    return _layer(
+) -> Descriptor:
+    """Return the layer's descriptor; ``pool`` is ``None`` for the global maximum, ``out`` a result ``(N, O, Q)``."""
+    return _descriptor(
         samples, index.length, weight.shape[::2], convolution, pool, out.size(2), out.stride(), out.element_size()
     )
 
 
 @lru_cache(maxsize=1024)
-def _layer(
+def _descriptor(
     samples: int,
     length: int,
     weight: tuple[int, int],
@@ -109,13 +108,13 @@ def _layer(
     windows: int,
     strides: tuple[int, int, int],
     itemsize: int,
-) -> Layer:
+) -> Descriptor:
     outputs, size = weight
     positions = convolution.output_length(length, size)
     pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = dilation * (pool_size - 1) + 1
     chunk = max(1, min(max(CHUNK, 4 * span) // stride, windows))
-    return Layer(
+    return Descriptor(
         samples, length, convolution.padding[0], positions, outputs, size, convolution.stride,
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
         *(stride * itemsize for stride in strides),
@@ -125,9 +124,9 @@ def _layer(
 def argmaxes_format(
     samples: int, outputs: Sequence[int], positions: int, dtype: torch.dtype
 ) -> tuple[tuple[int], torch.dtype]:
-    """Return the shape and dtype of the argmax of several global layers, of which none has more ``positions``.
+    """Return shape and dtype of the argmax of several layers with global maxima over at most ``positions`` positions.
 
-    One layer's follows the other's, each as :func:`~.dense.argmax_format` has it.
+    The layers' parts follow one another, each as :func:`~.dense.argmax_format` describes it.
     """
     _, kind = argmax_format(samples, 0, 1, positions - 1, dtype)
     return (samples * sum(padded_outputs(one, DTYPES[dtype]) for one in outputs),), kind
@@ -150,18 +149,10 @@ def row_of(index: Index, n: int, position: int) -> Any:
 
 
 @njit(inline="always")
-def limits_of(layer: Layer, n: int) -> tuple[int, int]:
-    """Return how many positions and windows sample ``n`` has."""
-    if layer.limits:
-        return load_number(layer.limits + n * 16, 0), load_number(layer.limits + n * 16 + 8, 0)
-    return layer.positions, layer.windows
+def window_range(layer: Descriptor, positions: int, q: int) -> tuple[int, int, int]:
+    """Return window ``q``'s first position, which may be padding, and the range of its elements that are inside.
 
-
-@njit(inline="always")
-def window_range(layer: Layer, positions: int, q: int) -> tuple[int, int, int]:
-    """Return window ``q``'s first position, inside or not, and the numbers of its first and behind its last inside.
-
-    Inside are the first ``positions``.
+    Inside are the first ``positions`` positions.
     """
     start = q * layer.pool_stride - layer.pool_padding
     first, last = 0, layer.pool_size

@@ -13,12 +13,12 @@ from .micro.channel_blocks import all_finite
 from .micro.simd import bytes_of, load_number
 from .runtime.compilation import compiled
 
-__all__ = ["list_rows", "reads_finite", "row_is_finite", "sort_positions"]
+__all__ = ["reads_finite", "row_is_finite", "rows_in_use", "sort_positions"]
 
 
 @compiled
-def list_rows(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[Any]) -> int:
-    """Write the rows that occur to ``rows`` and each one's place there to ``counts``, zeros before; return how many."""
+def rows_in_use(index: Index, samples: int, counts: NDArray[Any], rows: NDArray[Any]) -> int:
+    """Write the rows that occur to ``rows``, their places there to ``counts``, which are zeros; return their number."""
     for n in range(samples):
         for position in range(index.length):
             counts[row_of(index, n, position)] = 1
@@ -66,11 +66,11 @@ def sort_positions(
     index: Index, samples: int, last: int, steps: Any, counts: NDArray[Any], rows: NDArray[Any], begins: NDArray[Any],
     order: NDArray[Any],
 ) -> int:  # fmt: skip
-    """Write the rows that occur to ``rows`` and where, row by row, to ``order``; return how many rows they are.
+    """Write the rows that occur to ``rows``, and where they do, row by row, to ``order``; return the number of rows.
 
     The occurrence at sample ``n``'s position ``l`` is ``n * steps[0] + (last - l) * steps[1]``; positions behind
-    ``last`` are left out. Those of row ``rows[r]`` begin at ``begins[r]`` and stand in order. ``counts`` holds a zero
-    for every row of the table.
+    ``last`` are left out. The occurrences of row ``rows[r]`` begin at ``begins[r]`` and are in order of sample and
+    position. ``counts`` holds a zero for every row of the table.
     """
     length = min(index.length, last + 1)
     for n in range(samples):

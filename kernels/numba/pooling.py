@@ -6,8 +6,8 @@ from typing import Any
 
 from numba import njit
 
-from .gathered import Layer
-from .micro.maxima import clear_windows, pool_windows
+from .gathered import Descriptor
+from .micro.argmaxpool import clear_windows, pool_windows
 from .micro.simd import bytes_of, lanes
 
 __all__ = ["pool_rows"]
@@ -15,20 +15,21 @@ __all__ = ["pool_rows"]
 
 @njit
 def pool_rows(
-    layer: Layer, rows: int, step: int, first: int, positions: int, windows: Any, places: Any, zero: Any, code: Any
+    layer: Descriptor, rows: int, step: int, first: int, positions: int, windows: Any, places: Any, zero: Any, code: Any
 ) -> None:
     """Write the maxima of the windows from ``windows[0]`` to before ``windows[1]``, and 0 to before ``windows[2]``.
 
-    ``rows`` holds whole vectors of channels of the sample's ``positions`` from ``first`` on, ``step`` bytes apart,
-    which are as long as a row of ``argmax``. ``places`` are where the first window's maxima go, and its winners'
-    numbers unless that is 0. Where no position is inside one of the first windows its maximum is minus infinity.
+    ``rows`` holds the sample's positions from ``first`` on, rows of whole vectors ``step`` bytes apart, as long as a
+    row of ``argmax``; the sample has ``positions`` in all. ``places`` are the addresses for the first window's maxima
+    and argmax, 0 where that is not wanted. Where no position is inside one of the first windows its maximum is minus
+    infinity.
     """
-    width, size, narrow = lanes(zero), bytes_of(zero), bytes_of(code)
+    width, size, code_size = lanes(zero), bytes_of(zero), bytes_of(code)
     pool = (layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation)
     begin, end, all_end = windows
     for o in range(0, layer.outputs, width):
-        target, codes = places[0] + o * size, places[1] + o * narrow if places[1] else 0
-        hop, some, jump = layer.window_stride, min(width, layer.outputs - o), step // size * narrow
+        target, codes = places[0] + o * size, places[1] + o * code_size if places[1] else 0
+        hop, some, jump = layer.window_stride, min(width, layer.outputs - o), step // size * code_size
         given = (rows + o * size, step, first, positions, (begin, end), pool)
-        pool_windows(*given, target, hop, some, codes, jump, narrow, zero)
-        clear_windows(begin, end, all_end, target, hop, some, codes, jump, narrow, zero)
+        pool_windows(*given, target, hop, some, codes, jump, code_size, zero)
+        clear_windows(begin, end, all_end, target, hop, some, codes, jump, code_size, zero)

@@ -1,9 +1,10 @@
 """One step of RMSprop, compiled for the CPU: each number is read once and written once, for all tensors in one call.
 
-torch goes over a tensor five times and allocates another of its size. Every product and quotient is rounded as there;
-torch takes its square root from a library that may be off in the last bit, the one here is the nearest number.
+torch reads or writes a tensor in five passes and allocates another of its size. Every product and quotient is rounded
+as in torch. The square root here is correctly rounded; torch's comes from a library and may be off in the last bit.
 
-Served are contiguous float32 tensors on the CPU; memory is written behind torch's back, which is told so.
+It serves contiguous float32 tensors on the CPU. The kernel writes through addresses, so it increments the tensors'
+version counters for autograd itself.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from .runtime.threads import run, share, thread_count
 
 __all__ = ["rmsprop_step"]
 
-# Numbers that a thread takes at a time: 64 KiB of each of the three tensors.
+# Numbers of a part of the work: 64 KiB of each of the three tensors.
 BLOCK = 16_384
 
-# A number's square root and division take about as long as so many multiply-adds.
+# Cost of a number's square root and division, in multiply-adds.
 COST = 16
 
 

@@ -1,4 +1,4 @@
-"""Which calls the CPU kernels can serve. Told without Numba: a call which they cannot serve does not load it."""
+"""Which calls the CPU kernels can serve. It imports no Numba: a call that they cannot serve does not load it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_POSITIONS = 2**31 - 1  # argmax and the kernels' vectors count positions in
 
 
 def refuse(source: Source, convolution: Convolution) -> str | None:
-    """Return why the fused conv stack cannot serve a call of whatever size, or ``None``."""
+    """Return why the fused conv stack cannot serve a call, its number of positions aside, or ``None``."""
     values = source.values
     if MISSING is not None:
         return MISSING
@@ -34,7 +34,7 @@ def refuse(source: Source, convolution: Convolution) -> str | None:
 
 
 def refuse_length(source: Source, convolution: Convolution) -> str | None:
-    """Return why the fused conv stack cannot serve so many positions, or ``None``."""
+    """Return why the fused conv stack cannot serve a call's number of positions, or ``None``."""
     if source.length + sum(convolution.padding) > MOST_POSITIONS:
         return f"it serves fewer than 2**31 positions, got {source.length}"
     return None

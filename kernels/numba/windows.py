@@ -1,10 +1,11 @@
 """Batches of windows and of single rows out of a series, compiled: memory is read once and written once.
 
-A row is moved as bytes, up to 128 of them in two vector moves that overlap where they must, so that one loop serves
-every dtype, number of columns and row stride, and compiles once. At ``step`` 1 a whole window is one such row. Rows of
-windows at random starts are in no cache, so the next window's are prefetched while one is copied.
+A row is moved as bytes, in vectors of which the last two may overlap, so that one loop, compiled once, serves every
+dtype, number of columns and row stride. At ``step`` 1 a whole window is one such row. Rows of windows at random starts
+are in no cache: the next window's are prefetched while one is copied.
 
-Every loop runs on the calling thread, without the interpreter lock, after all bounds are checked. Addresses are 64-bit.
+Every loop runs on the calling thread, without the interpreter lock. Addresses are 64-bit. Shapes, dtypes and bounds
+are checked by the caller, :mod:`seqconv.data.gathering`: an index outside the series reads foreign memory.
 """
 
 from __future__ import annotations
@@ -16,27 +17,23 @@ from llvmlite import ir
 from numba import njit, types
 from numpy.typing import NDArray
 
-from ..reference.windows import check_rows, check_windows
 from .micro.memory import prefetch
 from .runtime.compilation import compiled, intrinsic
 
 __all__ = ["gather_rows", "gather_windows"]
 
 Array = NDArray[Any]
-Index = NDArray[np.integer[Any]]
+Indices = NDArray[np.int64]
 
-# Single rows are prefetched so many rows before their turn, about as long as memory takes to answer.
+# Rows ahead of the copy at which single rows are prefetched: about the latency of memory.
 ROWS_AHEAD = 64
 
 
-def gather_windows(series: Array, starts: Index, length: int, step: int, out: Array) -> None:
+def gather_windows(series: Array, starts: Indices, length: int, step: int, out: Array) -> None:
     """Fill ``out[b, s, c]`` with ``series[starts[b] + s * step, c]``.
 
-    Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)`` integers, ``out`` ``(B, length, C)``. Raises ``ValueError`` where
-    shapes do not fit, ``TypeError`` for other dtypes, ``IndexError`` where a window leaves the series; ``out`` is then
-    untouched.
+    Shapes: ``series`` ``(R, C)``, ``starts`` ``(B,)``, ``out`` ``(B, length, C)``.
     """
-    first = check_windows(series, starts, length, step, out)
     if not out.size:
         return
     row_stride, column_stride = series.strides
@@ -44,21 +41,19 @@ def gather_windows(series: Array, starts: Index, length: int, step: int, out: Ar
     width = columns * itemsize
     if columns > 1 and column_stride != itemsize:
         copy_scattered_windows(
-            address(series), row_stride, column_stride, first, length, step, columns, itemsize, address(out)
+            address(series), row_stride, column_stride, starts, length, step, columns, itemsize, address(out)
         )
     elif step == 1 and row_stride == width:
-        copy_windows(address(series), row_stride, first, 1, 1, length * width, address(out))
+        copy_windows(address(series), row_stride, starts, 1, 1, length * width, address(out))
     else:
-        copy_windows(address(series), row_stride, first, length, step, width, address(out))
+        copy_windows(address(series), row_stride, starts, length, step, width, address(out))
 
 
-def gather_rows(series: Array, rows: Index, columns: Index, out: Array) -> None:
+def gather_rows(series: Array, rows: Indices, columns: Indices, out: Array) -> None:
     """Fill ``out[b, s, j]`` with ``series[rows[b, s], columns[j]]``.
 
-    Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)`` and ``columns`` ``(J,)`` integers, ``out`` ``(B, S, J)``. Raises
-    as :func:`gather_windows` does.
+    Shapes: ``series`` ``(R, C)``, ``rows`` ``(B, S)``, ``columns`` ``(J,)``, ``out`` ``(B, S, J)``.
     """
-    rows, columns = check_rows(series, rows, columns, out)
     if not out.size:
         return
     row_stride, column_stride = series.strides
@@ -71,7 +66,7 @@ def gather_rows(series: Array, rows: Index, columns: Index, out: Array) -> None:
 
 
 def address(array: Array) -> int:
-    """Return where the array's first element lies; the caller keeps the array alive."""
+    """Return the address of the array's first element; the caller keeps the array alive."""
     data: int = array.__array_interface__["data"][0]
     return data
 
@@ -93,7 +88,7 @@ def move(_typing: Any, target: Any, source: Any, width: Any) -> Any:
 
 @njit(inline="always")
 def move_row(target: int, source: int, ahead: int, width: int) -> None:
-    """Copy ``width`` >= 4 bytes and prefetch as many at ``ahead``."""
+    """Copy ``width`` >= 4 bytes, and prefetch as many at ``ahead``."""
     prefetch(ahead, 3)
     prefetch(ahead + width - 1, 3)
     if width < 8:
@@ -116,7 +111,7 @@ def move_row(target: int, source: int, ahead: int, width: int) -> None:
 
 
 @compiled
-def copy_windows(series: int, row_stride: int, starts: Index, length: int, step: int, width: int, out: int) -> None:
+def copy_windows(series: int, row_stride: int, starts: Indices, length: int, step: int, width: int, out: int) -> None:
     """Copy windows of ``length`` rows, ``step`` apart, each ``width`` bytes in one piece."""
     for b in range(len(starts)):
         source = series + starts[b] * row_stride
@@ -129,7 +124,7 @@ def copy_windows(series: int, row_stride: int, starts: Index, length: int, step:
 
 
 @compiled
-def copy_rows(series: int, row_stride: int, rows: Index, width: int, out: int) -> None:
+def copy_rows(series: int, row_stride: int, rows: Indices, width: int, out: int) -> None:
     """Copy ``width`` bytes in one piece from the beginning of each of the rows."""
     for i in range(len(rows)):
         ahead = series + rows[min(i + ROWS_AHEAD, len(rows) - 1)] * row_stride
@@ -148,7 +143,7 @@ def move_cell(target: int, source: int, itemsize: int) -> None:
 
 @compiled
 def copy_cells(
-    series: int, row_stride: int, column_stride: int, rows: Index, columns: Index, itemsize: int, out: int
+    series: int, row_stride: int, column_stride: int, rows: Indices, columns: Indices, itemsize: int, out: int
 ) -> None:
     """Copy the cells in any ``columns`` of the rows."""
     for row in rows:
@@ -162,14 +157,14 @@ def copy_scattered_windows(
     series: int,
     row_stride: int,
     column_stride: int,
-    starts: Index,
+    starts: Indices,
     length: int,
     step: int,
     columns: int,
     itemsize: int,
     out: int,
 ) -> None:
-    """Copy windows whose columns lie apart, column after column: one is in one piece where the series is transposed."""
+    """Copy windows whose columns are not adjacent, column by column: in a transposed series a column is contiguous."""
     width = columns * itemsize
     for start in starts:
         for column in range(columns):

@@ -1,9 +1,9 @@
-"""Lists of the windows that have a gradient: for every output channel, where their winners lie and what they carry.
+"""Lists of the windows that have a gradient: for every output channel, the rows of their maxima, and the gradients.
 
-An argmax ``(N, Q, O)`` is turned a square of windows x output channels at a time, so that a channel's windows are
-neighbours; the lanes of those that have a winner are then pushed together in the register (``vpcompressd``) and stored.
-That is 2 cycles a window on a Zen 4 instead of 8 one by one, as much as a small convolution's multiply-adds. CPUs
-without such an instruction store lane after lane, without a branch: whether a window has a winner cannot be foreseen.
+An argmax ``(N, Q, O)`` is transposed in squares of windows x output channels, so that a channel's windows are
+contiguous; the lanes of windows that have a gradient are then compressed in the register (``vpcompressd``) and stored.
+That takes 2 cycles a window on a Zen 4; one by one it takes 8, as much as a small convolution's multiply-adds. CPUs
+without such an instruction store lane after lane, without a branch: whether a window has a gradient is unpredictable.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -42,7 +42,7 @@ from .runtime.compilation import intrinsic
 
 __all__ = ["list_winners", "load_wide_codes"]
 
-# LLVM has a name for pushing lanes together since version 19. Without AVX-512 it does so through memory, more slowly.
+# LLVM has an intrinsic that compresses lanes since version 19. Without AVX-512 it works through memory, more slowly.
 COMPRESSES = REGISTERS.width == 64 and binding.llvm_version_info[0] >= 19
 
 INTEGER = np.int32(0)
@@ -128,12 +128,12 @@ def list_winners(
 def load_wide_codes(_typing: Any, address: Any, code: Any, like: Any) -> Any:
     """Return as many integers of ``code``'s type as a vector of ``like`` has lanes, widened to int32."""
     kind = llvm_vector(vector_of(like))
-    narrow = ir.VectorType(llvm_number(types.unliteral(code)), kind.count)
+    code_type = ir.VectorType(llvm_number(types.unliteral(code)), kind.count)
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        codes = read(builder, byte_pointer(builder, arguments[0]), narrow, size_of(narrow.element))
+        codes = read(builder, byte_pointer(builder, arguments[0]), code_type, size_of(code_type.element))
         wide = ir.VectorType(ir.IntType(32), kind.count)
-        return codes if narrow == wide else builder.sext(codes, wide)
+        return codes if code_type == wide else builder.sext(codes, wide)
 
     return Vector(types.int32, kind.count)(address, code, like), generate
 
@@ -152,7 +152,7 @@ def list_vector(
     sums: Any,
     like: Any,
 ) -> Any:
-    """Append a vector of windows, of which only ``rest`` gradients are read, to a list; return how many were."""
+    """Append the windows of a vector that have a gradient to a list, of the first ``rest``; return their number."""
     kind = llvm_vector(vector_of(like))
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

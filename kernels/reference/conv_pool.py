@@ -74,7 +74,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`compose`'s result and, if wanted, ``argmax``, ``(N, Q, O)``.
 
-    ``argmax`` is the number of the position that won, counted from the window's beginning in steps of its dilation, or
+    ``argmax`` is the position of a window's maximum, counted from the window's beginning in steps of its dilation, or
     -1 where the activation is 0 and no gradient flows.
     """
     with torch.no_grad():
@@ -107,14 +107,15 @@ def backward(
 ) -> Gradients:
     """Return the gradients of the source's values, of weight and bias that are wanted, ``None`` for the others.
 
-    ``gradient``, of any strides, is that of the forward pass' result, ``argmax`` what it kept. They are torch's own,
-    of every position: NaN where a row or a weight is not finite, at positions that lost, too.
+    ``gradient``, of any strides, is the gradient of the forward pass's result; ``argmax`` is what that pass returned.
+    The gradients are torch's own, computed at every position: NaN where a row or a weight is not finite, also at
+    positions that are no window's argmax.
     """
     with torch.no_grad():
         upstream = gradient.unsqueeze(2) if pool is None else gradient
         dx, dw, db = dense_gradients(upstream, argmax, gathered(source), weight, convolution, pool, wanted)
         if dx is not None and source.lengths is not None:
-            dx = dx.masked_fill(behind(source.lengths, dx.size(2)), 0)  # where a weight that is no number made a NaN
+            dx = dx.masked_fill(behind(source.lengths, dx.size(2)), 0)  # where a weight that is not finite made a NaN
         if dx is None or isinstance(source, Dense):
             return dx, dw, db
         skipped = source.padding_idx if isinstance(source, Tokens) else None
@@ -131,7 +132,7 @@ def argmax_format(
     outputs: int,
     windows: int,
     greatest: int,
-    dtype: torch.dtype,  # noqa: ARG001  (of other floors rows of whole vectors)
+    dtype: torch.dtype,  # noqa: ARG001  (other floors pad rows to whole vectors)
 ) -> tuple[tuple[int, int, int], torch.dtype]:
     """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
     kinds = torch.int8, torch.int16, torch.int32
@@ -149,9 +150,9 @@ def dense_gradients(
 ) -> Gradients:
     """Return the gradients of ``input`` ``(N, C, L)``, ``weight`` and ``bias`` that are wanted, as torch computes them.
 
-    They come from every position's gradient, P times the arithmetic of the winners', and have what that cannot give:
-    the NaN that 0 times an infinity is, at positions that lost. ``gradient`` is ``(N, O, Q)``, ``(N, O, 1)`` without a
-    pool; rows of ``argmax`` may be longer than ``O``.
+    They are computed from every position's gradient, with ``P`` times the arithmetic of the argmax positions alone.
+    Only so they have the NaN that 0 times an infinity gives at other positions. ``gradient`` is ``(N, O, Q)``, ``(N, O,
+    1)`` without a pool; rows of ``argmax`` may be longer than ``O``.
     """
     outputs, _, size = weight.shape
     stride, (left, right), dilation, groups = convolution
@@ -176,27 +177,27 @@ def dense_gradients(
 
 
 def gathered(source: Source) -> Tensor:
-    """Return the source's rows as an input, ``(N, C, L)``, 0 behind a sample's length."""
+    """Return the source's rows as an input ``(N, C, L)``, 0 beyond a sample's length."""
     if isinstance(source, Dense):
         input = source.values
     else:
         skipped = source.padding_idx if isinstance(source, Tokens) else None
-        # F.embedding takes no row from the end for a negative number.
+        # F.embedding, unlike indexing, does not count negative numbers from the end.
         input = F.embedding(_rows(source), source.values, skipped).transpose(1, 2)
     return input if source.lengths is None else input.masked_fill(behind(source.lengths, input.size(2)), 0)
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Tell whether the channels of ``(N, C, L)`` are neighbours in memory; where both readings fit, they are not."""
+    """Tell whether ``(N, C, L)`` is channels-last in memory; a tensor that is contiguous as well is not."""
     return input.stride(1) == 1 and input.stride(2) >= input.size(1) and not input.is_contiguous()
 
 
 def _activation(
     input: Tensor, source: Source, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
 ) -> Tensor:
-    """Return the convolution's activation of the source's rows, the least there is where a cut sample has no position.
+    """Return the activation of the source's rows, with the least value possible beyond a cut sample's positions.
 
-    That is minus infinity for a pool, as padding is, and 0 for the global maximum.
+    That is minus infinity for a pool, as its padding has, and 0 for the global maximum.
     """
     activation = F.relu(_conv1d(input, weight, bias, convolution))
     if source.lengths is None:
@@ -206,12 +207,12 @@ def _activation(
 
 
 def behind(counts: Tensor, size: int) -> Tensor:
-    """Return a mask ``(N, 1, size)`` of what lies behind the first ``counts`` ``(N,)``."""
+    """Return a mask ``(N, 1, size)`` of the positions from ``counts`` ``(N,)`` on."""
     return (torch.arange(size, device=counts.device) >= counts.unsqueeze(1)).unsqueeze(1)
 
 
 def _rows(source: Source) -> Tensor:
-    """Return the numbers of a gathering source's rows, ``(N, L)``."""
+    """Return the row numbers of a source that gathers, ``(N, L)``."""
     assert not isinstance(source, Dense)
     if isinstance(source, Tokens):
         return source.tokens
@@ -219,7 +220,7 @@ def _rows(source: Source) -> Tensor:
 
 
 def _sizes(source: Source, weight: Tensor, convolution: Convolution, pool: Pool | None) -> tuple[int, int, int, int]:
-    """Return samples, outputs, windows and the greatest number of a window's position."""
+    """Return samples, outputs, windows and the greatest possible argmax."""
     outputs, _, size = weight.shape
     positions = convolution.output_length(source.length, size)
     if pool is None:

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 __all__ = ["gru", "lstm"]
 
-Step = TypeVar("Step")
+T = TypeVar("T")
 
 
 def gru(
@@ -163,27 +163,27 @@ def _project(input: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | 
 
 
 def _by_gate(weight: Tensor, gates: int) -> Tensor:
-    """Give a weight (G * H, P) as each gate's right-hand factor, (G, P, H)."""
+    """Return a weight (G * H, P) as each gate's right-hand factor, (G, P, H)."""
     return weight.reshape(gates, weight.size(0) // gates, weight.size(1)).transpose(1, 2)
 
 
 def _for_each_gate(h: Tensor, mask: Tensor | None, *, gates: int) -> Tensor:
-    """Give the state as each gate's product sees it, (G, N, P)."""
+    """Return the state as each gate's product takes it, (G, N, P)."""
     return (h if mask is None else h * mask).expand(gates, -1, -1)
 
 
 def _active(lengths: Tensor | None, steps: int) -> Sequence[Tensor] | list[None]:
-    """Say for each step which sequences still run, (N, 1) bool, or None where all of them do."""
+    """Return for each step which sequences still run, (N, 1) bool, or None where all of them do."""
     if lengths is None:
         return [None] * steps
     return (torch.arange(steps, device=lengths.device)[:, None, None] < lengths[:, None]).unbind(0)
 
 
 def _hold(active: Tensor, state: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the state, left alone in sequences that do not run, and the output, zero there."""
+    """Return the state, unchanged in sequences that do not run, and the output, zero there."""
     return torch.where(active, new, state), torch.where(active, new, 0)
 
 
-def _ordered(steps: Iterable[Step], reverse: bool) -> list[Step]:
+def _ordered(steps: Iterable[T], reverse: bool) -> list[T]:
     steps = list(steps)
     return steps[::-1] if reverse else steps

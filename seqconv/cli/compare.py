@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = options.TASKS if arguments.task == "all" else (arguments.task,)
     if names is not None and len(tasks) > 1:
         raise ValueError(f"--models goes with one task, {' or '.join(options.TASKS)}, got all")
-    # All are loaded first: data that are missing should not be found out after hours of training on others.
+    # All tasks are loaded first, so that missing data do not show only after hours of training.
     loaded = [
         load_task(
             name,

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from seqconv import backends, environment
+    from seqconv.data import gathering  # noqa: F401  (registers its operations)
 
     described = environment.describe()
     served = {operation: list(backends.names(operation)) for operation in backends.operations()}

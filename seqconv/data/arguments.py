@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["integer"]
 
 
-def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return ``value`` as an ``int``. Raises ``TypeError`` for other types, ``ValueError`` out of range."""
     try:
         number = operator.index(value)

@@ -17,7 +17,7 @@ from seqconv.data.passes import Passes
 __all__ = ["ArrayBatches"]
 
 
-Rows = NDArray[Any] | Tensor
+Samples = NDArray[Any] | Tensor
 Inputs = Tensor | tuple[Tensor, ...]
 
 
@@ -42,8 +42,8 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
 
     def __init__(
         self,
-        inputs: Rows | tuple[Rows, ...],
-        targets: Rows,
+        inputs: Samples | tuple[Samples, ...],
+        targets: Samples,
         *,
         batch_size: int = 128,
         shuffle: bool = False,
@@ -62,7 +62,7 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
             if rows != len(self.targets):
                 raise ValueError(f"targets must have as many rows as inputs ({rows}), got {len(self.targets)}")
         super().__init__(shuffle=shuffle, seed=seed)
-        self.batch_size = integer(batch_size, "batch_size", 1)
+        self.batch_size = integer("batch_size", batch_size, 1)
         self.drop_last = bool(drop_last)
 
     def split(self, share: float) -> tuple[ArrayBatches, ArrayBatches]:
@@ -116,7 +116,7 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 
-def rows_of(array: Rows, name: str) -> Tensor:
+def rows_of(array: Samples, name: str) -> Tensor:
     """Return the array as a tensor that shares its memory where it may."""
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "biufc":

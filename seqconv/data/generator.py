@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from seqconv.data.arguments import integer
+from seqconv.data.gathering import gather_rows, load_kernels
 from seqconv.data.windows import column_position
 from seqconv.data.windows_series import rows_and_names
-from seqconv.kernels.numba.windows import gather_rows
 
 __all__ = ["seed_generator"]
 
@@ -31,6 +31,7 @@ def seed_generator(
     seed: int | None = None,
     output: str = "torch",
     corrected: bool = False,
+    backend: str = "auto",
 ) -> Iterator[tuple[Any, Any]]:
     """Return an endless iterator of ``(samples, targets)`` as the notebook's R function ``generator`` gives them.
 
@@ -55,16 +56,16 @@ def seed_generator(
 
     ``data`` is ``(R, C)`` of float32 or float64, as SlidingWindows' series. Yields samples ``(B, S, C)`` and targets
     ``(B,)`` of its dtype, tensors or, with ``output="numpy"``, arrays. Raises ``TypeError`` and ``ValueError`` at the
-    call, for arguments of wrong type or out of range.
+    call, for arguments of wrong type or out of range. ``backend`` is SlidingWindows' own.
     """
     series, names = rows_and_names(data)
     rows = len(series)
-    step = integer(step, "step", 1)
-    lookback = integer(lookback, "lookback", step)
-    delay = integer(delay, "delay", -lookback)
-    first = integer(min_index, "min_index", 0) + lookback
-    last = rows - delay - 2 if max_index is None else integer(max_index, "max_index", 0)
-    batch_size = integer(batch_size, "batch_size", 1)
+    step = integer("step", step, 1)
+    lookback = integer("lookback", lookback, step)
+    delay = integer("delay", delay, -lookback)
+    first = integer("min_index", min_index, 0) + lookback
+    last = rows - delay - 2 if max_index is None else integer("max_index", max_index, 0)
+    batch_size = integer("batch_size", batch_size, 1)
     column = column_position(target_column, series.shape[1], names)
     if output not in ("torch", "numpy"):
         raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
@@ -76,7 +77,7 @@ def seed_generator(
     if shuffle and batch_size > last - first + 1:
         raise ValueError(f"batch_size must be at most the {last - first + 1} rows to draw from, got {batch_size}")
     if seed is not None:
-        seed = integer(seed, "seed", 0)
+        seed = integer("seed", seed, 0)
     elif shuffle:
         seed = int(torch.randint(2**62, ()))
     if shuffle:
@@ -84,7 +85,7 @@ def seed_generator(
     else:
         chosen = rows_in_order(first, last, batch_size, batch_size if corrected else batch_size + 1)
     span = lookback - 1 if corrected else lookback
-    return batches_of(series, chosen, lookback, span, lookback // step, delay, column, output)
+    return batches_of(series, chosen, lookback, span, lookback // step, delay, column, output, load_kernels(backend))
 
 
 def rows_in_order(first: int, last: int, batch_size: int, count: int) -> Iterator[NDArray[np.int64]]:
@@ -114,14 +115,15 @@ def batches_of(
     delay: int,
     column: int,
     output: str,
+    backend: str,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield the samples and targets of each batch of rows."""
     columns = np.arange(series.shape[1])
     for rows in chosen:
         inputs = np.empty((len(rows), samples, len(columns)), series.dtype)
         targets = np.empty((len(rows), 1, 1), series.dtype)
-        gather_rows(series, time_indices(rows - lookback, span, samples), columns, inputs)
-        gather_rows(series, rows[:, None] + delay, columns[column : column + 1], targets)
+        gather_rows(series, time_indices(rows - lookback, span, samples), columns, inputs, backend=backend)
+        gather_rows(series, rows[:, None] + delay, columns[column : column + 1], targets, backend=backend)
         targets = targets[:, 0, 0]
         yield (inputs, targets) if output == "numpy" else (torch.from_numpy(inputs), torch.from_numpy(targets))
 

@@ -31,7 +31,7 @@ VALIDATION_SHARE = 0.2
 SEPARATORS = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r', " "))
 
 # Inputs, with their lengths where they have some, and labels.
-Part = tuple[NDArray[Any] | tuple[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
+Split = tuple[NDArray[Any] | tuple[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
 
 # The word ranks (1 = most frequent) of all reviews one after another, and where each review begins and, last, ends.
 Ragged = tuple[NDArray[np.int32], NDArray[np.int64]]
@@ -61,22 +61,22 @@ class ImdbData:
     lengths_test: NDArray[np.int64] | None = None
 
     @property
-    def train(self) -> Part:
+    def train(self) -> Split:
         """The reviews to fit on: the first 80 % of the training reviews."""
         return self._part(self.x_train, self.lengths_train, self.y_train, slice(self._split))
 
     @property
-    def validation(self) -> Part:
+    def validation(self) -> Split:
         """The last 20 % of the training reviews, as Keras' ``validation_split=0.2`` takes them."""
         return self._part(self.x_train, self.lengths_train, self.y_train, slice(self._split, None))
 
     @property
-    def test(self) -> Part:
+    def test(self) -> Split:
         """The test reviews."""
         return self._part(self.x_test, self.lengths_test, self.y_test, slice(None))
 
     @staticmethod
-    def _part(x: NDArray[Any], lengths: NDArray[Any] | None, y: NDArray[np.float32], rows: slice) -> Part:
+    def _part(x: NDArray[Any], lengths: NDArray[Any] | None, y: NDArray[np.float32], rows: slice) -> Split:
         return (x[rows] if lengths is None else (x[rows], lengths[rows])), y[rows]
 
     @property
@@ -104,7 +104,7 @@ def load_imdb(
     *,
     padding: str = "pre",
     data_dir: str | os.PathLike[str] | None = None,
-    source: sources.Source = "auto",
+    source: sources.DataSource = "auto",
     synthetic_size: tuple[int, int] = (4000, 1000),
 ) -> ImdbData:
     """Return the IMDB reviews, from files where there are any, else made-up ones.
@@ -127,7 +127,7 @@ def load_imdb(
         raise ValueError(f"padding must be 'pre' or 'post', got {padding!r}")
     for name, value, least in (("num_words", num_words, INDEX_FROM + 1), ("max_len", max_len, 1)):
         if value is not None:
-            integer(value, name, least)
+            integer(name, value, least)
     path = sources.find("imdb", data_dir=data_dir, source=source)
     if path is None:
         train_count, test_count = synthetic_size

@@ -31,7 +31,7 @@ class JenaData(SeriesData):
 def load_jena(
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    source: sources.Source = "auto",
+    source: sources.DataSource = "auto",
     sentinels: Literal["interpolate", "mask", "keep"] = "interpolate",
     repeated: Literal["keep", "drop"] = "keep",
     split: tuple[int, int] | tuple[float, float] | None = None,

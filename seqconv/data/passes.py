@@ -21,7 +21,7 @@ Batch = TypeVar("Batch", covariant=True)
 class Position:
     """The pass under way, or the next one where none is, and the batches of it handed out.
 
-    Each iterator has its own, so that one that was left behind, whatever is still drawn from it, disturbs no other.
+    Each iterator has its own: drawing from an abandoned iterator disturbs no other.
     """
 
     number: int = 0
@@ -39,7 +39,7 @@ class Passes(Generic[Batch]):
     def __init__(self, *, shuffle: bool, seed: int | None) -> None:
         self.shuffle = bool(shuffle)
         self.seed_given = seed is not None
-        self.seed = integer(seed, "seed", 0) if self.seed_given else int(torch.randint(2**62, ())) if shuffle else None
+        self.seed = integer("seed", seed, 0) if self.seed_given else int(torch.randint(2**62, ())) if shuffle else None
         self._position = Position()
 
     @abstractmethod

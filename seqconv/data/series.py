@@ -102,7 +102,7 @@ def prepared(
     if repeated == "drop" and report.repeated:
         times, values = np.delete(times, report.repeated), np.delete(values, report.repeated, axis=0)
     splits = split_rows(len(times), split)
-    fill(values, columns, sentinel, sentinels)
+    fill_missing(values, columns, sentinel, sentinels)
     mean, std = statistics(values[splits.train], columns)
     return kind(
         series=np.ascontiguousarray((values - mean) / std, dtype=np.float32),
@@ -141,7 +141,7 @@ def split_rows(rows: int, split: tuple[float, float] | None) -> Splits:
     return Splits(slice(0, train), slice(train, stop), slice(stop, rows))
 
 
-def fill(values: NDArray[np.float64], columns: tuple[str, ...], sentinel: float, sentinels: str) -> None:
+def fill_missing(values: NDArray[np.float64], columns: tuple[str, ...], sentinel: float, sentinels: str) -> None:
     """Replace sentinels, and cells without a number, in place."""
     unreadable = np.isnan(values)
     if sentinels == "keep":

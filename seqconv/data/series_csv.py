@@ -102,7 +102,7 @@ def read_columns(
     ``date_column`` may give several names, of which the first that is there counts. A cell that holds text is an error
     where ``strict``, else NaN, as empty cells and infinite numbers are.
     """
-    table = table_of(path, encoding, separator, decimal)
+    table = read_table(path, encoding, separator, decimal)
     present = [str(column) for column in table.columns]
     dates = date_column or (present[0],)
     date = next((name for name in dates if name in present), dates[0])
@@ -121,7 +121,7 @@ def read_columns(
     return times, np.column_stack([numbers(table[name], path, strict=strict) for name in wanted]), tuple(wanted)
 
 
-def table_of(path: Path, encoding: str | None, separator: str, decimal: str) -> pd.DataFrame:
+def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -> pd.DataFrame:
     """Return the file's table, its rows indexed by their line numbers, without lines that hold nothing."""
     import pandas as pd
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from seqconv.files import write_text
 
-__all__ = ["DATASETS", "Source", "cache_folder", "fetch", "find", "sha256_of", "verify"]
+__all__ = ["DATASETS", "DataSource", "cache_folder", "fetch", "find", "sha256_of", "verify"]
 
-Source = Literal["auto", "real", "synthetic"]
+DataSource = Literal["auto", "real", "synthetic"]
 PathLike = str | os.PathLike[str]
 
 KERAS_IMDB_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
@@ -44,7 +44,7 @@ JENA_COLUMNS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What can stand for a data set: the names looked for, in this order, the one to download, and known contents."""
+    """The files of a data set: the names to look for, in this order, the one to download, and known contents."""
 
     candidates: tuple[str, ...]
     download: str
@@ -81,7 +81,7 @@ DATASETS = {
 }
 
 
-def find(name: str, *, data_dir: PathLike | None = None, source: Source = "auto") -> Path | None:
+def find(name: str, *, data_dir: PathLike | None = None, source: DataSource = "auto") -> Path | None:
     """Return the file (or folder) to read the data set ``name`` from, or ``None`` for the synthetic stand-in.
 
     Looked at in this order: ``source="synthetic"`` (wins over any folder), the folder ``data_dir``, the folder that

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from seqconv.backends import Explanation
 from seqconv.data.arguments import integer
+from seqconv.data.gathering import explain_gathering, gather_rows, gather_windows, load_kernels
 from seqconv.data.passes import Passes, Position
 from seqconv.data.prefetch import prefetched
 from seqconv.data.windows_series import MappedArray, mapped_array, rows_and_names, tensor_of
 from seqconv.data.worker_passes import WorkerPasses
-from seqconv.kernels.numba.windows import gather_rows, gather_windows
 
 __all__ = ["SlidingWindows", "WindowsDataset", "gap_groups"]
 
@@ -76,6 +77,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         materialise: ``False`` yields the windows' first rows instead of their content, as ``(B,)`` int64, for a model
             that reads the series itself: ``seqconv.functional.window_conv1d_relu_max_pool1d(windows.series_tensor(),
             starts, weight, length=windows.length, step=windows.step, ...)``. All else stays as it is.
+        backend: what fills the batches: ``"auto"``, ``"numba"`` or ``"reference"`` (NumPy); see :meth:`explain`.
 
     Inputs are ``(B, S, C)``, targets ``(B,)`` for one column and ``(B, T)`` for several or all, with a horizon above 1
     ``(B, H)`` and ``(B, H, T)``; of the series' dtype, newly allocated unless ``reuse``.
@@ -89,8 +91,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     pass again in the same shuffled order warns, once. A memory map is mapped again by its path in processes that are
     spawned.
 
-    Raises ``TypeError`` for series and arguments of wrong type and ``ValueError`` for values out of range, also where
-    not one window fits.
+    Raises ``TypeError`` for series and arguments of wrong type, ``ValueError`` for values out of range, also where not
+    one window fits, and :class:`~seqconv.BackendError` where a backend asked for by name cannot serve.
     """
 
     def __init__(
@@ -117,21 +119,22 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         reuse: bool = False,
         output: str = "torch",
         materialise: bool = True,
+        backend: str = "auto",
     ) -> None:
         self.series, names = rows_and_names(series)
         rows = len(self.series)
-        self.step = integer(step, "step", 1)
-        self.lookback = integer(lookback, "lookback", self.step)
-        self.delay = integer(delay, "delay", -self.lookback)
-        self.horizon = integer(horizon, "horizon", 1)
-        self.stride = integer(stride, "stride", 1)
-        self.start = integer(start, "start", 0, rows)
-        self.stop = rows if stop is None else integer(stop, "stop", self.start, rows)
+        self.step = integer("step", step, 1)
+        self.lookback = integer("lookback", lookback, self.step)
+        self.delay = integer("delay", delay, -self.lookback)
+        self.horizon = integer("horizon", horizon, 1)
+        self.stride = integer("stride", stride, 1)
+        self.start = integer("start", start, 0, rows)
+        self.stop = rows if stop is None else integer("stop", stop, self.start, rows)
         self.columns, self.one_column = columns_of(target_column, self.series.shape[1], names)
-        self.batch_size = None if batch_size is None else integer(batch_size, "batch_size", 1)
+        self.batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
         self.drop_last = bool(drop_last)
-        self.world_size = integer(world_size, "world_size", 1)
-        self.rank = integer(rank, "rank", 0, self.world_size - 1)
+        self.world_size = integer("world_size", world_size, 1)
+        self.rank = integer("rank", rank, 0, self.world_size - 1)
         self.prefetch, self.reuse, self.output = bool(prefetch), bool(reuse), output
         self.materialise = materialise
         if batch_size is None and drop_last:
@@ -143,6 +146,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
         if not isinstance(materialise, bool):
             raise TypeError(f"materialise must be True or False, got {materialise!r}")
+        self.backend = load_kernels(backend)
         if shuffle and world_size > 1 and seed is None:
             raise ValueError("seed must be given where ranks share out a shuffled order, got None")
         super().__init__(shuffle=shuffle, seed=seed)
@@ -196,9 +200,9 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     def series_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """Return the series ``(R, C)`` as a tensor on ``device`` (``None``: the CPU), for windows given by starts.
 
-        It is made once a device. On the CPU it shares the series' memory, read-only memory included, which is not to be
-        written to; only strides that no tensor has are copied. What was copied, to another device say, shows no later
-        change of the series. Nothing is passed on to worker processes.
+        It is made once per device. On the CPU it shares the series' memory, which must not be written to where it is
+        read-only; only a series whose strides no tensor can have is copied. A copy, as on another device, shows no
+        later change of the series. It is not passed on to worker processes.
         """
         device = torch.device("cpu") if device is None else torch.empty(0, device=device).device  # with its number
         if device not in self._tensors:
@@ -206,6 +210,10 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             shared = tensor_of(self.series) if shared is None else shared
             self._tensors[device] = shared.to(device)
         return self._tensors[device]
+
+    def explain(self) -> Explanation:
+        """Tell which backend fills the batches, and why the others do not."""
+        return explain_gathering("gather_windows" if self.materialise else "gather_rows", self.backend)
 
     def as_dataset(self) -> WindowsDataset:
         """Return a map-style dataset of this rank's windows in the series' order, for a sampler of one's own."""
@@ -218,13 +226,13 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
 
     def positions(self, indices: Array) -> Array:
-        """Return where this rank's windows stand in a pass over all ranks; behind its end it begins again."""
+        """Return this rank's windows' positions in a pass over all ranks, which begins again behind its end."""
         return (self.rank + self.world_size * indices) % self._total
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
-        self._position = Position(integer(epoch, "epoch", 0))
-        self._worker_passes = None  # who counts the passes repeats one only on purpose
+        self._position = Position(integer("epoch", epoch, 0))
+        self._worker_passes = None  # who sets the epoch repeats one only on purpose
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_tensors": {}}
@@ -264,11 +272,11 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         inputs, targets = (buffer[:count] for buffer in buffers or self._empty(count))
         starts = self.starts(positions)
         if self.materialise:
-            gather_windows(self.series, starts, self.samples, self.step, inputs)
+            gather_windows(self.series, starts, self.samples, self.step, inputs, backend=self.backend)
         else:
             inputs[:] = starts
         rows = starts[:, None] + np.arange(self.lookback + self.delay, self.lookback + self.delay + self.horizon)
-        gather_rows(self.series, rows, self.columns, targets)
+        gather_rows(self.series, rows, self.columns, targets, backend=self.backend)
         if self.one_column:
             targets = targets[:, :, 0]
         if self.horizon == 1:
@@ -391,7 +399,7 @@ def columns_of(target_column: Any, count: int, names: list[Any] | None) -> tuple
 def column_position(column: Any, count: int, names: list[Any] | None) -> int:
     """Return a column's position; an integer is one already."""
     if not isinstance(column, str):
-        return integer(column, "target_column", 0, count - 1)
+        return integer("target_column", column, 0, count - 1)
     if names is None:
         raise TypeError(f"target_column must be an int where series is no DataFrame, got {column!r}")
     if names.count(column) != 1:

@@ -52,9 +52,9 @@ def rows_and_names(series: Any) -> tuple[Array, list[Any] | None]:
 
 
 def tensor_of(array: Array) -> Tensor:
-    """Return the array as a tensor that shares its memory, also where that is read-only: nobody may write to it then.
+    """Return the array as a tensor that shares its memory. Read-only memory is shared, too: nobody may write to it.
 
-    Copied are strides that no tensor has: negative ones, or no multiples of the items' size.
+    Arrays with strides that no tensor can have are copied: negative ones, or no multiples of the item size.
     """
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
@@ -62,7 +62,7 @@ def tensor_of(array: Array) -> Tensor:
 
 
 class _Writable:
-    """An array's memory under another flag, since torch warns of arrays that it must not write to."""
+    """An array's memory declared writable, since torch warns of read-only arrays."""
 
     def __init__(self, array: Array) -> None:
         self.array = array
@@ -71,7 +71,7 @@ class _Writable:
 
 
 class MappedArray(NamedTuple):
-    """Where an array lies in a file: all that another process needs to map it."""
+    """The place of an array in a file: all that another process needs to map it."""
 
     filename: str
     offset: int

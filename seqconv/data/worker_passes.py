@@ -1,4 +1,4 @@
-"""Whether DataLoader workers that were started anew begin a pass that others before them have begun."""
+"""Tells whether new DataLoader workers begin a pass that earlier workers have begun before them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["WorkerPasses"]
 class WorkerPasses:
     """The pass that a loader's workers began last, in memory that the loader's process shares with all its workers.
 
-    Each worker has a copy of the loader, and nothing else would tell it of those that have ended. Pickled for anything
-    but the start of a process, the memory is replaced by new one.
+    Each worker has a copy of the loader, and knows nothing else of workers that have ended. When this is pickled for
+    anything but the start of a process, the copy gets new memory.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from seqconv import models
 from seqconv.data import ArrayBatches, load_imdb
-from seqconv.data.sources import Source
+from seqconv.data.sources import DataSource
 from seqconv.experiments.task import Entry, Settings, Task
 from seqconv.training import binary_accuracy
 
@@ -20,7 +20,7 @@ NOTEBOOK_RATE = 1e-4
 
 
 def load(
-    settings: Settings, *, data_dir: str | os.PathLike[str] | None = None, source: Source = "auto", seed: int = 0
+    settings: Settings, *, data_dir: str | os.PathLike[str] | None = None, source: DataSource = "auto", seed: int = 0
 ) -> Task:
     """Return the task with its data loaded: the 10,000 most frequent words, reviews cut or padded to 500."""
     data = load_imdb(data_dir=data_dir, source=source, synthetic_size=settings.sizes)

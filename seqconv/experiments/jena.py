@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from seqconv import models
 from seqconv.data import SlidingWindows, load_csv, load_jena
-from seqconv.data.sources import Source
+from seqconv.data.sources import DataSource
 from seqconv.experiments.task import Entry, Settings, Task
 from seqconv.training import mean_absolute_error
 
@@ -27,7 +27,7 @@ def load(
     settings: Settings,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    source: Source = "auto",
+    source: DataSource = "auto",
     seed: int = 0,
     csv: Mapping[str, Any] | None = None,
 ) -> Task:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
-from seqconv.data.sources import Source
+from seqconv.data.sources import DataSource
 from seqconv.training import Metric
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def load_task(
     preset: str = "quick",
     settings: Settings | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    source: Source = "auto",
+    source: DataSource = "auto",
     seed: int = 0,
     csv: Mapping[str, Any] | None = None,
 ) -> Task:

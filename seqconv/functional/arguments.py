@@ -12,6 +12,7 @@ from seqconv.functional.following import is_watched
 from seqconv.kernels.geometry import Convolution, Pool
 
 __all__ = [
+    "POOL_OPTIONS",
     "IntOrTuple",
     "contiguous",
     "convolution",
@@ -30,6 +31,9 @@ __all__ = [
 IntOrTuple = int | tuple[int, ...]
 
 MOST = 2**48
+
+# A pool's options travel as a plain tuple in this order, from the layers and functions to :func:`pool`.
+POOL_OPTIONS = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
 
 UNSTRIDED = frozenset(
     {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged}

@@ -62,8 +62,8 @@ def conv1d_relu_max_pool1d(
     it: ``.view(n, -1)``, the mask that a dropout draws.
 
     ``lengths``, integers ``(N,)`` or ``()``, cut samples off: row ``n`` is the result of the first ``lengths[n]``
-    positions alone, then zeros. What lies behind them changes nothing and gets no gradient. A sample too short for a
-    position gives zeros.
+    positions alone, then zeros. Positions behind these have no effect and get no gradient. A sample that is too short
+    for one output position gives zeros.
 
     The arguments are those of :func:`torch.nn.functional.conv1d`, and behind ``pool_`` those of
     :func:`torch.nn.functional.max_pool1d`; ``pool_stride=None`` means ``pool_size``. ``backend`` is ``"auto"``,
@@ -123,9 +123,9 @@ def embedding_conv1d_relu_max_pool1d(
     ``lengths``, takes part in the maximum.
 
     Calls without gradients keep the folded table, the products of table and weight, where :class:`seqconv.frozen`
-    promises that both stay as they are. ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``, of float32 tables
-    alone, lets them read one of that dtype, made by the first such call: half the memory, and faster on the CPU. Sums
-    and result stay float32. With ``F[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, a result differs from that of
+    promises that both stay as they are. For float32 tables, ``folded_dtype`` ``torch.float16`` or ``torch.bfloat16``
+    keeps it in that dtype, from the first such call on: that takes half the memory and is faster on the CPU. Sums and
+    result stay float32. With ``F[v, k, o] = sum_c table[v, c] * weight[o, c, k]``, a result differs from that of
     ``None`` by no more than the maximum over its window's positions ``t`` of ``u * sum_k |F[tokens[t + k], k, o]|``
     (tokens ``t * stride + k * dilation``, in general), but for float32's own rounding; ``u`` is half of
     ``torch.finfo(folded_dtype).eps``, ``2**-8`` or in float16 ``2**-11``. float16 adds ``K * 2**-25``, and has no
@@ -246,7 +246,7 @@ class Call(NamedTuple):
         return output if self.batched else output.squeeze(0)
 
     def explain(self, backend: str) -> backends.Explanation:
-        """Tell which kernel would serve the call, and why."""
+        """Return which backend would serve the call, and why."""
         keywords = {} if self.folded_dtype is None else {"folded_dtype": self.folded_dtype}
         return backends.explain_call(self.operation, backend, self.arguments, **keywords)
 
@@ -375,8 +375,7 @@ def _traced(
     """Return a call that is recorded: of the first function for a global maximum, of the second for a pool."""
     options = dict(zip(("stride", "padding", "dilation", "groups"), convolution, strict=True), **rest)
     if pool is not None:
-        fields = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "memory_format")
-        options |= dict(zip(fields, pool, strict=True))
+        options |= dict(zip(arguments.POOL_OPTIONS, pool, strict=True))
     over_all, pooled = functions
     traced: Any = TracedCall(over_all if pool is None else pooled, given, options)
     return traced  # type: ignore[no-any-return]
@@ -396,7 +395,7 @@ def _geometry(
     shapes = (source_name, source.shape, channels, length, weight.shape, None if bias is None else bias.shape)
     options = (*convolution, *(pool or ()))
     if not torch.compiler.is_compiling():
-        # Types count: 1.0 is no 1, which a look-up does not see inside a tuple.
+        # Types matter: a look-up takes 1.0 for 1 inside a tuple.
         groups = options[3]  # the one option that torch takes as a plain integer alone
         plain = [
             one[0] if type(one) is tuple and len(one) == 1 and type(one[0]) is int and one is not groups else one
@@ -405,7 +404,7 @@ def _geometry(
         try:
             if tuple not in map(type, plain):
                 return _remembered(*shapes, *plain)
-        except TypeError:  # a list, which cannot be looked up; or something wrong, which is found again
+        except TypeError:  # a list, which is not hashable, or a wrong type, which the check below reports
             pass
     return _check(*shapes, *options)
 
@@ -429,7 +428,7 @@ def _check(
     return checked, arguments.pool(checked.output_length(length, weight[2]), *pool) if pool else None
 
 
-# A model comes with the same few shapes again and again.
+# A model calls with the same few shapes again and again.
 _remembered = lru_cache(maxsize=1024, typed=True)(_check)
 
 

@@ -11,5 +11,5 @@ __all__ = ["floor"]
 
 @cache
 def floor(backend: str) -> Any:
-    """Return the module that holds a backend's ``forward``, ``backward`` and what belongs to them."""
+    """Return a backend's module ``conv_pool``: ``forward``, ``backward`` and their formats."""
     return importlib.import_module(f"seqconv.kernels.{backend}.conv_pool")

@@ -1,16 +1,16 @@
-"""Folded tables that inference keeps from call to call, of weights that are promised to stay as they are.
+"""Folded tables that inference keeps from call to call, for weights that are promised to stay as they are.
 
 An embedding in front of a convolution is a sum of rows of the folded table, the product of table and weight (see
-``kernels/numba/gather.py``). A call without gradients finds it where an earlier one left it; one that does not adds up
-what it would have saved, and folds the whole table when that comes to what folding costs: at no time has more than
-twice the least possible work been done.
+``kernels/numba/gather.py``). A call without gradients looks for the table that an earlier call has kept. Where there is
+none, the call adds what the table would have saved it to a running total; once the total reaches the cost of folding,
+the whole table is folded and kept. So the work done is at no time more than twice the least possible.
 
-Tables are kept of tensors alone that :class:`frozen` promises to stay as they are. What torch counts is followed even
-so: optimizers, ``load_state_dict``, ``torch.nn.init``, and fused optimizers, noticed when they step. Only a comparison
-of every byte would tell of what is written through ``.data``, a NumPy view or a kernel of one's own. On a GPU that
-would stop the host. On the CPU it was measured, for a table of 10,000 x 128 and a convolution 128 -> 32, kernel 7, pool
-5, 500 tokens a sample: microseconds of CPU time of one thread (EPYC, 32 MiB of third cache, shared with others),
-alternating, the least and the quartiles of 60:
+Tables are kept only for tensors that :class:`frozen` promises to stay as they are. Changes that torch's version
+counters show are noticed all the same: those of optimizers, ``load_state_dict`` and ``torch.nn.init``. Fused optimizers
+are noticed when they step. Writes through ``.data``, a NumPy view or a kernel of one's own could only be found by
+comparing every byte. On a GPU a comparison would stop the host. On the CPU it was measured, for a table of 10,000 x 128
+and a convolution 128 -> 32, kernel 7, pool 5, 500 tokens a sample: microseconds of CPU time of one thread (EPYC, 32 MiB
+of third cache, shared with others), alternating, the least and the quartiles of 60:
 
 ====================================  =======================  ========================  =============================
 batch                                 1                        32                        128
@@ -21,14 +21,14 @@ reading all of table and weight       119; 157, 174, 195       120; 153, 173, 21
 checksum of all of table and weight   577; 681, 838, 903       575; 635, 741, 860        550; 807, 876, 963
 ====================================  =======================  ========================  =============================
 
-A checksum is no faster than reading: it would cost a single review 0.3 to 1.6 times its call, and grow with the
-vocabulary, 20 times for 200,000 words, which no cache holds. The promise costs nothing and is one rule for all devices.
+A checksum would add 0.3 to 1.6 times the call's time for a single review. It grows with the vocabulary: 20 times for
+200,000 words, which no cache holds. The promise costs nothing and is one rule for all devices.
 
 Nothing is kept for tensors made in inference mode, which count no changes; in the capture of a CUDA graph, whose
 replays would read what may be gone; in compiled graphs on a GPU, whose memory is the graph's; for weights that an
 optimizer changes in a captured graph; nor under ``torch.use_deterministic_algorithms``, as the last bits of a result
-may depend on whether the table was there. Where several tables do not fit together into what may be kept, the one that
-was used longest ago makes way; those of tensors that are gone go with them.
+may depend on whether the table was there. Where the tables exceed the memory that they may take, the least recently
+used one is freed; a table is also freed with the tensors that it was made of.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ __all__ = [
 VARIABLE = "SEQCONV_FOLDED_MIB"
 DEFAULT_MIB = 512
 
-# Tables whose savings are added up: more than a process has models.
+# Greatest number of tables whose savings are added up: more than a process has models.
 WATCHED = 256
 
 Key = tuple[Any, ...]
 
 
 class Saved(NamedTuple):
-    """What a folded table would have saved so far, of table and weight as they are."""
+    """What a folded table would have saved so far, for the present versions of table and weight."""
 
     versions: tuple[int, int]
     operations: int
@@ -92,7 +92,7 @@ class Kept(NamedTuple):
 
 
 class Promised(NamedTuple):
-    """A storage whose numbers stay as they are: who promises that, and what forgets it when it is gone."""
+    """A storage under a promise: who has given it, and the finalizer that forgets the storage when it is freed."""
 
     promises: set[frozen]
     finalizer: weakref.finalize[Any, Any]
@@ -109,16 +109,16 @@ _lock = threading.RLock()  # a finalizer may run wherever it is held
 class frozen:  # a context manager, as torch.no_grad
     """Promise that a model's parameters stay as they are, so that calls without gradients keep their folded tables.
 
-    ``model`` is a module, or a list of tensors for :mod:`seqconv.functional`. The promise holds from here on, until
-    :meth:`end`, the end of a ``with`` block or the end of the tensors; then the tables are freed. It is about their
-    memory: parameters that are replaced afterwards, as by ``.to()``, are not under it.
+    ``model`` is a module, or a list of tensors for :mod:`seqconv.functional`. The promise holds until :meth:`end`, the
+    end of a ``with`` block or the end of the tensors; then the folded tables are freed. It holds for the parameters'
+    present memory: parameters that are replaced afterwards, as by ``.to()``, are not under it.
 
-    It says that nothing writes into the parameters behind torch's back: through ``.data``, a NumPy view, a kernel of
-    one's own or the replay of a CUDA graph. Who breaks it gets results of the old numbers, and no error, until
-    :func:`clear_cache`. What torch counts is noticed even so: the steps of its optimizers, ``load_state_dict`` and
-    in-place operations under ``torch.no_grad``. For a table of 10,000 words and the layer of the IMDB convnet a call
-    took 3 times less on the CPU for one review, 6 for 32 and 2 to 3 for 128. Without it each call folds anew, or not
-    at all.
+    It says that nothing writes into the parameters unseen by torch: through ``.data``, a NumPy view, a kernel of one's
+    own or the replay of a CUDA graph. If something does, results are those of the old numbers, without an error, until
+    :func:`clear_cache`. Changes that torch counts are noticed all the same: steps of its optimizers,
+    ``load_state_dict`` and in-place operations under ``torch.no_grad``. For a table of 10,000 words and the layer of
+    the IMDB convnet a call took 3 times less on the CPU for one review, 6 for 32 and 2 to 3 for 128. Without the
+    promise each call folds anew, or not at all.
 
     Raises ``TypeError`` for anything but a module or tensors.
     """
@@ -137,7 +137,7 @@ class frozen:  # a context manager, as torch.no_grad
                 self._held.append((address, _promised[address]))
 
     def end(self) -> None:
-        """End the promise; twice is no more than once."""
+        """End the promise; a second call does nothing."""
         with _lock:
             while self._held:
                 address, promised = self._held.pop()
@@ -155,9 +155,10 @@ class frozen:  # a context manager, as torch.no_grad
 
 
 def clear_cache() -> None:
-    """Free all folded tables that are kept; calls to come make them again where they are worth it.
+    """Free all folded tables that are kept; later calls make them again where that pays.
 
-    After writing behind torch's back into weights that are :class:`frozen`, it makes results those of the new numbers.
+    Needed after weights that are :class:`frozen` were written unseen by torch: results are then those of the new
+    numbers.
     """
     with _lock:
         _kept.clear()
@@ -191,7 +192,7 @@ def _forget_storage(address: int) -> None:
 
 
 def _drop(addresses: set[int]) -> None:
-    """Free the tables made of storages, and what was counted for them."""
+    """Free the tables that were made of these storages, and the savings counted for them."""
     for known in (_kept, _saved):
         for key in [one for one in list(known) if not addresses.isdisjoint(one[:2])]:
             known.pop(key, None)
@@ -219,14 +220,14 @@ def forward(
 def plan(
     backend: str, tokens: Tensor, table: Tensor, weight: Tensor, convolution: Convolution, *, ready: bool, rows: int
 ) -> Plan:
-    """Return how a call is computed that uses ``rows`` rows of the table; on a GPU, all that there are."""
+    """Return the plan of a call that uses ``rows`` rows of the table; on a GPU, pass the number of all rows."""
     outputs, channels, size = weight.shape
     counts = (tokens.size(0), convolution.output_length(tokens.size(1), size))
     used = table.size(0) if backend == "triton" else rows
     return plans.forward_plan(_costs(backend, table), *counts, used, channels, outputs, size, ready=ready)
 
 
-def fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
+def _fold_operations(backend: str, table: Tensor, weight: Tensor) -> int:
     """Return what it costs to fold a whole table, in multiply-adds."""
     outputs, channels, size = weight.shape
     return plans.fold_operations(_costs(backend, table), table.size(0), channels, outputs, size)
@@ -260,9 +261,10 @@ def find_or_fold(
     convolution: Convolution,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Return the folded table if it is kept, or worth making now; if one of another ``dtype`` is asked for, always.
+    """Return the folded table if it is kept, or worth making now; one of another ``dtype`` always is.
 
-    A table of another dtype gives other results: it is there from the first call on, or, where none can be kept, never.
+    A table of another dtype gives other results. So that these do not change from call to call, it is made at the first
+    call or, where none can be kept, never.
     """
     if table.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
@@ -282,7 +284,7 @@ def find_or_fold(
     most = min(table.size(0), tokens.numel())
     unready = plan(backend, tokens, table, weight, convolution, ready=False, rows=most).operations
     additions = plan(backend, tokens, table, weight, convolution, ready=True, rows=most).operations["folded"]
-    saving, cost = min(unready.values()) - additions, fold_operations(backend, table, weight)
+    saving, cost = min(unready.values()) - additions, _fold_operations(backend, table, weight)
     with _lock:
         before = _saved.pop(key, None)
         saved = before.operations if before is not None and before.versions == versions else 0
@@ -290,10 +292,10 @@ def find_or_fold(
         _saved[key] = Saved(versions, saved)
         if len(_saved) > WATCHED:
             _saved.popitem(last=False)
-        # The first call sees to itself: many tables are used once.
+        # Nothing is folded in the first call: many tables are used only once.
         if saving <= 0 or saved - saving < cost:
             return None
-        _saved.pop(key, None)  # a table that has to make way for another is to save its cost again
+        _saved.pop(key, None)  # a table that was freed for another must save its cost again
     return _fold(backend, key, versions, table, weight)
 
 
@@ -333,7 +335,7 @@ def _fold(
 def _identify(
     backend: str, table: Tensor, weight: Tensor, dtype: torch.dtype | None
 ) -> tuple[Key, tuple[int, int]] | None:
-    """Return what tells table and weight from others, and their counters of changes; ``None`` to keep nothing."""
+    """Return what identifies table and weight, and their version counters; ``None`` if nothing may be kept."""
     if not _promised:
         return None
     addresses = table.untyped_storage()._cdata, weight.untyped_storage()._cdata
@@ -359,7 +361,7 @@ def _identify(
 
 
 def _find(key: Key, versions: tuple[int, int]) -> Kept | None:
-    """Return what is kept, if it is still true; forget it if not."""
+    """Return what is kept if it is still valid; drop it if not."""
     with _lock:
         kept = _kept.get(key)
         if kept is None:
@@ -377,7 +379,7 @@ def _is_replayed(tensor: Tensor) -> bool:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, _arguments: Any, _options: Any) -> None:
-    """Notice what an optimizer has changed without torch's counting it: in a fused step, or in a graph's replays."""
+    """Notice changes by an optimizer that torch does not count: those of a fused step, or of a graph's replays."""
     is_captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
     if not is_captured and not any(group.get("fused") for group in optimizer.param_groups):
         return

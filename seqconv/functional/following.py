@@ -1,4 +1,4 @@
-"""What of torch's machinery can follow torch's own operations, but not a kernel that reads and writes memory itself."""
+"""Modes and tensors that need torch's own operations, as a kernel that reads and writes memory cannot be followed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ AUTOCAST = "autocast chooses among torch's own operations"
 
 
 def unfollowed(source: Tensor, *others: Tensor | None, autocast: bool = False) -> str | None:
-    """Return what is active, or among the tensors of one device, that needs torch's own operations; else ``None``.
+    """Return what needs torch's own operations, an active mode or one of the tensors of one device; else ``None``.
 
-    Under ``torch.compile`` kernels are operators of the graph, which it follows; an exported program is for readers
-    that may not have them. ``autocast`` tells that the kernel itself does what autocast asks for.
+    Under ``torch.compile`` kernels are operators of the graph, and so can be followed; an exported program, though, may
+    be run where they do not exist. ``autocast`` tells that the kernel itself does what autocast asks for.
     """
     if _is_compiling():
         if torch.compiler._is_exporting_flag:  # Dynamo of torch 2.11 takes is_exporting() for true in any graph
@@ -63,12 +63,12 @@ def active(device: str, *, autocast: bool = False) -> str | None:
 
 
 def is_watched() -> bool:
-    """Tell whether tensors may stand for others, so that their numbers cannot be looked at."""
+    """Tell whether tensors may be stand-ins for others, whose values cannot be read."""
     return _transforms() or _modes() > 0 or _trace() is not None
 
 
 def in_plain_memory(tensor: Tensor) -> Tensor:
-    """Return a strided tensor whose memory holds its numbers: torch has some that are negated, or 0, without memory.
+    """Return a strided tensor whose memory holds its numbers: torch may negate lazily, and has zeros without memory.
 
     Raises ``RuntimeError`` for several gradients in one, as ``is_grads_batched`` hands them over.
     """

@@ -74,7 +74,7 @@ def refuse(
     return (
         support.refuse(source, convolution)
         or unfollowed(source.values, *tensors_of(source), weight, bias)
-        # last: looking at it would bound it in an exported program
+        # last: reading the length would bound it in an exported program
         or support.refuse_length(source, convolution)
     )
 
@@ -85,7 +85,7 @@ def refuse_on_gpus(
     """Return why Triton's floor cannot serve a call, or ``None``."""
     values = source.values
     return (
-        # that of a GPU is looked at with the shapes
+        # a GPU is checked with the shapes
         (None if values.is_cuda else gpu_support.refuse_device(values.device))
         or unfollowed(values, *tensors_of(source), weight, bias, autocast=True)
         or gpu_support.refuse(source, weight, convolution, pool)

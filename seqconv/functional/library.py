@@ -3,7 +3,7 @@
 An operator takes plain numbers: ``convolution`` is ``(stride, left padding, right padding, dilation)``, ``pool`` the
 fields of a ``Pool``, as integers, empty for the global maximum. ``index`` are tokens or starts, ``None`` where the
 source is the input itself; ``rows`` is empty then, ``(padding_idx,)`` or ``(-1,)`` of tokens, ``(length, step)`` of
-windows. ``lengths`` is the source's. What is not wanted is an empty tensor.
+windows. ``lengths`` is the source's. A result that is not wanted is an empty tensor.
 """
 
 # ruff: noqa: ARG001  (a description of a result takes what its computation takes)
@@ -65,7 +65,7 @@ def fused(
 def keeps_folded(source: Tensor) -> bool:
     """Tell whether a graph's calls may keep folded tables.
 
-    On a GPU a table made in a graph's call may lie in the memory of a CUDA graph, which nobody else may keep.
+    On a GPU a table made in a graph's call may lie in a CUDA graph's own memory, and must not outlive the call.
     """
     return source.device.type == "cpu"
 
@@ -85,7 +85,7 @@ def _conv_relu_pool(
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     given, geometry = _source(source, index, lengths, rows), _geometry(convolution, pool)
-    if index is not None:  # whose values no graph knew
+    if index is not None:  # whose values were unknown to the graph
         _check(source, index, rows)
     if lengths is not None:
         arguments.lengths(lengths, source.device, given.samples, given.length)
@@ -148,7 +148,7 @@ def _conv_relu_pool_backward(
     given, geometry, want = _source(source, index, lengths, rows), _geometry(convolution, pool), tuple(wanted)
     gradients = floor(backend).backward(gradient, argmax, given, weight, *geometry, wanted=want)
     ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
-    if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel finds convenient
+    if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel's own is
         if index is not None or source.is_contiguous():
             ds = ds.contiguous()
         else:

@@ -39,7 +39,7 @@ from seqconv import backends
 from seqconv.functional.tracing import Proxy, record
 from seqconv.kernels.reference import recurrent as reference
 
-__all__ = ["Call", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
+__all__ = ["RecurrentCall", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 Given = ParamSpec("Given")
@@ -49,7 +49,7 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Have ``function`` run in eager mode where ``torch.compile`` meets it, torch's own operations inside included."""
+    """Make ``function`` run in eager mode under ``torch.compile``, torch's own operations inside it included."""
 
     @wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -152,7 +152,7 @@ def recurrent_call(
     training: bool,
     input_mask: Tensor | None,
     recurrent_mask: Tensor | None,
-) -> Call:
+) -> RecurrentCall:
     """Check a call of :func:`gru` or :func:`lstm`, which describe the arguments."""
     gates = GATES[operation]
     batch = batch_shape(input, batch_first)
@@ -191,7 +191,7 @@ def recurrent_call(
             return tensor.index_select(-2, input.sorted_indices)
         return tensor
 
-    return Call(
+    return RecurrentCall(
         operation,
         input,
         time_axis,
@@ -218,8 +218,8 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Call:
-    """A checked call: ``data`` is time-major and batched, or packed; states and masks have its order of sequences."""
+class RecurrentCall:
+    """A checked call: ``data`` is time-major and batched, or packed; states and masks are in its order of sequences."""
 
     operation: str
     input: Tensor | PackedSequence
@@ -325,8 +325,8 @@ class Call:
         return state if self.input.dim() == 3 else state.squeeze(-2)
 
 
-def _cast_by_autocast(call: Call) -> Call:
-    """Return the call in autocast's dtype where torch's own kernel would compute, and answer, in that dtype."""
+def _cast_by_autocast(call: RecurrentCall) -> RecurrentCall:
+    """Return the call in autocast's dtype where torch's own kernel would compute and return in that dtype."""
     device = call.data.device.type
     # torch's GRU on the CPU has no such kernel: there autocast acts on its products alone, as it does on the steps.
     if not _autocasts(device) or (call.operation == "gru" and device == "cpu"):
@@ -347,7 +347,7 @@ def _cast_by_autocast(call: Call) -> Call:
 
 
 def _autocasts(device: str) -> bool:
-    # torch refuses the question for devices that have no autocast, such as "meta".
+    # torch raises for devices that have no autocast, such as "meta".
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

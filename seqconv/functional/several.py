@@ -98,7 +98,7 @@ def _sequence(name: str, value: Any) -> list[Any]:
 
 
 def one_by_one(backend: str) -> Callable[..., Tensor]:
-    """Return what calls a backend's kernel for one weight after the other."""
+    """Return a function that calls a backend's kernel for one weight after the other."""
     single = kernels.fused_on_gpus() if backend == "triton" else kernels.fused(backend)
 
     def run(
@@ -196,18 +196,18 @@ def _gather_backward() -> Any:
 
 
 def refuse(backend: str) -> Callable[..., str | None]:
-    """Return what tells why a backend cannot serve a call, or ``None``."""
+    """Return a function that returns why a backend cannot serve a call, or ``None``."""
     refuse_one = kernels.refuse_on_gpus if backend == "triton" else kernels.refuse
 
     def refuse_call(source: Tokens, weights: Any, biases: Any, convolutions: Any) -> str | None:
-        # What depends on none of the weights alone is asked once.
+        # What does not depend on a single weight is checked once.
         reason = refuse_one(source, weights[0], biases[0], convolutions[0], None)
         return reason or unfollowed(source.values, *weights[1:], *biases[1:], autocast=backend == "triton")
 
     return refuse_call
 
 
-def explain(
+def explain_several(
     backend: str,
     source: Tokens,
     weights: Any,
@@ -236,9 +236,9 @@ def _compose(
 def register() -> None:
     """Register the kernels of all floors."""
     backends.register(OPERATION, "reference", lambda: _compose)
-    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain, "numba"))
+    backends.register(OPERATION, "numba", at_once, refuse("numba"), plan=partial(explain_several, "numba"))
     on_gpus = partial(one_by_one, "triton")
-    backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain, "triton"))
+    backends.register(OPERATION, "triton", on_gpus, refuse("triton"), plan=partial(explain_several, "triton"))
 
 
 register()

@@ -1,4 +1,4 @@
-"""``torch.fx``: an operation on what a tracer hands around is one node of its graph, as torch's own operations are."""
+"""``torch.fx``: an operation on a tracer's proxies is one node of its graph, as torch's own operations are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 
 __all__ = ["Proxy", "TracedCall", "record"]
 
-# What stands for a value while a model is traced; a type checker, for which no tensor is one, is not told the class.
+# What stands for a value while a model is traced. Typed as Any: a type checker knows that no tensor is a Proxy.
 Proxy: Any = fx.Proxy
 
 

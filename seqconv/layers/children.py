@@ -1,7 +1,7 @@
-"""Layers that compute for their children: when they must not, and the call that leaves it to the children.
+"""Layers that compute in place of their children: when they must not, and the call that runs the children instead.
 
-A fused layer reads its children's weights and does not call them. What torch lets people do to a module, hooks,
-pruning, weight and spectral norm, parametrizations, another module in its place, takes effect when it is called.
+A fused layer reads its children's weights and does not call them. Hooks, pruning, weight and spectral norm,
+parametrizations, or another module in a child's place take effect only when the child is called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ChildrenCall(NamedTuple):
     compute: Callable[[], Tensor]
 
     def run(self, backend: str) -> Tensor:
-        """Call the children. Raises ``BackendError`` where a backend is asked for that would not."""
+        """Call the children. Raises ``BackendError`` where a backend other than ``reference`` is asked for."""
         backends.check_reference(self.operation, backend, self.reason)
         return self.compute()
 
@@ -41,17 +41,18 @@ class ChildrenCall(NamedTuple):
 
 
 def call_reason(*children: tuple[str, nn.Module | None, type[nn.Module]]) -> str | None:
-    """Return why children must be called, or ``None`` where the ``forward`` of their classes is all that they do.
+    """Return why children must be called, or ``None`` where each does no more than its class's ``forward``.
 
-    Each is its name, the module, and the class that it should be of. Measured on a busy EPYC under Python 3.11, where
-    reading ``self.conv`` takes 1.2 microseconds: 0.53 for one child, 0.87 for two (CPU time, least of 40 x 5000 calls).
+    A child is given as its name, the module, and the class that it should be of. Measured on a busy EPYC under Python
+    3.11, where reading ``self.conv`` takes 1.2 microseconds: 0.53 for one child, 0.87 for two (CPU time, least of 40 x
+    5000 calls).
     """
     if _has_any_global_hook():
         return "hooks on all modules need the children's own calls"
     for name, module, kind in children:
         if type(module) is not kind:
             return f"{name} is a {type(module).__name__}, not an nn.{kind.__name__}, and runs itself"
-        own = module.__dict__  # where nn.Module keeps all of this: asked at every call, at half the time of attributes
+        own = module.__dict__  # where nn.Module keeps all of this: read at every call, in half the time of attributes
         if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
             return f"hooks on {name} need the module's own call"
         if "forward" in own or "_conv_forward" in own:
@@ -62,8 +63,8 @@ def call_reason(*children: tuple[str, nn.Module | None, type[nn.Module]]) -> str
 def pooled(embedded: Tensor, lengths: Tensor | None, convolution: nn.Module, pool: tuple[Any, ...] | None) -> Tensor:
     """Return the pooled activation of ``(N, L, C)`` or ``(L, C)``, of the first ``lengths`` ``(N,)`` or ``()`` of each.
 
-    ``pool`` is a layer's, as its method ``pool`` returns it; ``None`` is the global maximum. Raises ``ValueError``
-    where it is not known how many positions a convolution has of which ``lengths`` are given.
+    ``pool`` is what a layer's method ``pool`` returns; ``None`` is the global maximum. Raises ``ValueError`` where
+    ``lengths`` are given and the convolution's number of positions is unknown.
     """
     if lengths is None:
         return _pooled(F.relu(convolution(embedded.transpose(-1, -2))), pool)

@@ -35,7 +35,7 @@ from seqconv.layers.options import (
 
 __all__ = ["Embedded", "EmbeddingConvReLUGlobalMaxPool1d", "EmbeddingConvReLUMaxPool1d", "table_of"]
 
-# What nn.Embedding does with these set would have to be done here: their values where it does nothing.
+# Options of nn.Embedding that this layer does not implement, with the values that turn them off.
 REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
@@ -234,7 +234,7 @@ class EmbeddingConvReLUMaxPool1d(Pooling, EmbeddingConvReLUGlobalMaxPool1d):
 
 
 def table_of(embedding: nn.Embedding) -> Tensor:
-    """Return the table. Raises ``ValueError`` for options that are refused, which may have been set meanwhile."""
+    """Return the table. Raises ``ValueError`` for refused options: they may have been set meanwhile."""
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
         for name in REFUSED:
             _refuse(name, getattr(embedding, name))

@@ -111,7 +111,7 @@ class EmbeddingConvsReLUGlobalMaxPool1d(Embedded):
 
 
 def _checked(convs: nn.ModuleList) -> list[nn.Conv1d]:
-    """Return the convolutions. Raises for what the call cannot express, which may have been put there meanwhile."""
+    """Return the convolutions. Raises for modules that the call cannot express, which may have been put there since."""
     layers: list[nn.Conv1d] = []
     for number, layer in enumerate(cast(Iterable[nn.Conv1d], convs)):
         first = layers[0] if layers else layer

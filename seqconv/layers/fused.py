@@ -1,4 +1,4 @@
-"""What every layer is to tools that go through a model and do something to each of its modules."""
+"""How every layer behaves towards tools that go through a model and change each of its modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSED = {
 
 
 class Fused(nn.Module):
-    """A layer of kernels of its own: a leaf to ``torch.fx``, not quantised, and not TorchScript's."""
+    """A layer with its own kernels: a leaf for ``torch.fx``, not quantised, and without TorchScript."""
 
     def __new__(cls, *arguments: Any, **_options: Any) -> Self:
         """Raise ``TypeError`` for a module in place of sizes, before Python counts which of these are missing."""
@@ -46,8 +46,8 @@ class Fused(nn.Module):
     def qconfig(self) -> None:
         """``None``, quantisation's word for a module that stays, with its children, in floating point.
 
-        ``prepare``, ``prepare_qat``, ``quantize_dynamic`` and ``prepare_fx`` set it as they pass by: that has no effect
-        but a warning.
+        ``prepare``, ``prepare_qat``, ``quantize_dynamic`` and ``prepare_fx`` set it on every module: here that only
+        warns.
         """
         return None
 
@@ -72,7 +72,7 @@ class Fused(nn.Module):
 
 
 class FusedConv1d(Fused, nn.Conv1d):
-    """A convolution by its parameters, not by its result: tools that mistake it for no more are stopped."""
+    """A convolution by its parameters, not by its result: tools that take it for a plain convolution are stopped."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Set a parameter, as every assignment does. Raises ``TypeError`` if it comes of folding a norm."""

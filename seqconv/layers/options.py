@@ -47,9 +47,9 @@ class Pooling:
         self.contiguous = arguments.contiguous(value)  # torch.save cannot write torch's formats
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Return the lengths ``(N,)``, int64, of the results of samples of ``lengths`` ``(N,)``: for the next layer.
+        """Return the results' lengths ``(N,)``, int64, for samples of ``lengths`` ``(N,)``: what the next layer takes.
 
-        ``None``, of whole samples, gives ``None``.
+        ``None`` (whole samples) gives ``None``.
         """
         layer: Any = self
         convolution = getattr(layer, "conv", layer)
@@ -57,9 +57,9 @@ class Pooling:
         return output_lengths(lengths, convolution.padding_mode, sizes, self.pool())
 
     def pool(self) -> tuple[Any, ...]:
-        """Return the pool as the functions take it."""
+        """Return the pool's :data:`~seqconv.functional.arguments.POOL_OPTIONS`."""
         sizes = self.pool_size, self.pool_stride, self.pool_padding, self.pool_dilation
-        return *sizes, self.ceil_mode, torch.contiguous_format if self.contiguous else torch.preserve_format
+        return *sizes, self.ceil_mode, self.memory_format
 
 
 def check_convolution(
@@ -85,17 +85,9 @@ def check_convolution(
             raise ValueError(f"groups must divide {name} = {channels}, got {groups}")
 
 
-def set_pool(
-    layer: Pooling,
-    size: IntOrTuple,
-    stride: IntOrTuple | None,
-    padding: IntOrTuple,
-    dilation: IntOrTuple,
-    ceil_mode: bool,
-    memory_format: torch.memory_format,
-) -> None:
-    """Check a pool's options and keep them on ``layer``."""
-    pool = arguments.pool(None, size, stride, padding, dilation, ceil_mode, memory_format)
+def set_pool(layer: Pooling, *options: Any) -> None:
+    """Check a pool's :data:`~seqconv.functional.arguments.POOL_OPTIONS` and keep them on ``layer``."""
+    pool = arguments.pool(None, *options)
     layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation, layer.ceil_mode = pool[:5]
     layer.contiguous = pool.contiguous
 
@@ -137,7 +129,7 @@ torch.fx.wrap("output_lengths")  # a tracer records the call, whether or not the
 
 
 def refuse_lengths(padding_mode: str) -> None:
-    """Raise ``ValueError`` where a sample would be padded with what lies behind its length."""
+    """Raise ``ValueError`` where a padding mode would read positions behind a sample's length."""
     if padding_mode != "zeros":
         raise ValueError(f"lengths must be None where padding_mode is not 'zeros', got {padding_mode!r}")
 

@@ -44,7 +44,7 @@ class _RecurrentDropout(Fused, nn.RNNBase):
         *,
         input_mask: Tensor | None = None,
         recurrent_mask: Tensor | None = None,
-    ) -> functional.Call:
+    ) -> functional.RecurrentCall:
         """Check the inputs, draw what masks training needs, and return the call that ``forward`` runs."""
         if self.training:
             batch = functional.batch_shape(input, self.batch_first)

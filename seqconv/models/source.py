@@ -21,9 +21,9 @@ class WindowSource(nn.Module):
         source = WindowSource(windows.series_tensor(), windows.length, windows.step)
         model = JenaConvnet(source=source)
 
-    ``.to(device)`` and ``.double()`` take the series along, so that it is uploaded once; ``state_dict`` leaves it out,
-    so that weights fit with and without a source; copies of the model share it. A source belongs to one model: several
-    may be made of one series.
+    ``.to(device)`` and ``.double()`` move the series along, so that it is uploaded once. ``state_dict`` leaves it out,
+    so that weights fit models with and without a source. Copies of the model share it. A source belongs to one model;
+    several sources may share one series.
     """
 
     series: Tensor

@@ -20,7 +20,7 @@ from benchmarks import conftest
 from benchmarks.checking import Wrong, check, expectation, tf32
 from benchmarks.operations import layers, operation
 from benchmarks.operations.steps import MODES
-from benchmarks.registry import Candidate, Case, Operation, Provider
+from benchmarks.registry import Case, Contender, Operation, Provider
 from tests.kernels.triton import gather_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def provider(function) -> Provider:
 def test_torch_and_the_reference_are_right(mode, layout, dtype):
     case = small(mode, layout, dtype)
     for name in ("torch eager", "seqconv reference"):
-        report = check(Candidate(case, operation(case.operation).providers[name]))
+        report = check(Contender(case, operation(case.operation).providers[name]))
         gradients = {"weight gradient, exact", "bias gradient, exact", "input gradient, exact"}
         expected = {"output, random", "output, exact"} | (gradients if mode in MODES[2:] else set())
         assert report.keys() == expected
@@ -50,7 +50,7 @@ def test_torch_and_the_reference_are_right(mode, layout, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_torch_is_right_in_its_better_layout_whatever_the_case_s(layout):
     case = small("forward_backward", layout)
-    candidate = Candidate(case, operation(case.operation).providers[layers.BETTER])
+    candidate = Contender(case, operation(case.operation).providers[layers.BETTER])
     assert candidate.placed.layout == layers.better_layout(small("forward_backward")) != "any"
     assert "input gradient, exact" in check(candidate)
 
@@ -61,17 +61,17 @@ def test_a_shape_s_options_reach_everyone(options, pool):
     name = "conv1d_relu_max_pool1d" if pool else "conv1d_relu_global_max_pool1d"
     case = Case(name, "small", {**SMALL, "P": pool, **options}, "forward_backward")
     for one in ("torch eager", "seqconv reference"):
-        assert check(Candidate(case, operation(name).providers[one]))
+        assert check(Contender(case, operation(name).providers[one]))
     compose = operation(name).compose
     deaf = Provider("deaf", lambda case: lambda *tensors_and_pool, **options: compose(*tensors_and_pool))
     with pytest.raises(Wrong):
-        check(Candidate(replace(case, mode="forward"), deaf))
+        check(Contender(replace(case, mode="forward"), deaf))
 
 
 def test_the_global_layer_is_right_and_has_no_input_gradient_where_none_is_asked_for():
     case = Case("conv1d_relu_global_max_pool1d", "small", {**SMALL, "P": 0}, "training_step", input_gradient=False)
     for one in ("torch eager", "seqconv reference"):
-        report = check(Candidate(case, operation(case.operation).providers[one]))
+        report = check(Contender(case, operation(case.operation).providers[one]))
         assert "input gradient, exact" not in report
         assert "weight gradient, exact" in report
 
@@ -108,7 +108,7 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_wrong_output_is_seen(fault):
     with pytest.raises(Wrong):
-        check(Candidate(small("forward"), provider(PLANTED[fault])))
+        check(Contender(small("forward"), provider(PLANTED[fault])))
 
 
 @pytest.mark.parametrize("rounds", [tf32, gather_cases.tf32], ids=["benchmarks", "tests"])
@@ -142,34 +142,34 @@ def _a_rounding_of_float32(monkeypatch):
 @pytest.mark.usefixtures("_a_rounding_of_float32")
 def test_what_rounding_operands_to_tf32_costs_is_allowed_although_the_definition_does_not():
     """A CPU has no TF32, as cuDNN has none for small shapes; in float32 the same provider is wrong."""
-    errors = check(Candidate(small("forward", dtype="tf32"), rounds_its_operands()))
+    errors = check(Contender(small("forward", dtype="tf32"), rounds_its_operands()))
     assert errors["output, random"][0] > 100 * torch.finfo(torch.float32).eps
     assert errors["output, exact"][0] == 0
     with pytest.raises(Wrong, match="random"):
-        check(Candidate(small("forward"), rounds_its_operands()))
+        check(Contender(small("forward"), rounds_its_operands()))
 
 
 @pytest.mark.parametrize("times", [1.01, 0.99])
 def test_one_percent_is_refused_in_tf32_too(times):
-    assert check(Candidate(small("forward", dtype="tf32"), rounds_its_operands()))
+    assert check(Contender(small("forward", dtype="tf32"), rounds_its_operands()))
     with pytest.raises(Wrong, match="output is off by"):
-        check(Candidate(small("forward", dtype="tf32"), rounds_its_operands(times)))
+        check(Contender(small("forward", dtype="tf32"), rounds_its_operands(times)))
 
 
 def test_a_wrong_gradient_is_seen_although_the_output_is_right():
     late = provider(lambda x, w, b, p: LateIndex.apply(F.conv1d(x, w, b).relu(), p))
-    assert check(Candidate(small("forward"), late))
+    assert check(Contender(small("forward"), late))
     with pytest.raises(Wrong, match="gradient is off by"):
-        check(Candidate(replace(small("forward_backward"), shape={**SMALL, "L": 400, "C": 1}), late))
+        check(Contender(replace(small("forward_backward"), shape={**SMALL, "L": 400, "C": 1}), late))
 
 
 def test_errors_may_be_so_many_times_the_tolerance_and_no_more():
     case = small("forward")
-    tolerance = check(Candidate(case, operation(case.operation).providers["torch eager"]))["output, random"][1]
+    tolerance = check(Contender(case, operation(case.operation).providers["torch eager"]))["output, random"][1]
     off = lambda case: lambda x, w, b, p: layers.max_pool(x, w, b, p) + 3 * tolerance  # noqa: E731
-    assert check(Candidate(case, Provider("near", off, leeway=8.0)))
+    assert check(Contender(case, Provider("near", off, leeway=8.0)))
     with pytest.raises(Wrong):
-        check(Candidate(case, Provider("near", off)))
+        check(Contender(case, Provider("near", off)))
 
 
 def test_what_is_compiled_for_one_batch_is_checked_with_it(monkeypatch):
@@ -177,14 +177,14 @@ def test_what_is_compiled_for_one_batch_is_checked_with_it(monkeypatch):
     monkeypatch.setattr(kind, "checked", lambda case: replace(case, shape={**case.shape, "N": 1}))
     function = lambda x, w, b, p: sizes.append(len(x)) or layers.max_pool(x, w, b, p)  # noqa: E731
     for one_batch in (False, True):
-        check(Candidate(small("forward"), Provider("planted", lambda case: function, one_batch=one_batch)))
+        check(Contender(small("forward"), Provider("planted", lambda case: function, one_batch=one_batch)))
     assert sizes == [1, 1, 3, 3]
 
 
 def test_a_missing_gradient_is_seen():
     frozen = provider(lambda x, w, b, p: layers.max_pool(x.detach(), w, b, p))
     with pytest.raises(Wrong, match=r"gave .*expected"):
-        check(Candidate(small("forward_backward"), frozen))
+        check(Contender(small("forward_backward"), frozen))
 
 
 SUITE = """

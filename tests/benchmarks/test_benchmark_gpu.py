@@ -314,14 +314,14 @@ def test_who_refuses_a_layer_is_left_out(monkeypatch):
 
 
 def test_large_batches_take_turns_on_copies_that_no_cache_holds(kernels):
-    layer = gpu_parts.Layer(replace(ALONE.case, shape={**SHAPE, "N": gpu_parts.LARGE, "L": 400}), "numba")
+    layer = gpu_parts.TimedLayer(replace(ALONE.case, shape={**SHAPE, "N": gpu_parts.LARGE, "L": 400}), "numba")
     first = layer.sources[0].values
     assert first.nbytes == 4 * gpu_parts.LARGE * 3 * 400
     assert layer.copies == gpu_parts.MOST_COPIES == len({one.values.data_ptr() for one in layer.sources})
     assert all(torch.equal(one.values, first) and one.values.stride() == first.stride() for one in layer.sources)
-    assert gpu_parts.Layer(ALONE.case, "numba").copies == 1
-    assert "warm" in gpu_parts.label(ALONE.case)
-    assert "warm" not in gpu_parts.label(layer.case)
+    assert gpu_parts.TimedLayer(ALONE.case, "numba").copies == 1
+    assert "warm" in gpu_parts.part_label(ALONE.case)
+    assert "warm" not in gpu_parts.part_label(layer.case)
 
 
 def test_a_graph_s_time_is_that_of_its_calls(monkeypatch):
@@ -646,6 +646,6 @@ def test_limits_are_measured_and_torch_s_switch_is_put_back(monkeypatch):
     assert allowed == [("bfloat16", 8, False), ("tf32", 8, True), ("float32", 4, False)]
     assert found["copy"] > 0
     assert found["matrix"].keys() == {"bfloat16", "tf32", "float32"}
-    monkeypatch.setattr(roofline, "seconds_of", lambda call, device, **_: call() is None or 0.5)
+    monkeypatch.setattr(roofline, "median_seconds", lambda call, device, **_: call() is None or 0.5)
     assert roofline.matrix_rate("bfloat16", 10, "cpu") == 4000  # operations over the median time
     assert roofline.copy_rate(100, "cpu") == 400

@@ -17,7 +17,7 @@ from benchmarks.operations.layers import LAYERS, layer_case, rival_case
 from benchmarks.operations.models import MODELS, model_case, seqconv_model, torch_model
 from benchmarks.operations.rivals import RNNS, step_case
 from benchmarks.operations.steps import MODES
-from benchmarks.registry import Candidate, Case, Provider, candidates, comparisons
+from benchmarks.registry import Case, Contender, Provider, candidates, comparisons
 
 GATHERED = {
     "embedding": {"N": 3, "L": 30, "V": 11, "C": 5, "O": 8, "K": 3},
@@ -47,7 +47,7 @@ def plain(name: str, **marks) -> Provider:
     return Provider(name, lambda case: None, **marks)
 
 
-def serving(case: Case) -> list[Candidate]:
+def serving(case: Case) -> list[Contender]:
     return [one for one in candidates(case) if one.unavailable is None and "compile" not in one.provider.name]
 
 
@@ -150,7 +150,7 @@ def late(series, starts, *others):
 def test_wrong_rows_are_seen(kind, mode, function, words):
     case = Case(f"{kind}_conv1d_relu_max_pool1d", "small", {**GATHERED[kind], "P": 2}, mode, input_gradient=False)
     with pytest.raises(Wrong, match=words):
-        check(Candidate(case, Provider("planted", lambda case: function)))
+        check(Contender(case, Provider("planted", lambda case: function)))
 
 
 def test_a_case_says_where_its_reviews_are_from(monkeypatch, tmp_path):
@@ -212,7 +212,7 @@ def test_other_weights_are_seen_and_a_model_s_do_not_depend_on_batch_or_mode():
         return model
 
     with pytest.raises(Wrong):
-        check(Candidate(case, Provider("other", make)))
+        check(Contender(case, Provider("other", make)))
     first, second = (seqconv_model(one).state_dict() for one in (case, replace(case, mode="training_step")))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -240,7 +240,7 @@ def test_all_layers_that_can_serve_are_right():
 def test_all_rivals_answer_to_their_definition(name, mode):
     case, providers = step_case(name, mode, batch=3), operation("rivals").providers
     for provider in ("torch eager", "seqconv auto", RNNS[name]):
-        assert check(Candidate(case, providers[provider])).keys() == {"output, random"}
+        assert check(Contender(case, providers[provider])).keys() == {"output, random"}
     case = step_case("imdb_convnet", "inference")
     assert providers["GRU(32)"].unavailable(case) == "is the rival of jena_convnet"
     assert providers["LSTM(32)"].unavailable(case) is None
@@ -300,7 +300,7 @@ def test_random_shapes_are_the_same_every_time_within_their_ranges_and_limits():
 def test_all_sides_of_a_random_shape_are_right_and_seqconv_meets_torch_alone(number):
     case = layers.sweep_cases(("forward_backward",), 4)[number]
     for provider in ("torch eager, better layout", "seqconv auto"):
-        assert check(Candidate(case, operation("sweep").providers[provider]))
+        assert check(Contender(case, operation("sweep").providers[provider]))
     pairs = [(one.candidate.provider.name, one.against.provider.name) for one in comparisons(case)]
     assert pairs == [(f"seqconv {one}", "torch eager, better layout") for one in ("auto", "numba")]
 

@@ -97,7 +97,7 @@ def test_blocks_are_cut_to_what_they_take_in_all_and_rounds_fit_the_budget(monke
         now[0] += (1e-5 + around) * calls
         return [1e-5] * calls
 
-    step = timing.Call(lambda: None)
+    step = timing.FunctionStep(lambda: None)
     sides = [Side(step, stopwatch, calls=500) for _ in range(2)]
     assert timing.choose_rounds(sides, 0.15 if around == 1e-3 else 0.125) == rounds
     assert [side.calls for side in sides] == [calls, calls]
@@ -107,4 +107,4 @@ def test_blocks_are_cut_to_what_they_take_in_all_and_rounds_fit_the_budget(monke
 
 def test_seconds_are_the_median_of_those_behind_the_first():
     waits = iter([0.05, 0.0, 0.0, 0.01])
-    assert timing.seconds_of(lambda: time.sleep(next(waits)), "cpu", calls=3, before=1) < 0.005
+    assert timing.median_seconds(lambda: time.sleep(next(waits)), "cpu", calls=3, before=1) < 0.005

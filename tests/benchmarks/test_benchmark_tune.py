@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from benchmarks import tune, tune_cache, tune_tiles, tune_timing
-from benchmarks.tune_tiles import Key
+from benchmarks.tune_tiles import TileKey
 from seqconv.kernels.triton import configurations
 from seqconv.kernels.triton.configurations import TILES, Forward, WeightGradient
 
@@ -46,7 +46,7 @@ def test_neighbours_differ_in_a_field_or_two_and_stay_within_bounds():
 def test_no_candidate_depends_on_a_batch_or_a_length():
     """A key is a kernel and what its configuration depends on: it has no field for them."""
     (one,) = list(tune.entries(["jena1"], ["16"], ["forward"], "sm_90"))
-    assert one.key == Key("forward", tuple(configurations.Layer._make(one.key.layer)))
+    assert one.key == TileKey("forward", tuple(configurations.Layer._make(one.key.layer)))
     assert not {"samples", "length", "batch"} & set(configurations.Layer._fields)
     assert one.size == 5
 
@@ -140,8 +140,10 @@ def test_a_run_writes_the_best_tiles(bench, capsys):
 
 
 def test_tiles_that_were_not_tuned_stay(bench):
-    text = tune.updated("[]", {Key("forward", ("16", 1)): ((1, 2), "card: 2 us"), Key("other", (3,)): ((4,), "card")})
-    text = tune.updated(text, {Key("forward", ("16", 1)): ((5, 6), "card: 1 us")})
+    text = tune.updated(
+        "[]", {TileKey("forward", ("16", 1)): ((1, 2), "card: 2 us"), TileKey("other", (3,)): ((4,), "card")}
+    )
+    text = tune.updated(text, {TileKey("forward", ("16", 1)): ((5, 6), "card: 1 us")})
     bench.tiles.write_text(text)
     assert tiles_of(bench.tiles) == {("forward", "16", 1): (5, 6), ("other", 3): (4,)}
     assert "card: 1 us" in text
@@ -226,7 +228,7 @@ def test_a_tile_is_in_use_for_as_long_as_asked_for():
     with tune.using(one.key, other):
         assert configurations.forward_configuration(layer) == other
     assert configurations.forward_configuration(layer) == one.tile
-    absent = Key("forward", (*one.key.layer[:-1], "sm_61"))
+    absent = TileKey("forward", (*one.key.layer[:-1], "sm_61"))
     with tune.using(absent, other):
         assert (absent.kernel, *absent.layer) in TILES
     assert (absent.kernel, *absent.layer) not in TILES

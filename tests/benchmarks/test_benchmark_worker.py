@@ -22,7 +22,7 @@ from benchmarks.operations.models import model_case, torch_model
 from benchmarks.operations.rivals import unserved
 from benchmarks.operations.steps import TensorStep
 from benchmarks.peers import PEERS, RemoteStep, missing
-from benchmarks.registry import Candidate, candidates, comparisons
+from benchmarks.registry import Contender, candidates, comparisons
 from benchmarks.worker import Failed, Late, Worker
 
 MODULE = """
@@ -211,7 +211,7 @@ def test_keras_models_are_the_notebook_s(name, words, pools, size, monkeypatch):
     [(name, mode) for name, peer in PEERS.items() for mode in ("inference", "training_step")[: 1 + peer.trains]],
 )
 def test_installed_peers_are_right(name, mode):
-    candidate = Candidate(peer_case("jena_convnet", mode), operation("peers").providers[name])
+    candidate = Contender(peer_case("jena_convnet", mode), operation("peers").providers[name])
     if candidate.unavailable:
         pytest.skip(candidate.unavailable)
     assert check(candidate)
@@ -237,7 +237,7 @@ def test_saved_bytes_count_each_storage_once_and_tell_leaves_apart():
 @pytest.mark.skipif(fresh.no_memory() is not None, reason=str(fresh.no_memory()))
 def test_the_peak_of_a_fresh_process_is_what_the_step_allocates():
     case = layer_case("imdb2", "forward_backward", layout="channels_last")
-    found = fresh.memory(Candidate(case, operation(case.operation).providers["torch eager"]))
+    found = fresh.memory(Contender(case, operation(case.operation).providers["torch eager"]))
     n, c, o, length, positions = 128, 32, 32, 94, 88
     activation = 4 * n * o * positions
     assert found["saved"] - found["saved_beside"] == 4 * (n * c * length + o * c * 7)

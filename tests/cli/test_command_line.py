@@ -289,6 +289,7 @@ def test_info_tells_versions_and_backends(capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["versions"]["torch"] == torch.__version__
     assert told["operations"]["conv1d_relu_max_pool1d"][-1] == "reference"
+    assert told["operations"]["gather_windows"] == ["numba", "reference"]
     assert main(["info"]) == 0
     assert "conv1d_relu_max_pool1d" in capsys.readouterr().out
 

@@ -1,6 +1,6 @@
-"""Blocks of a sample's channels, copied so that positions are dense rows of numbers, and back again.
+"""Blocks of a sample's channels, copied so that positions are dense rows of numbers, and copied back.
 
-A convolution's kernel positions then see one run of numbers, aligned to vectors, whichever layout the tensor has:
+The taps of a convolution then read one contiguous run of numbers, aligned to vectors, whichever layout the tensor has:
 rows of channels-last memory are copied, those of contiguous memory transposed.
 """
 
@@ -25,11 +25,11 @@ from .simd import (
 )
 from .transposition import transpose
 
-__all__ = ["all_finite", "carry_sums", "clear", "load_rows", "store_rows"]
+__all__ = ["all_finite", "carry_sums", "clear_vectors", "load_rows", "store_rows"]
 
 
 @inner
-def clear(target: int, size: int, zero: Any) -> None:
+def clear_vectors(target: int, size: int, zero: Any) -> None:
     """Write zeros to ``size`` bytes, rounded up to whole vectors."""
     step = lanes(zero) * bytes_of(zero)
     for at in range(0, size, step):
@@ -38,9 +38,9 @@ def clear(target: int, size: int, zero: Any) -> None:
 
 @inner
 def carry_sums(source: int, target: int, size: int, zero: Any) -> None:
-    """Add ``size`` bytes of numbers to others, and leave in their place what rounding has cut off.
+    """Add ``size`` bytes of numbers at ``source`` to those at ``target``; leave the rounding errors at ``source``.
 
-    The next sum begins with that rest: adding many of them rounds as if once.
+    Terms are then added on top of these errors, so that a total of many sums rounds about as a single addition does.
     """
     step = lanes(zero) * bytes_of(zero)
     full, rest = size // step * step, size % step // bytes_of(zero)
@@ -56,7 +56,7 @@ def carry_sums(source: int, target: int, size: int, zero: Any) -> None:
 
 @inner(inline="always")
 def sum_of_two(one: Any, other: Any, zero: Any) -> Any:
-    """Return a sum and what rounding has cut off (Knuth's 2Sum), nothing where the sum is not finite."""
+    """Return a sum and its rounding error (Knuth's 2Sum), 0 where the sum is not finite."""
     minus, total = broadcast(-1.0, zero), add(one, other)
     added = multiply_add(one, minus, total)
     kept = multiply_add(added, minus, total)
@@ -66,7 +66,7 @@ def sum_of_two(one: Any, other: Any, zero: Any) -> Any:
 
 @inner
 def all_finite(source: int, size: int, zero: Any) -> bool:
-    """Tell whether ``size`` bytes of numbers hold no infinity and no NaN: 0 times one of these is no 0."""
+    """Tell whether ``size`` bytes of numbers hold no infinity and no NaN: 0 times one of these is NaN."""
     step = lanes(zero) * bytes_of(zero)
     nothing = broadcast(zero, zero)
     one = other = nothing
@@ -87,12 +87,12 @@ def load_rows(
 ) -> None:
     """Copy ``channels`` numbers of each of ``count`` positions to rows ``row`` bytes apart.
 
-    Of the two strides, in bytes, one must be a number's. Where a row has room for the last vector, that is filled up
-    with zeros or left alone.
+    One of the two strides, in bytes, must be the size of a number. Where a row has room for its last vector, the lanes
+    behind ``channels`` are set to zero or left alone.
     """
     width, size = lanes(zero), bytes_of(zero)
     if channel_stride != size:
-        for c in range(0, channels, width):  # so many streams of memory at a time, each in order
+        for c in range(0, channels, width):  # a vector's lanes are as many streams of memory, each read in order
             place, goal = source + c * channel_stride, target + c * size
             transpose(place, channel_stride, goal, row, min(width, channels - c), count, zero)
         return
@@ -114,7 +114,7 @@ def load_rows(
 def store_rows(
     source: int, row: int, target: int, channel_stride: int, position_stride: int, channels: int, count: int, zero: Any
 ) -> None:
-    """Copy rows back to where :func:`load_rows` has them from; nothing else is written."""
+    """Copy rows back to where :func:`load_rows` took them from; nothing else is written."""
     width, size = lanes(zero), bytes_of(zero)
     if channel_stride != size:
         for c in range(0, channels, width):

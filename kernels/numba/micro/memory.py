@@ -1,4 +1,4 @@
-"""Scratch memory of a kernel's parts: where it begins, how long it lives, what is asked for ahead."""
+"""Scratch memory of a kernel's parts: alignment, lifetime and prefetching."""
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def aligned(address: int) -> int:
 
 @intrinsic
 def keep(_typing: Any, array: Any) -> Any:
-    """Do nothing, but with an array: Numba frees it after the last use of its name, whoever still has its address."""
+    """Keep an array alive up to here: Numba frees it after the last use of its name, even if its address is in use."""
 
     def generate(context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
         return context.get_dummy_value()
@@ -34,7 +34,7 @@ def keep(_typing: Any, array: Any) -> Any:
 
 @intrinsic
 def prefetch(_typing: Any, address: Any, level: Any) -> Any:
-    """Ask for the cache line of an address; any will do. ``level``, a literal, is 2 for the second cache, 3 for all."""
+    """Prefetch the cache line of any address; ``level``, a literal, is 2 for the second cache level, 3 for all."""
     if not isinstance(level, types.IntegerLiteral):
         return None
     nearest = level.literal_value

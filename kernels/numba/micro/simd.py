@@ -1,9 +1,9 @@
 """Vectors for Numba kernels: values of a vector register's width.
 
 A vector has the lanes of one register of the CPU that Numba compiles for, and is a local variable like any other.
-Addresses are integers, of any alignment. An argument ``like`` is any number: its type alone counts and is the vector's
-element. Counts that shape the generated code are literals: then one intrinsic of this module, which Numba's disk cache
-can name, serves them all.
+Addresses are integers, of any alignment. An argument ``like`` is any number: only its type counts, which is the
+vector's element type. Counts that shape the generated code are literal arguments, so that one intrinsic of this module
+serves them all: Numba's disk cache can name it, unlike a closure.
 
 An intrinsic's parameters are types; the values come to the function that it returns, which writes the code.
 """
@@ -55,7 +55,7 @@ class Registers(NamedTuple):
     number: int
 
 
-# The first of these features that the CPU has decides. Vectors of a CPU with none of them are split by LLVM as needed.
+# The first of these features that the CPU has decides. For a CPU with none of them LLVM splits the vectors as needed.
 FEATURES = {"avx512f": Registers(64, 32), "avx": Registers(32, 16), "neon": Registers(16, 32)}
 FALLBACK = Registers(16, 16)
 
@@ -66,7 +66,7 @@ def registers(features: str) -> Registers:
     return next((found for name, found in FEATURES.items() if f"+{name}" in have), FALLBACK)
 
 
-# Numba's own word on what it compiles for: it is part of the disk cache's key too, so this may enter compiled code.
+# Numba's own description of the CPU it compiles for. It is part of the disk cache's key, so it may enter compiled code.
 REGISTERS = registers(cpu_target.target_context.codegen().magic_tuple()[2])
 
 
@@ -142,13 +142,13 @@ def splat(builder: Any, number: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
 
 
-def fused(builder: Any, left: Any, right: Any, addend: Any) -> Any:
+def fmuladd(builder: Any, left: Any, right: Any, addend: Any) -> Any:
     """Return ``left * right + addend``, rounded once where the CPU can."""
     return call(builder, f"llvm.fmuladd.{suffix(left.type)}", left.type, [left, right, addend])
 
 
 def read(builder: Any, pointer: Any, kind: ir.Type, size: int) -> Any:
-    """Load a vector or number from a byte pointer; ``size`` is that of one element, all that is known of alignment."""
+    """Load a vector or number from a byte pointer, aligned to the ``size`` of one element."""
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=size)
 
 
@@ -298,8 +298,8 @@ def store_codes(_typing: Any, codes: Any, address: Any, code: Any) -> Any:
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         content, kind = arguments[0], ir.VectorType(llvm_number(element), codes.lanes)
-        narrow = builder.trunc(content, kind) if content.type != kind else content
-        write(builder, narrow, byte_pointer(builder, arguments[1]), size_of(kind.element))
+        content = builder.trunc(content, kind) if content.type != kind else content
+        write(builder, content, byte_pointer(builder, arguments[1]), size_of(kind.element))
         return context.get_dummy_value()
 
     return types.void(codes, address, code), generate
@@ -332,7 +332,7 @@ def multiply_add(_typing: Any, left: Any, right: Any, addend: Any) -> Any:
     """Return ``left * right + addend``, rounded once where the CPU can."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return fused(builder, *arguments)
+        return fmuladd(builder, *arguments)
 
     return addend(left, right, addend), generate
 

@@ -1,10 +1,10 @@
-"""Products of listed rows: what a convolution's gradients are where few positions have one.
+"""Products of listed rows: the gradients of a convolution of which few positions have a gradient.
 
-A list names rows ``r`` and factors ``f``. The weight's gradient gathers, ``dw += f * x[r]``, the input's scatters,
-``dx[r] += f * weight``, each a run of numbers that may overlap the next row's. Done together they share the list and
-the CPU: a Zen 4 stores 64 bytes every second cycle, and loads and multiplies meanwhile. In cycles a vector, all in the
-first cache, it needs 1.3 for the weight's gradient, 2.4 for the input's and 3.1 for both. Weights and sums stay in
-registers, 14 vectors of each.
+A list names rows ``r`` and factors ``f``. The weight's gradient gathers, ``dw += f * x[r]``; the input's gradient
+scatters, ``dx[r] += f * weight``. Each is a run of numbers, which may overlap the next row's. Computed together, they
+share the list and overlap on the CPU: a Zen 4 stores 64 bytes every second cycle, and loads and multiplies meanwhile.
+With everything in the first-level cache it takes 1.3 cycles a vector for the weight's gradient, 2.4 for the input's and
+3.1 for both. Weights and sums stay in registers, 14 vectors of each.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -21,7 +21,7 @@ from .simd import (
     byte_pointer,
     bytes_of,
     first_lanes,
-    fused,
+    fmuladd,
     lanes,
     llvm_vector,
     read,
@@ -33,17 +33,19 @@ from .simd import (
 
 __all__ = ["MOST_SUMS", "MOST_VECTORS", "add_products"]
 
-# So many vectors of a run are served at a time: twice as many registers, and one for the factor.
+# Vectors of a run that are computed at a time: they take twice as many registers, and the factor one.
 MOST_VECTORS = 14 if REGISTERS.number == 32 else 6
 
-# Where only the weight's gradient is wanted, its sums alone take registers. jena1's backward pass took 3.6 ms on one
-# core of a Zen 1 in one pass of 10 vectors, 4.1 in two passes of 5; 1.3 of each are lists and the bias' gradient.
+# The same where only the weight's gradient is wanted, whose sums alone take registers. jena1's backward pass took 3.6
+# ms on one core of a Zen 1 in one pass of 10 vectors, 4.1 in two passes of 5; 1.3 of each are lists and the bias'
+# gradient.
 MOST_SUMS = 14 if REGISTERS.number == 32 else 12
 
-# A list is taken in so many turns, a power of two: in one, runs of 5 vectors that overlap took 5.2 cycles a vector.
+# Turns in which a list is taken, a power of two: in a single one, overlapping runs of 5 vectors took 5.2 cycles a
+# vector.
 TURNS = 4
 
-# What a literal asks for; 3 is both.
+# Values of the literal that says which gradients are wanted; 3 is both.
 GATHER, SCATTER = 1, 2
 
 
@@ -62,8 +64,8 @@ def add_products(
 ) -> None:
     """Add the gradients of a run of ``numbers`` of ``weight`` that ``count`` >= 1 listed rows give; see the module.
 
-    ``dw`` or ``dx`` is 0 where not wanted, ``rows`` the address of int32 that count ``step`` bytes. Of the last vector
-    of a run only the numbers that belong to it are changed, but all are read and written.
+    ``dw`` or ``dx`` is 0 where not wanted. ``rows`` is the address of int32 row numbers, rows being ``step`` bytes
+    apart. Of a run's last vector all numbers are read and written, but only those of the run are changed.
     """
     if dw and dx:
         add_run(dw, weight, x, dx, rows, factors, count, step, numbers, zero, 3)
@@ -89,7 +91,7 @@ def add_sums(
     numbers: int,
     zero: Any,
 ) -> int:
-    """Serve pieces of the run that are too large for :func:`add_run`; return how many numbers were."""
+    """Compute pieces of the run that are too large for :func:`add_run`; return the number of elements done."""
     width = lanes(zero)
     done = 0
     while numbers - done > 7 * width:
@@ -216,11 +218,11 @@ def add_vectors(
         totals = []
         for v, at in enumerate(steps):
             if chosen & GATHER:
-                totals.append(fused(builder, factor, read(builder, builder.gep(source, [at]), kind, size), sums[v]))
+                totals.append(fmuladd(builder, factor, read(builder, builder.gep(source, [at]), kind, size), sums[v]))
             if chosen & SCATTER:
                 goal = builder.gep(target, [at])
                 old = read(builder, goal, kind, size)
-                new = fused(builder, factor, kept[v], old)
+                new = fmuladd(builder, factor, kept[v], old)
                 if v == columns - 1:  # weights of 0 behind the run would not do: an infinite factor makes them NaN
                     new = builder.select(mask, new, old)
                 write(builder, new, goal, size)

@@ -1,8 +1,8 @@
-"""Transposition in Numba kernels: squares of a vector's width are turned in registers, what is left of them masked.
+"""Transposition in Numba kernels: squares of a vector's width are transposed in registers, the borders by masks.
 
-A square of ``W x W`` numbers is read as ``W`` vectors, which ``log2(W)`` rounds of shuffles turn: within lanes of 16
-bytes first, whose unpacking every CPU has, then whole lanes. On a Zen 4, a 512-bit shuffle and half a store a cycle,
-that is 64 shuffles for 256 float32.
+A square of ``W x W`` numbers is read as ``W`` vectors and transposed by ``log2(W)`` rounds of shuffles: first within
+lanes of 16 bytes, for which every CPU has unpack instructions, then by moving whole lanes. On a Zen 4, a 512-bit
+shuffle and half a store a cycle, that is 64 shuffles for 256 float32.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -31,7 +31,7 @@ from .simd import (
 
 __all__ = ["transpose"]
 
-# Every CPU's shuffles stay within lanes of so many bytes, or move them whole.
+# Bytes of a lane: shuffles of every CPU stay within such lanes, or move whole ones.
 LANE = 16
 
 
@@ -41,8 +41,8 @@ def transpose(
 ) -> None:
     """Write number ``c`` of row ``r`` at ``source`` as number ``r`` of row ``c`` at ``target``.
 
-    Each row's numbers, of the type of ``zero``, are neighbours; strides are in bytes. There are ``rows`` x ``columns``
-    numbers in ``source``, none other is read, and none other than theirs is written.
+    Each row's numbers, of the type of ``zero``, are contiguous; strides are in bytes. Only the ``rows`` x ``columns``
+    numbers of ``source`` are read, and only theirs in ``target`` are written.
     """
     width, size = lanes(zero), bytes_of(zero)
     for c in range(0, columns, width):
@@ -58,7 +58,7 @@ def transpose(
 
 @intrinsic
 def transpose_square(_typing: Any, source: Any, source_stride: Any, target: Any, target_stride: Any, like: Any) -> Any:
-    """Transpose as many rows of numbers as a vector has lanes, that many of each."""
+    """Transpose a square of as many rows and columns as a vector has lanes."""
     kind = llvm_vector(vector_of(like))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def _row(builder: Any, base: Any, i: int, stride: Any) -> Any:
 
 
 def _turn(builder: Any, rows: list[Any], kind: ir.VectorType) -> list[Any]:
-    """Return the vectors that hold the columns of those that are given."""
+    """Return the columns of the square whose rows are given."""
     lane = LANE // size_of(kind.element)
     groups = [_unpack(builder, rows[i : i + lane], kind, lane) for i in range(0, kind.count, lane)]
     # Vector j of group g holds column l * lane + j of the group's rows in its 16-byte lane l.
@@ -142,7 +142,7 @@ def _unpack(builder: Any, rows: list[Any], kind: ir.VectorType, lane: int) -> li
 
 
 def _gather_lanes(builder: Any, rows: list[Any], kind: ir.VectorType, lane: int) -> list[Any]:
-    """Return for every 16-byte lane the vector of all rows' such lanes, of as many rows as a vector has lanes."""
+    """Return a vector for every 16-byte lane: that lane of all rows, which are as many as a vector has lanes."""
     if len(rows) == 1:
         return rows
 

@@ -1,8 +1,8 @@
 """How kernels are compiled: at their first call, to run without the interpreter lock, kept on disk where possible.
 
 They are kept in the folder that ``NUMBA_CACHE_DIR`` names, else in ``seqconv/kernels`` in the user's cache folder
-(``XDG_CACHE_HOME``, ``~/.cache``): not beside the package, where an uninstalled one would leave them behind. There
-every installation or checkout has a folder of its own, and what was compiled from other sources counts as old.
+(``XDG_CACHE_HOME``, ``~/.cache``); beside the package they would remain when it is uninstalled. There every
+installation or checkout has a folder of its own. Kernels that were compiled from other sources are not used.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from numba.misc.appdirs import AppDirs
 
 __all__ = ["compiled", "folder", "inner", "intrinsic", "watched"]
 
-inner: Any = njit  # for functions that only compiled ones call; what they become has a type that says less than theirs
-intrinsic: Any = extending.intrinsic  # drops the typing context from the signature, which its type does not say
+inner: Any = njit  # for functions that only compiled ones call; njit's result type would say less than their own
+intrinsic: Any = extending.intrinsic  # takes the typing context off the signature, unseen by a type checker
 
 config: Any = numba.config
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("seqconv")
 
 FLOOR = Path(__file__).parents[1]  # the folder of all CPU kernels
 
-MAKER = uuid.uuid4().hex[:8]  # of kernels: this process, and the number of each that it becomes by a fork
+MAKER = uuid.uuid4().hex[:8]  # who made a kernel: this process; a fork of it is told apart by its process number
 
 _setting = threading.Lock()
 
@@ -45,13 +45,13 @@ _setting = threading.Lock()
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile ``function`` for calls from Python, at the first of them; keep the result where a folder can be written.
 
-    Division is NumPy's: it tests for no zero.
+    Division is NumPy's: it does not test for zero.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     path = folder()
     if path is None:
         return _told(njit(function, **options))
-    with _setting:  # a decorated function looks once where its folder is
+    with _setting:  # Numba reads the folder once, when a function is decorated
         before, config.CACHE_DIR = config.CACHE_DIR, str(path)
         try:
             kept = _told(njit(function, cache=True, **options))
@@ -84,7 +84,7 @@ def folder() -> Path | None:
 
 @contextmanager
 def watched(began: Callable[[], None]) -> Iterator[None]:
-    """Have ``began`` called, meanwhile, when a kernel begins to be compiled, not loaded."""
+    """Within the block, call ``began`` when the compilation of a kernel begins; loading one does not count."""
     _teller.watchers.append(began)
     try:
         yield
@@ -93,7 +93,7 @@ def watched(began: Callable[[], None]) -> Iterator[None]:
 
 
 class _Teller(event.Listener):
-    """Says what is silent otherwise: once that kernels are being compiled, and how long each took at level INFO."""
+    """Logs, once, that kernels are being compiled, and at level INFO how long each took: Numba itself says nothing."""
 
     def __init__(self) -> None:
         self.kernels: set[Any] = set()
@@ -133,15 +133,16 @@ def _told(kernel: Any) -> Any:
 
 
 def _stamp(kept: Any, function: Callable[..., Any]) -> None:
-    """Have what is on disk count as old once any file of this floor, or beside the function's, has changed.
+    """Invalidate what is on disk once any file of this floor, or any file beside the function's, has changed.
 
-    Kernels are made of functions from other files, whose changes Numba does not see. Files of kernels are called by
-    their sources and the process that made them: Numba counts them, and writes its index first, so that of processes
-    that compile at once one could be given what another has made, for other types or of older sources.
+    Kernels call functions of other files, whose changes Numba does not see. Kernel files are named after a hash of the
+    sources and after the process that made them. Numba would number them, and it writes its index before the kernel: of
+    two processes that compile at once, one could then load what the other has compiled for other types or from older
+    sources.
     """
     file = getattr(getattr(kept, "_cache", None), "_cache_file", None)
     if file is None or not hasattr(file, "_source_stamp") or not hasattr(file, "_data_name"):
-        return  # another Numba: then as it has it
+        return  # another version of Numba: its own rules hold
     stamp = _digest(FLOOR, "**/*.py") + _digest(Path(function.__code__.co_filename).parent, "*.py")
     base, sources = file._index_name.removesuffix(".nbi"), hashlib.sha256(stamp.encode()).hexdigest()[:16]
     file._source_stamp = stamp
@@ -154,7 +155,7 @@ def _stamp(kept: Any, function: Callable[..., Any]) -> None:
 
 @cache
 def _digest(folder: Path, pattern: str) -> str:
-    """Return a hash of a folder's sources, their names and contents: times change when files are copied."""
+    """Return a hash of the names and contents of a folder's sources; times would change when files are copied."""
     found = hashlib.sha256()
     for file in sorted(folder.glob(pattern)):
         name = file.relative_to(folder).as_posix()

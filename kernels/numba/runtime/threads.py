@@ -1,9 +1,10 @@
-"""How the parts of one kernel call are shared among threads: as many as torch is told to use, safe wherever torch is.
+"""How threads share the parts of a kernel call: as many threads as torch uses, safe wherever torch is safe.
 
-Compiled code asks the OpenMP library that torch itself runs on for its threads (:func:`share`): they are the same ones,
-awake where torch has just worked, and starting them costs a microsecond. Numba's own threading layers are not used:
-they abort the process when two threads call in (workqueue) or hang in a forked child (omp). OpenMP does not survive a
-fork either, and some systems' has no such entry: there, plain Python threads take the parts (:func:`run`).
+Compiled code gets its threads from the OpenMP library that torch itself runs on (:func:`share`). They are torch's own
+threads, still awake where torch has just worked, and starting them costs a microsecond. Numba's own threading layers
+are not used: they abort the process when two threads call in (workqueue) or hang in a forked child (omp). OpenMP does
+not survive a fork either, and on some systems it lacks the entry point: there, plain Python threads take the parts
+(:func:`run`).
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -26,15 +27,15 @@ from .compilation import intrinsic
 
 __all__ = ["run", "share", "thread_count"]
 
-# A second thread costs some microseconds, in which one core of a Zen 4 does this many multiply-adds.
+# Multiply-adds that one core of a Zen 4 does in the few microseconds that a second thread costs.
 WORTH_A_THREAD = 500_000
 
-# Work waits where this many Python threads are busy.
+# Most Python threads; further work waits.
 MOST_THREADS = 1024
 
 
 def thread_count(parts: int, multiply_adds: int) -> int:
-    """Return how many threads should share so much work, of which there are ``parts``: at least 1."""
+    """Return the number of threads, at least 1, for ``multiply_adds`` of work that is cut into ``parts``."""
     return max(1, min(torch.get_num_threads(), parts, multiply_adds // WORTH_A_THREAD))
 
 
@@ -55,7 +56,7 @@ def run(kernel: Callable[[int, int, int, int], None], parts: int, threads: int) 
             others.append(_helpers().submit(kernel, *share, 1, 0))
         kernel(*shares[0], 1, 0)
     finally:
-        # Their memory must not be freed while they are at it, whatever happened here.
+        # The memory that they use must not be freed before they are done, whatever was raised here.
         errors = [other.exception() for other in others]
     for error in errors:
         if error is not None:
@@ -128,7 +129,7 @@ def _participant(context: Any, module: Any, call: Any, kernel: Any) -> Any:
 def _find_launch() -> int:
     """Return the address of ``GOMP_parallel`` in the OpenMP library that torch runs on; 0 where there is none.
 
-    torch may have worked in the process that this one was forked from, even if no kernel has.
+    torch may have used OpenMP in the process that this one was forked from, even if no kernel has run there.
     """
     if is_child():
         return 0
@@ -145,7 +146,7 @@ _executor: ThreadPoolExecutor | None = None
 
 
 def _helpers() -> ThreadPoolExecutor:
-    """Return the process' own helpers: one is added when none is idle, so that several callers do not wait."""
+    """Return the process's helper threads: one is added when none is idle, so that several callers do not wait."""
     global _executor
     with _lock:
         if _executor is None:
@@ -154,7 +155,7 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """Leave the parent's threads to the parent: a child has none of them, and OpenMP would wait for them for ever."""
+    """Forget the parent's threads in a forked child: it has none of them, and OpenMP would wait for them for ever."""
     global _lock, _executor, _launch
     _lock, _executor, _launch = threading.Lock(), None, 0
 

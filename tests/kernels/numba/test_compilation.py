@@ -1,5 +1,6 @@
 """Compiled kernels on disk: kept in the user's cache folder, until something that they are made of changes."""
 
+import errno
 import os
 import re
 import shutil
@@ -7,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from numba.core import caching
 
 import seqconv
+from seqconv.kernels.numba.runtime import compilation
 
 KERNEL = """
 from seqconv.kernels.numba.runtime.compilation import compiled
@@ -126,3 +129,27 @@ def test_without_a_folder_to_write_kernels_are_compiled_in_every_process(sources
     assert printed == ["6.0", "True"]
     assert "no folder can be written to keep them, so every process will (set NUMBA_CACHE_DIR)" in told
     assert not kept(tmp_path)
+
+
+def test_compiles_without_a_cache_folder(monkeypatch):
+    njit = compilation.njit
+
+    def no_folder(*arguments, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*arguments, **options)
+
+    monkeypatch.setattr(compilation, "njit", no_folder)
+    assert compilation.compiled(lambda value: value + 1)(2) == 3
+
+
+def test_runs_what_it_compiled_though_the_disk_is_full(monkeypatch):
+    attempts = []
+
+    def full(*_):
+        attempts.append("save")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert compilation.compiled(lambda value: value + 2)(2) == 4
+    assert attempts == ["save"]

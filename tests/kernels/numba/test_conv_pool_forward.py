@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, conv_pool_plan, dense
+from seqconv.kernels.numba import conv_pool, conv_pool_blocking, dense
 from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
@@ -102,12 +102,12 @@ def test_the_shapes_are_shared(name, monkeypatch):
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     made = []
-    plan = dense.make_plan
-    monkeypatch.setattr(dense, "make_plan", lambda *arguments: made.append(plan(*arguments)) or made[-1])
+    blocking = dense.forward_blocking
+    monkeypatch.setattr(dense, "forward_blocking", lambda *arguments: made.append(blocking(*arguments)) or made[-1])
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
     forward(torch.ones(samples, channels, length), torch.ones(outputs, channels, size), None, convolution, pool)
     assert made[0].threads == 2
-    assert made[0].task.parts >= 2
+    assert made[0].args.parts >= 2
 
 
 @grid(together=1, name=SHAPES, layout=["contiguous", "channels-last"])
@@ -193,4 +193,4 @@ def test_large_weights_are_packed_by_several_threads(shared):
     for layout in ("contiguous", "channels-last"):
         out, _ = forward(LAYOUTS[layout](x), w, None, PLAIN, Pool(2, 2))
         assert torch.equal(out.double(), expected(x, w, None, PLAIN, Pool(2, 2))[0])
-    assert w.numel() * 4 > conv_pool_plan.PACKED_ALONE
+    assert w.numel() * 4 > conv_pool_blocking.PACKED_ALONE

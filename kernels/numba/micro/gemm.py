@@ -1,7 +1,7 @@
-"""Matrix products in Numba kernels, a register tile at a time: both operands are read in place, whatever their strides.
+"""Matrix products in Numba kernels, a register tile at a time; both operands are read in place, of any strides.
 
 A tile of ``TILE`` rows x ``VECTORS`` vectors of columns keeps its sums in registers while the inner index runs: on a
-Zen 4 every multiply-add needs a cycle of 512 bits, and the ``TILE + VECTORS`` loads of an inner step hide behind them.
+Zen 4 every gemm-add needs a cycle of 512 bits, and the ``TILE + VECTORS`` loads of an inner step hide behind them.
 What a tile reads should stay in the first two caches: callers cut their operands into blocks.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
@@ -14,12 +14,12 @@ from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
+from .igemm import TILE, VECTORS
 from .memory import LINE
 from .simd import (
-    REGISTERS,
     byte_pointer,
     bytes_of,
-    fused,
+    fmuladd,
     lanes,
     llvm_vector,
     read,
@@ -29,23 +29,19 @@ from .simd import (
     write,
 )
 
-__all__ = ["TAPS", "TILE", "VECTORS", "multiply", "odd_lines"]
+__all__ = ["TAPS", "gemm", "odd_lines"]
 
-# As in the convolution: with 32 registers 14 x 2 sums, 2 vectors and a number fill all but one; with 16, 6 x 2.
-TILE = 14 if REGISTERS.number == 32 else 6
-VECTORS = 2
-
-# Sums run over so many inner steps before they are added to the others: longer ones round worse than torch's.
+# Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
 
 
 def odd_lines(size: int) -> int:
-    """Return the bytes of the least odd number of cache lines that hold ``size``: such rows use all sets of a cache."""
+    """Return ``size`` rounded up to an odd number of cache lines: rows of such a stride use all sets of a cache."""
     return (-(-size // LINE) | 1) * LINE
 
 
 @njit
-def multiply(
+def gemm(
     target: int,
     target_stride: int,
     x: int,
@@ -60,8 +56,8 @@ def multiply(
 ) -> None:
     """Write to ``target[r, v]``, or add unless ``fresh``, the sum over taps ``(a, b)`` of ``x[r, a, b] * y[a, b, v]``.
 
-    ``taps`` are the number and stride of ``a``, then of ``b``, at least one of each; both together are rows of ``y``.
-    ``v`` runs over ``columns`` whole vectors, neighbours in ``y`` and ``target``. Strides are in bytes.
+    ``taps`` are the number and stride of ``a``, then of ``b``, at least one of each; a row of ``y`` stands for each
+    pair. ``v`` runs over ``columns`` whole vectors, contiguous in ``y`` and ``target``. Strides are in bytes.
     """
     outer, outer_stride, inner, inner_stride = taps
     width = lanes(zero) * bytes_of(zero)
@@ -73,14 +69,14 @@ def multiply(
             first = fresh and a == 0 and b == 0
             for v in range(0, columns - 1, VECTORS):
                 place, goal = panel + v * width, target + v * width
-                multiply_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 2)
+                gemm_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 2)
             if columns % VECTORS:
                 place, goal = panel + (columns - 1) * width, target + (columns - 1) * width
-                multiply_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 1)
+                gemm_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 1)
 
 
 @njit(inline="always")
-def multiply_panel(
+def gemm_panel(
     target: int,
     target_stride: int,
     x: int,
@@ -93,7 +89,7 @@ def multiply_panel(
     zero: Any,
     vectors: int,
 ) -> None:
-    """Compute all rows of one panel, in tiles of as equal sizes as there are: small tiles waste the CPU."""
+    """Compute all rows of one panel, in tiles as equal in size as possible: small tiles use less of the CPU."""
     done = 0
     while done < rows:
         rest = rows - done
@@ -102,33 +98,33 @@ def multiply_panel(
         goal, source = target + done * target_stride, x + done * row_stride
         if TILE >= 14 and size >= 14:
             size = 14
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 14, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 14, vectors)
         elif TILE >= 12 and size >= 12:
             size = 12
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 12, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 12, vectors)
         elif TILE >= 10 and size >= 10:
             size = 10
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 10, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 10, vectors)
         elif TILE >= 8 and size >= 8:
             size = 8
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 8, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 8, vectors)
         elif size >= 6:
             size = 6
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 6, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 6, vectors)
         elif size >= 4:
             size = 4
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 4, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 4, vectors)
         elif size >= 2:
             size = 2
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 2, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 2, vectors)
         else:
             size = 1
-            multiply_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 1, vectors)
+            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 1, vectors)
         done += size
 
 
 @intrinsic
-def multiply_tile(
+def gemm_tile(
     _typing: Any,
     target: Any,
     target_stride: Any,
@@ -142,7 +138,7 @@ def multiply_tile(
     rows: Any,
     vectors: Any,
 ) -> Any:
-    """Compute ``rows`` x ``vectors``, both literals, of :func:`multiply`: each pair has a register, started at 0."""
+    """Compute ``rows`` x ``vectors``, both literals, of :func:`gemm`: each pair has a register, started at 0."""
     if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
         return None
     kind, high, wide = llvm_vector(vector_of(like)), rows.literal_value, vectors.literal_value
@@ -179,7 +175,7 @@ def multiply_tile(
         totals = []
         for i in range(high):
             scalar = splat(builder, read(builder, builder.gep(source, [offsets[i]]), kind.element, size), kind.count)
-            totals += [fused(builder, scalar, panel[v], sums[i * wide + v]) for v in range(wide)]
+            totals += [fmuladd(builder, scalar, panel[v], sums[i * wide + v]) for v in range(wide)]
         following = [builder.add(b, one), builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals]
         for node, value in zip(state, following, strict=True):
             node.add_incoming(value, loop)

@@ -1,22 +1,18 @@
-"""Window kernels: the NumPy reference against plain loops, the compiled kernels against the same loops."""
+"""Windows and rows of a series: every backend against plain loops, what is rejected, and who is chosen."""
 
 from __future__ import annotations
 
-import errno
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core import caching
 
-import seqconv.kernels.numba.runtime.compilation as compilation
-import seqconv.kernels.numba.windows as numba_windows
-import seqconv.kernels.reference.windows as reference_windows
+from seqconv import BackendError, backends
+from seqconv.data import SlidingWindows, gathering, seed_generator
 
-FLOORS = pytest.mark.parametrize("floor", [reference_windows, numba_windows], ids=["reference", "numba"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "numba"])
 LAYOUTS = {
     "rows": lambda a: a,
     "read-only": lambda a: read_only(a.copy()),
@@ -62,10 +58,10 @@ def gathers(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@FLOORS
+@BACKENDS
 @settings(deadline=None)  # the first call compiles
 @given(case=gathers())
-def test_windows_equal_loops(floor: ModuleType, case: dict[str, Any]) -> None:
+def test_windows_equal_loops(backend: str, case: dict[str, Any]) -> None:
     series = LAYOUTS[case["layout"]](case["series"])
     before = series.tobytes()
     out = np.full((len(case["starts"]), case["length"], series.shape[1]), -1, series.dtype)
@@ -73,15 +69,15 @@ def test_windows_equal_loops(floor: ModuleType, case: dict[str, Any]) -> None:
     for b, start in enumerate(case["starts"]):
         for s in range(case["length"]):
             expected[b, s] = case["series"][start + s * case["step"]]
-    floor.gather_windows(series, case["starts"], case["length"], case["step"], out)
+    gathering.gather_windows(series, case["starts"], case["length"], case["step"], out, backend=backend)
     assert out.tobytes() == expected.tobytes()
     assert series.tobytes() == before
 
 
-@FLOORS
+@BACKENDS
 @settings(deadline=None)  # the first call compiles
 @given(data=st.data(), layout=st.sampled_from(sorted(LAYOUTS)), dtype=st.sampled_from([np.float32, np.float64]))
-def test_rows_equal_loops(floor: ModuleType, data: st.DataObject, layout: str, dtype: Any) -> None:
+def test_rows_equal_loops(backend: str, data: st.DataObject, layout: str, dtype: Any) -> None:
     plain = numbers(data.draw(st.integers(1, 20)), data.draw(st.integers(1, 12)), dtype)
     shape = data.draw(st.tuples(st.integers(0, 4), st.integers(0, 5)))
     size = shape[0] * shape[1]
@@ -92,42 +88,44 @@ def test_rows_equal_loops(floor: ModuleType, data: st.DataObject, layout: str, d
     expected = out.copy()
     for b, s, j in np.ndindex(*expected.shape):
         expected[b, s, j] = plain[rows[b, s], columns[j]]
-    floor.gather_rows(LAYOUTS[layout](plain), rows, columns, out)
+    gathering.gather_rows(LAYOUTS[layout](plain), rows, columns, out, backend=backend)
     assert out.tobytes() == expected.tobytes()
 
 
-@FLOORS
+@BACKENDS
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
-def test_index_types(floor: ModuleType, dtype: Any) -> None:
+def test_index_types(backend: str, dtype: Any) -> None:
     series = np.arange(600, dtype=np.float32).reshape(300, 2)
     out = np.empty((3, 4, 2), np.float32)
-    floor.gather_windows(series, np.array([120, 9, 5, 0, 1, 0], dtype)[::2], 4, 50, out)
+    gathering.gather_windows(series, np.array([120, 9, 5, 0, 1, 0], dtype)[::2], 4, 50, out, backend=backend)
     np.testing.assert_array_equal(out[:, :, 0], 2 * (np.array([[120], [5], [1]]) + 50 * np.arange(4)))
 
 
-@FLOORS
+@BACKENDS
 @pytest.mark.parametrize("start", [-1, -(2**62), 8, 2**63 - 1])
-def test_window_outside(floor: ModuleType, start: int) -> None:
+def test_window_outside(backend: str, start: int) -> None:
     series, out = np.ones((10, 2), np.float32), np.full((2, 2, 2), 5, np.float32)
     with pytest.raises(IndexError, match=f"starts must lie within 0 to 7, got {start}"):
-        floor.gather_windows(series, np.array([0, start]), 2, 2, out)
+        gathering.gather_windows(series, np.array([0, start]), 2, 2, out, backend=backend)
     assert (out == 5).all()
 
 
-@FLOORS
-def test_window_longer_than_series(floor: ModuleType) -> None:
+@BACKENDS
+def test_window_longer_than_series(backend: str) -> None:
     with pytest.raises(IndexError, match="starts"):
-        floor.gather_windows(np.ones((3, 1)), np.array([0]), 2, 2**61, np.empty((1, 2, 1)))
+        gathering.gather_windows(np.ones((3, 1)), np.array([0]), 2, 2**61, np.empty((1, 2, 1)), backend=backend)
 
 
-@FLOORS
+@BACKENDS
 @pytest.mark.parametrize(("rows", "columns", "name"), [([3], [0], "rows"), ([-1], [0], "rows"), ([0], [2], "columns")])
-def test_cell_outside(floor: ModuleType, rows: list[int], columns: list[int], name: str) -> None:
+def test_cell_outside(backend: str, rows: list[int], columns: list[int], name: str) -> None:
     with pytest.raises(IndexError, match=f"{name} must lie within 0 to"):
-        floor.gather_rows(np.ones((3, 2)), np.array([rows]), np.array(columns), np.empty((1, 1, 1)))
+        gathering.gather_rows(
+            np.ones((3, 2)), np.array([rows]), np.array(columns), np.empty((1, 1, 1)), backend=backend
+        )
 
 
-@FLOORS
+@BACKENDS
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -144,7 +142,7 @@ def test_cell_outside(floor: ModuleType, rows: list[int], columns: list[int], na
         ({"out": read_only(np.empty((1, 3, 2)))}, ValueError, "writable"),
     ],
 )
-def test_bad_arguments(floor: ModuleType, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments(backend: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {
         "series": np.ones((9, 2)),
         "starts": np.array([0]),
@@ -153,42 +151,94 @@ def test_bad_arguments(floor: ModuleType, changes: dict[str, Any], error: type[E
         "out": np.empty((1, 3, 2)),
     }
     with pytest.raises(error, match=message):
-        floor.gather_windows(**{**arguments, **changes})
+        gathering.gather_windows(**{**arguments, **changes}, backend=backend)
 
 
-@FLOORS
-def test_addresses_beyond_31_bits(floor: ModuleType, tmp_path: Any) -> None:
+@BACKENDS
+def test_addresses_beyond_31_bits(backend: str, tmp_path: Any) -> None:
     """A file of holes: more than 2**31 numbers, of which only the last rows take room."""
     rows = 2**28 + 10
     series = np.memmap(tmp_path / "holes", np.float32, mode="w+", shape=(rows, 9))
     series[-4:] = np.arange(36).reshape(4, 9)
     out = np.empty((1, 2, 9), np.float32)
-    floor.gather_windows(series, np.array([rows - 3]), 2, 2, out)
+    gathering.gather_windows(series, np.array([rows - 3]), 2, 2, out, backend=backend)
     np.testing.assert_array_equal(out[0], np.arange(36).reshape(4, 9)[1::2])
     cell = np.empty((1, 1, 1), np.float32)
-    floor.gather_rows(series, np.array([[rows - 1]]), np.array([8]), cell)
+    gathering.gather_rows(series, np.array([[rows - 1]]), np.array([8]), cell, backend=backend)
     assert cell[0, 0, 0] == 35
 
 
-def test_compiles_without_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = compilation.njit
-
-    def no_folder(*arguments: Any, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*arguments, **options)
-
-    monkeypatch.setattr(compilation, "njit", no_folder)
-    assert compilation.compiled(lambda value: value + 1)(2) == 3
+def series(rows: int = 40) -> np.ndarray:
+    return np.arange(3.0 * rows).reshape(rows, 3)
 
 
-def test_runs_what_it_compiled_though_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = []
+def loader(**changes: Any) -> SlidingWindows:
+    return SlidingWindows(series(), lookback=4, delay=1, target_column=0, batch_size=8, **changes)
 
-    def full(*_: Any) -> None:
-        attempts.append("save")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
-    assert compilation.compiled(lambda value: value + 2)(2) == 4
-    assert attempts == ["save"]
+def generated(backend: str) -> Any:
+    return next(seed_generator(series(), 6, 1, 0, 20, step=2, backend=backend))
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Note which backend serves which operation."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(backends, "_candidates", dict(backends._candidates))
+    for operation in ("gather_rows", "gather_windows"):
+        for backend in ("reference", "numba"):
+            kernel = backends.choose(operation, backend, ())
+
+            def note(*arguments: Any, kernel: Any = kernel, key: tuple[str, str] = (operation, backend)) -> None:
+                calls.append(key)
+                kernel(*arguments)
+
+            candidate = next(one for one in backends._candidates[operation] if one.backend == backend)
+            backends.register(operation, backend, lambda note=note: note, candidate.refuse)
+    return calls
+
+
+@pytest.mark.parametrize(("backend", "variable", "chosen"), [
+    ("auto", "", "numba"),
+    ("numba", "reference", "numba"),
+    ("reference", "", "reference"),
+    ("auto", "reference", "reference"),
+    ("auto", "triton", "numba"),  # GPU kernels were asked for: memory of the host is none of theirs
+])  # fmt: skip
+@pytest.mark.parametrize("materialise", [True, False])
+def test_the_loaders_batches_are_filled_by_the_backend_that_is_chosen(
+    served: Any, monkeypatch: pytest.MonkeyPatch, backend: str, variable: str, chosen: str, materialise: bool
+) -> None:
+    monkeypatch.setenv("SEQCONV_BACKEND", variable)
+    windows = loader(backend=backend, materialise=materialise)
+    assert not served
+    next(iter(windows))
+    operations = ["gather_windows", "gather_rows"] if materialise else ["gather_rows"]
+    assert served == [(operation, chosen) for operation in operations]
+    explanation = windows.explain()
+    assert (explanation.operation, explanation.backend) == (operations[0], chosen)
+    assert explanation.reasons["triton"] == f"has no kernel for {operations[0]}"
+    served.clear()
+    generated(backend)
+    assert served == [("gather_rows", chosen)] * 2
+
+
+@pytest.mark.parametrize("variable", ["", "triton"])
+def test_numpy_serves_where_numba_is_missing(served: Any, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("SEQCONV_BACKEND", variable)
+    monkeypatch.setattr(gathering.support, "MISSING", "it is not there")
+    windows = loader()
+    next(iter(windows))
+    assert served == [("gather_windows", "reference"), ("gather_rows", "reference")]
+    assert windows.explain().backend == "reference"
+    assert variable or windows.explain().reasons["numba"] == "it is not there"
+    with pytest.raises(BackendError, match=r"^backend 'numba' cannot serve gather_\w+: it is not there$"):
+        loader(backend="numba")
+
+
+@pytest.mark.parametrize("make", [lambda backend: loader(backend=backend), generated])
+def test_a_backend_that_cannot_serve_is_rejected_at_once(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"^backend must be one of auto, triton, numba, reference, got 'cuda'$"):
+        make("cuda")
+    with pytest.raises(BackendError, match=r"'triton' cannot serve gather_rows.*those that do: numba, reference$"):
+        make("triton")

@@ -1,8 +1,8 @@
-"""How the fused conv stack's forward pass goes about a call: what depends on shapes and strides alone, kept for later.
+"""The blocking of the forward pass of the fused conv stack: it depends on shapes and strides alone, and is cached.
 
-The work is cut into parts: panels of output channels x groups of samples x pieces of the positions. A group is more
-than one sample where their positions are few, so that a block of weights serves them all while it is in the first
-cache, and so that register tiles are full.
+The work is cut into parts: panels of output channels x groups of samples x pieces of the positions. Samples with few
+positions are grouped, so that a block of weights in the first-level cache serves several of them, and so that register
+tiles are full.
 """
 
 from __future__ import annotations
@@ -11,42 +11,42 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
+from .micro.igemm import TILE, VECTORS
 from .micro.simd import REGISTERS
-from .micro.tiles import TILE, VECTORS
 from .runtime.threads import thread_count
 
-__all__ = ["Plan", "Task", "make_plan"]
+__all__ = ["ForwardBlocking", "KernelArguments", "forward_blocking"]
 
-# Work that threads share is cut into so many blocks a thread: one that the system holds up leaves its rest to others.
+# Blocks per thread where threads share the work: when the system delays one thread, the others take its blocks.
 BLOCKS = 8
 
-# A part spans about so many positions: 16 KiB of scratch.
+# Approximate number of positions of a chunk: 16 KiB of scratch.
 CHUNK = 128
 
-# Panels of weights that one part goes through should stay in a second-level cache, beside the input, in bytes.
+# Bytes of the weight panels that one part reads: they should stay in the second-level cache, beside the input.
 RESIDENT = 512 * 1024
 
-# Output channels that fill at most half a vector waste the rest of it: vectors hold positions then, but where so few
-# taps are summed that it costs more to turn the sums than to waste lanes.
-NARROW_TAPS = 16
+# Least number of taps for tiles of few outputs. Output channels that fill at most half a vector waste its other lanes;
+# vectors then hold positions instead. With fewer taps, transposing the sums costs more than the wasted lanes.
+FEW_OUTPUTS_TAPS = 16
 
 # Weights of more bytes are packed by several threads.
 PACKED_ALONE = 256 * 1024
 
 
-class Task(NamedTuple):
-    """All that the kernel is told: a table of 64-bit numbers. Strides are in bytes."""
+class KernelArguments(NamedTuple):
+    """The kernel's arguments, a table of 64-bit numbers. Strides are in bytes."""
 
     x: int = 0
     weight: int = 0
     bias: int = 0
     bias_stride: int = 0
     out: int = 0
-    argmax: int = 0  # 0 is not wanted
-    packed: int = 0  # 0 is the kernel's own
-    partial: int = 0  # maxima and winners of pieces, where a global maximum's positions are shared
-    places: int = 0  # the samples' own addresses, where they do not lie sample_stride apart
-    limits: int = 0  # int64 positions and windows of each sample, where not all have all
+    argmax: int = 0  # 0: not wanted
+    packed: int = 0  # 0: the kernel packs the weights itself
+    partial: int = 0  # maxima and argmax of each piece, where parts share a global maximum
+    places: int = 0  # the samples' own addresses, where they are not sample_stride apart
+    limits: int = 0  # int64 number of positions and of windows per sample, where these differ
     samples: int = 0
     channels: int = 0
     length: int = 0
@@ -63,13 +63,13 @@ class Task(NamedTuple):
     inner_stride: int = 0
     stride: int = 0
     dilation: int = 0
-    padding: int = 0  # on the left; the right one shows in the number of positions
-    reach: int = 0  # input rows that a position sees
-    copies: int = 0  # bytes of a part's input rows, where some of them see padding
+    padding: int = 0  # on the left; positions accounts for the right
+    reach: int = 0  # input rows from a position's first tap to its last
+    copies: int = 0  # bytes of a padded copy of a part's input rows, 0 without padding
     by_channel: int = 0  # taps are visited channel by channel
-    narrow: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
-    in_place: int = 0  # such a tile can read the input
-    channels_inside: int = 0  # and its weights' channels are neighbours
+    few_outputs: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
+    in_place: int = 0  # a tile of few outputs can read the input in place
+    channels_inside: int = 0  # the weights' channels are contiguous
     weight_stride: int = 0
     period: int = 0
     whole: int = 0
@@ -77,12 +77,12 @@ class Task(NamedTuple):
     pool_stride: int = 0
     pool_padding: int = 0
     pool_dilation: int = 0
-    code: int = 0  # bytes of a winner's number
+    code: int = 0  # bytes of a number of argmax
     out_sample_stride: int = 0
     out_channel_stride: int = 0
     out_window_stride: int = 0
     chunk: int = 0  # windows, or positions of a global maximum, that are convolved before they are pooled
-    rows: int = 0  # positions of a chunk at most, of all samples in a group
+    rows: int = 0  # most positions of a chunk, over all samples of a group
     group: int = 0
     groups: int = 0
     pieces: int = 0
@@ -92,20 +92,20 @@ class Task(NamedTuple):
     blocks: int = 0
 
 
-ADDRESSES = 10  # of a task's numbers, those that differ from call to call
+ADDRESSES = 10  # of the arguments, those that differ from call to call
 
 
-class Plan(NamedTuple):
-    """What a call allocates, with how many threads it runs, and its task but for the addresses."""
+class ForwardBlocking(NamedTuple):
+    """What a call allocates, how many threads it runs on, and the kernel's arguments except for the addresses."""
 
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
     argmax_shape: tuple[int, int, int]
-    packed_bytes: int  # 0: the kernel's own matter
+    packed_bytes: int  # 0: the kernel packs the weights itself
     partial_bytes: int
     threads: int
     panels: int  # of all outputs
-    task: Task
+    args: KernelArguments
     numbers: tuple[int, ...]
 
 
@@ -120,7 +120,7 @@ def out_format(
 
 
 @lru_cache(maxsize=512)
-def make_plan(
+def forward_blocking(
     shape: tuple[int, int, int],
     strides: tuple[int, int, int],
     weight_shape: tuple[int, int, int],
@@ -131,11 +131,11 @@ def make_plan(
     code: int,
     channels_last: bool,
     limits: tuple[int, int],
-) -> Plan:
-    """Return the plan; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a winner's number.
+) -> ForwardBlocking:
+    """Return a call's blocking; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a number of argmax.
 
-    ``strides`` count numbers of ``itemsize`` bytes. A weight's rows must be dense. ``limits`` is what
-    :func:`.runtime.threads.thread_count` depends on.
+    ``strides`` count numbers of ``itemsize`` bytes. The weights of an output channel must be dense. ``limits`` is what
+    :func:`.runtime.threads.thread_count` depends on: it is part of the cache's key and not used otherwise.
     """
     del limits
     samples, channels, length = shape
@@ -149,12 +149,12 @@ def make_plan(
     by_channel = channel_stride > row_stride * dilation
     order = ((size, row_stride * dilation), (channels, channel_stride))
     (outer, outer_stride), (inner, inner_stride) = order[::-1] if by_channel else order
-    # Taps that are neighbours throughout are one run, if they are in a padded copy, too.
+    # Taps that are contiguous are one run, provided that they are contiguous in a padded copy, too.
     if outer_stride == inner * inner_stride and not (any(padding) and (by_channel or dilation > 1)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
-    narrow = stride == 1 and taps >= NARROW_TAPS and 2 * outputs <= lanes <= positions
-    if narrow:  # taps are visited as they lie in the weights
+    few_outputs = stride == 1 and taps >= FEW_OUTPUTS_TAPS and 2 * outputs <= lanes <= positions
+    if few_outputs:  # taps are visited in the order of the weights
         by_channel = True
     natural = by_channel == rows_are_kernels
     pool_numbers = (positions, 1, 0, 1) if pool is None else pool[:4]
@@ -186,17 +186,18 @@ def make_plan(
     parts = panel_groups * groups * pieces
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
-    if narrow:
+    if few_outputs:
         copies = (rows - 1 + reach) * channels * itemsize + REGISTERS.width
     threads = max(1, min(threads, parts))
     out_shape, out_strides = out_format(samples, outputs, windows, channels_last=channels_last or pool is None)
     packed_bytes = padded * (taps + 2) * itemsize + REGISTERS.width
-    task = Task(
+    args = KernelArguments(
         samples=samples, channels=channels, length=length, positions=positions, outputs=outputs, windows=windows,
         sample_stride=sample_stride, channel_stride=channel_stride, row_stride=row_stride,
         position_stride=row_stride * stride, outer=outer, outer_stride=outer_stride, inner=inner,
         inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], reach=reach, copies=copies,
-        by_channel=by_channel, narrow=1 << (outputs - 1).bit_length() if narrow else 0, in_place=row_stride == itemsize,
+        by_channel=by_channel, few_outputs=1 << (outputs - 1).bit_length() if few_outputs else 0,
+        in_place=row_stride == itemsize,
         channels_inside=not rows_are_kernels,
         weight_stride=weight_strides[0] * itemsize,
         period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
@@ -206,16 +207,16 @@ def make_plan(
         rows=rows * group, group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups,
         parts=parts, blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
     )  # fmt: skip
-    return Plan(
+    return ForwardBlocking(
         out_shape=out_shape[:2] if pool is None else out_shape,
         out_strides=out_strides[:2] if pool is None else out_strides,
         argmax_shape=(samples, windows, padded),
-        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not narrow else 0,
+        packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not few_outputs else 0,
         partial_bytes=samples * pieces * padded * (itemsize + 4) if pool is None and pieces > 1 else 0,
         threads=threads,
         panels=panels,
-        task=task,
-        numbers=tuple(map(int, task[ADDRESSES:])),
+        args=args,
+        numbers=tuple(map(int, args[ADDRESSES:])),
     )
 
 

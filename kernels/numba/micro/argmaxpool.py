@@ -1,7 +1,8 @@
-"""Maximum pooling of a convolution's positions, from the scratch where they lie as rows of vectors: ReLU, winners.
+"""Maximum pooling with ReLU and argmax of a convolution's positions, from a scratch where they are rows of vectors.
 
-A window's maximum and winner are found without a look at NaN, but for the sum of its values, which is NaN if one of
-them is (or if infinities of both signs meet): such a chunk is pooled again by the rules for NaN, which cost twice.
+A window's maximum and argmax are first found without regard to NaN. The sum of the window's values is computed beside
+them: it is NaN if a value is (or if infinities of both signs meet). Such a chunk is pooled again by the rules for NaN,
+which cost twice as much.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def pool_windows(
 ) -> None:
     """Pool the windows from ``windows[0]`` to before ``windows[1]`` of one sample and one vector of outputs.
 
-    ``rows`` has position ``first``, each next one ``step`` bytes on; there are ``positions`` in all. ``pool`` is size,
-    stride, padding and dilation. A window's first ``outputs`` maxima go to ``target``, each window ``target_step``
-    bytes on, its winners, if ``argmax`` is not 0, to ``argmax`` as integers of ``code`` bytes.
+    ``rows`` holds the positions from ``first`` on, ``step`` bytes apart; the sample has ``positions`` in all. ``pool``
+    is size, stride, padding and dilation. The first ``outputs`` maxima of a window go to ``target``, windows
+    ``target_step`` bytes apart. Unless ``argmax`` is 0, the winners go there, as integers of ``code`` bytes, windows
+    ``argmax_step`` bytes apart.
     """
     size, stride, padding, dilation = pool
     begin, end = windows
@@ -138,7 +140,7 @@ def pool_window(
     code: int,
     zero: Any,
 ) -> None:
-    """Pool window ``q``, which may see padding and NaN: of several the last one wins, as in torch."""
+    """Pool window ``q``, which may see padding and NaN. Of several NaN the last one wins, as in torch."""
     size, stride, padding, dilation = pool
     start = q * stride - padding
     skipped = max(-start + dilation - 1, 0) // dilation
@@ -160,7 +162,7 @@ def pool_window(
 
 @njit
 def pool_whole(rows: int, step: int, first: int, count: int, maxima: int, winners: int, zero: Any) -> None:
-    """Take ``count`` positions from ``first`` on into one vector's ``maxima`` and their int32 ``winners``.
+    """Update one vector's ``maxima``, and their int32 ``winners``, with ``count`` positions from ``first`` on.
 
     Of several NaN the first one stays, as in torch.
     """
@@ -182,7 +184,7 @@ def pool_whole(rows: int, step: int, first: int, count: int, maxima: int, winner
 
 @njit(inline="always")
 def later(best: Any, at: Any, value: Any, place: Any) -> Any:
-    """Return the maximum and its winner of a value after all others: an earlier NaN or equal stays."""
+    """Return maximum and winner after one more value, the last so far: an earlier NaN or equal value stays."""
     wins = select(is_nan(best), greater(best, best), either(greater(value, best), is_nan(value)))
     return select(wins, value, best), select(wins, place, at)
 
@@ -191,7 +193,7 @@ def later(best: Any, at: Any, value: Any, place: Any) -> Any:
 def finish_whole(
     maxima: int, winners: int, pieces: int, step: int, target: int, outputs: int, argmax: int, code: int, zero: Any
 ) -> None:
-    """Write one vector's maximum of so many ``pieces`` of a sample, in their order, each ``step`` numbers on."""
+    """Write one vector's maxima over the ``pieces`` of a sample, in their order, ``step`` numbers apart."""
     best, at = load(maxima, zero), load_codes(winners, zero)
     for i in range(1, pieces):
         value = load(maxima + i * step * bytes_of(zero), zero)

@@ -1,10 +1,10 @@
-"""A convolution's core: a tile of sums in registers, each a number of one operand times a vector of the other.
+"""Indirect matrix products, the core of a convolution: a register tile of sums, whose rows a table of addresses names.
 
     target[i, v] = start[i, v] + sum over taps t of numbers[i, t] * vectors[t, v]
 
-Rows ``i`` are positions and vectors hold output channels, or, where these are few, the other way round. Rows lie
-anywhere, a table has their addresses, so that a tile may span several samples; taps too, so that one loop, without a
-short loop inside, does for all memory formats.
+Rows ``i`` are positions and vectors hold output channels or, where output channels are few, the other way round. A
+table (the indirection) has the rows' addresses, so that a tile may span several samples. A second table has the taps'
+offsets, so that one loop, without a short inner one, serves all memory formats.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
@@ -16,9 +16,9 @@ from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
-from .simd import REGISTERS, byte_pointer, bytes_of, fused, lanes, llvm_vector, read, size_of, splat, vector_of, write
+from .simd import REGISTERS, byte_pointer, bytes_of, fmuladd, lanes, llvm_vector, read, size_of, splat, vector_of, write
 
-__all__ = ["TILE", "VECTORS", "convolve_narrow", "convolve_rows", "multiply_tile"]
+__all__ = ["TILE", "VECTORS", "igemm", "igemm_few_outputs", "igemm_tile"]
 
 # Positions of a register tile two vectors wide. With 32 registers 14 x 2 sums, 2 weights and the input fill all but
 # one: 250 of 258 GFLOP/s on one core of a Zen 5, whose multiply-adds need 2 x 4 sums under way. With 16, 6 x 2.
@@ -30,7 +30,7 @@ WIDE_1, WIDE_2, WIDE_4, WIDE_8 = (8, 6, 4, 3) if REGISTERS.number == 32 else (6,
 
 
 @njit(inline="always")
-def convolve_rows(
+def igemm(
     table: int,
     count: int,
     offsets: int,
@@ -45,7 +45,7 @@ def convolve_rows(
 ) -> None:
     """Compute a block of taps for the ``count`` rows in ``table``, in tiles; ``vectors``, a literal, hold the outputs.
 
-    The rest is as in :func:`multiply_tile`.
+    The rest is as in :func:`igemm_tile`.
     """
     row = vectors * REGISTERS.width
     done = 0
@@ -53,39 +53,39 @@ def convolve_rows(
         rest = count - done
         place, rows = target + done * row, table + done * 8
         if TILE >= 14 and rest >= 14:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 14, vectors, False
             )
             done += 14
         elif TILE >= 10 and rest >= 10:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 10, vectors, False
             )
             done += 10
         elif rest >= 6:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 6, vectors, False
             )
             done += 6
         elif rest >= 4:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 4, vectors, False
             )
             done += 4
         elif rest >= 2:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 2, vectors, False
             )
             done += 2
         else:
-            multiply_tile(
+            igemm_tile(
                 rows, offsets, taps, weights, row, start, 0, start_step, place, row, more, zero, 1, vectors, False
             )
             done += 1
 
 
 @njit(inline="always")
-def convolve_narrow(
+def igemm_few_outputs(
     table: int,
     rows: int,
     offsets: int,
@@ -101,50 +101,50 @@ def convolve_narrow(
     """Compute a block of taps for ``count`` neighbouring positions at ``x``, of 1, 2, 4 or 8 ``rows`` of weights.
 
     ``target`` has rows of whole vectors, ``row`` bytes apart, ``start`` a vector for each. The last vector ends with
-    the last position, and so repeats some of the one before, unless ``count`` is less than a vector: then positions
-    behind the last are read. The rest is as in :func:`multiply_tile`.
+    the last position and so overlaps the one before, unless ``count`` is less than a vector: then positions behind the
+    last are read. The rest is as in :func:`igemm_tile`.
     """
     lane, size, step, done = lanes(zero), bytes_of(zero), REGISTERS.width, 0
     if rows == 1:
         while count - done >= WIDE_1 * lane:
             place, goal = x + done * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, WIDE_1, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, WIDE_1, True)
             done += WIDE_1 * lane
         while done < count:
             place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, 1, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 1, 1, True)
             done += lane
     elif rows == 2:
         while count - done >= WIDE_2 * lane:
             place, goal = x + done * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, WIDE_2, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, WIDE_2, True)
             done += WIDE_2 * lane
         while done < count:
             place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, 1, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 2, 1, True)
             done += lane
     elif rows == 4:
         while count - done >= WIDE_4 * lane:
             place, goal = x + done * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, WIDE_4, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, WIDE_4, True)
             done += WIDE_4 * lane
         while done < count:
             place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, 1, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 4, 1, True)
             done += lane
     elif rows == 8:
         while count - done >= WIDE_8 * lane:
             place, goal = x + done * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, WIDE_8, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, WIDE_8, True)
             done += WIDE_8 * lane
         while done < count:
             place, goal = x + min(done, max(count - lane, 0)) * size, target + done * size
-            multiply_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, 1, True)
+            igemm_tile(table, offsets, taps, place, size, start, step, 0, goal, row, more, zero, 8, 1, True)
             done += lane
 
 
 @intrinsic
-def multiply_tile(
+def igemm_tile(
     _typing: Any,
     table: Any,
     offsets: Any,
@@ -164,12 +164,12 @@ def multiply_tile(
 ) -> Any:
     """Compute a tile of ``rows`` x ``vectors`` sums, both literals, over ``taps``, of which there is at least one.
 
-    ``table`` has the rows' addresses and ``offsets`` those of the taps: number ``(i, t)`` is where the two add up to.
+    ``table`` has the rows' addresses and ``offsets`` the taps' offsets: number ``(i, t)`` is at the sum of the two.
     Vector ``(t, v)`` is the ``v``-th at ``t * step`` bytes behind ``operand``. If ``swapped``, a literal, the offsets
-    are those of the vectors, and a row's numbers are ``step`` bytes apart. There is an offset behind the last one.
-    A row's vectors are neighbours in
-    ``target``, ``target_row`` bytes from the next row's. All sums start at 0; in the end they are added to what
-    ``target`` holds where ``more``, else to the vectors ``i * start_row + v * start_step`` bytes behind ``start``.
+    are those of the vectors, and a row's numbers are ``step`` bytes apart. ``offsets`` must have one readable entry
+    behind the last. A row's vectors are contiguous in ``target``, rows ``target_row`` bytes apart. All sums start at 0.
+    In the end they are added to what ``target`` holds if ``more``, else to the vectors at ``i * start_row + v *
+    start_step`` bytes behind ``start``.
     """
     literals = (rows, vectors, swapped)
     if not all(isinstance(one, types.IntegerLiteral | types.BooleanLiteral) for one in literals):
@@ -211,7 +211,7 @@ def multiply_tile(
                 builder, builder.gep(sources[i], [here if swapped.literal_value else offset]), kind.element, size
             )
             everywhere = splat(builder, scalar, kind.count)
-            products += [fused(builder, everywhere, panel[v], sums[i * width + v]) for v in range(width)]
+            products += [fmuladd(builder, everywhere, panel[v], sums[i * width + v]) for v in range(width)]
         ahead = builder.add(tap, ir.Constant(number, 1))
         further = builder.add(here, step) if swapped.literal_value else builder.gep(here, [step])
         following = [_opaque(builder, ahead), listed(place, ahead), further, *products]
@@ -250,10 +250,10 @@ def multiply_tile(
 
 
 def _opaque(builder: Any, number: Any) -> Any:
-    """Return a number of which LLVM knows nothing.
+    """Return a number whose origin is hidden from LLVM.
 
-    Else it unrolls the loop, loads numbers far ahead of their use, and spills the sums, which halves the speed. That it
-    does not is tested.
+    Otherwise LLVM unrolls the loop, loads numbers far ahead of their use and spills the sums, which halves the speed. A
+    test checks that it does not.
     """
     form = ir.FunctionType(number.type, [number.type])
     return builder.call(ir.InlineAsm(form, "", "=r,0", False), [number])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numba import int64, njit
 
-from seqconv.kernels.numba.micro import simd, tiles
+from seqconv.kernels.numba.micro import igemm, simd
 from seqconv.kernels.numba.runtime.compilation import compiled
 
 
 @compiled
 def rows(table, count, offsets, taps, weights, start, target, more, zero):
-    tiles.convolve_rows(table, count, offsets, taps, weights, start, simd.REGISTERS.width, target, more, zero, 2)
+    igemm.igemm(table, count, offsets, taps, weights, start, simd.REGISTERS.width, target, more, zero, 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -25,7 +25,7 @@ def test_every_number_of_rows_from_anywhere(dtype, more, taps):
     x = generator.integers(-5, 6, 500).astype(dtype)
     w = generator.integers(-5, 6, (taps, 2 * lanes)).astype(dtype)
     start = generator.integers(-5, 6, 2 * lanes).astype(dtype)
-    for count in range(3 * tiles.TILE):
+    for count in range(3 * igemm.TILE):
         at, behind = generator.integers(0, 250, count), generator.integers(0, 250, taps)
         table, offsets = x.ctypes.data + at * x.itemsize, np.append(behind, 0) * x.itemsize
         target = generator.integers(-5, 6, (count + 1, 2 * lanes)).astype(dtype)
@@ -42,13 +42,13 @@ def test_the_sums_stay_in_registers():
     @njit(error_model="numpy")
     def tile(table, count, offsets, taps, weights, start, target, more):
         step = simd.REGISTERS.width
-        tiles.convolve_rows(table, count, offsets, taps, weights, start, step, target, more > 0, np.float32(0), 2)
+        igemm.igemm(table, count, offsets, taps, weights, start, step, target, more > 0, np.float32(0), 2)
 
     tile.compile((int64,) * 8)
     assembly = next(iter(tile.inspect_asm().values()))
     if "vfmadd" not in assembly:
         pytest.skip("the assembly of this CPU is not read here")
-    loops = [block for block in re.split(r"\n(?=\.LBB)", assembly) if block.count("vfmadd") >= 2 * tiles.TILE]
+    loops = [block for block in re.split(r"\n(?=\.LBB)", assembly) if block.count("vfmadd") >= 2 * igemm.TILE]
     assert loops
     for loop in loops:
         body = loop[: max(loop.rfind("\tj" + kind) for kind in ("l", "ne", "ge"))]

@@ -12,7 +12,7 @@ from .simd import element_of, llvm_number, read, size_of, splat
 
 __all__ = ["Stored", "stored_as"]
 
-# CPUs without such an instruction are given arithmetic: what LLVM would call is in no library that Numba brings along.
+# CPUs without such an instruction convert by arithmetic: the function that LLVM would call is in no library of Numba's.
 WIDENS = bool({"+f16c", "+neon"} & set(cpu_target.target_context.codegen().magic_tuple()[2].split(",")))
 
 
@@ -46,7 +46,7 @@ def stored_as(kept: Any) -> Stored:
 
 
 def _of_half(builder: Any, bits: Any, kind: ir.VectorType) -> Any:
-    """Return float16's bits as float32: exponent and fraction in their places, the other bias made up for."""
+    """Return float16's bits as float32: exponent and fraction are shifted into place, the exponent's bias corrected."""
     wide = ir.VectorType(ir.IntType(32), kind.count)
 
     def every(number: int) -> Any:

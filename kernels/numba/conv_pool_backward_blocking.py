@@ -1,4 +1,4 @@
-"""How a call of the backward pass is cut up: blocks of channels, segments of a sample, groups of windows, shares."""
+"""The blocking of the backward pass: blocks of channels, segments of a sample, groups of windows, threads' shares."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from ..geometry import Convolution, Pool
 from .micro.simd import REGISTERS
 from .micro.sparse_products import MOST_SUMS, MOST_VECTORS
 
-__all__ = ["Plan", "make_plan", "outputs_at_once"]
+__all__ = ["BackwardBlocking", "backward_blocking", "outputs_at_once"]
 
-# Windows whose rows of the input and of its gradient take so many bytes are served for every output channel before the
-# next: most of a first cache.
+# Bytes of the rows, of the input and of its gradient, that a group of windows reads: a group is finished for every
+# output channel before the next begins. Most of a first-level cache.
 GROUP = 24 * 1024
 
-# A sample's windows are listed, and its rows copied, at most so many bytes of each at a time: part of a second cache.
+# Bytes of the list of windows, and of the copied rows, of a segment of a sample: part of a second-level cache.
 SEGMENT = 128 * 1024
 
-# A number of the input's gradient has so many terms added one by one, on average, before their sum is added to the
-# others.
+# Average number of terms that are added one by one to an element of the input's gradient, before their sum is carried
+# into the total.
 TERMS = 32
 
 Sizes = tuple[int, ...]
 
 
-class Plan(NamedTuple):
-    """What the kernel needs to know of a call. Strides, of sample, channel and position, are in bytes.
+class BackwardBlocking(NamedTuple):
+    """Sizes and strides of a call for the backward kernel. Strides (sample, channel, position) are in bytes.
 
-    ``row`` numbers make a position's row of a full block of channels, ``width`` of all blocks; ``run`` numbers are an
-    output channel's weights; the terms of ``summed`` outputs are added to the input's gradient one by one. ``direct``
-    tells that the input's, or its gradient's, own memory has such rows already.
+    ``row`` is the number of elements of a position's row in a full block of channels, ``width`` in all blocks together,
+    and ``run`` the number of elements of an output channel's weights. The terms of ``summed`` outputs are added to the
+    input's gradient one by one. ``direct`` tells, for the input and for its gradient, whether the tensor's own memory
+    has such rows, so that none are copied.
     """
 
     samples: int
@@ -64,7 +65,7 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def make_plan(
+def backward_blocking(
     shape: Sizes,
     weight: Sizes,
     strides: Sizes,
@@ -76,10 +77,10 @@ def make_plan(
     pool: Pool | None,
     itemsize: int,
     threads: int,
-) -> Plan:
-    """Return the plan of a call, from shapes and strides, in numbers; ``dx_strides`` is ``None`` where unwanted.
+) -> BackwardBlocking:
+    """Return a call's blocking from shapes and strides in elements; ``dx_strides`` is ``None`` where unwanted.
 
-    ``codes`` are the numbers of a row of ``argmax``; ``threads`` at most share the work.
+    ``codes`` is the length of a row of ``argmax``; at most ``threads`` threads share the work.
     """
     (samples, channels, length), (outputs, _, size) = shape, weight
     lanes = REGISTERS.width // itemsize
@@ -109,7 +110,7 @@ def make_plan(
 
     def placed(given: Sizes | None) -> tuple[int, int, int]:
         sample, channel, position = (0, 0, 0) if given is None else (stride * itemsize for stride in given)
-        return sample, itemsize if channels == 1 else channel, position  # one channel has no stride to speak of
+        return sample, itemsize if channels == 1 else channel, position  # the stride of a single channel is arbitrary
 
     def has_rows(given: Sizes | None) -> bool:
         dense = given is not None and given[1] == 1 and given[2] == row
@@ -120,7 +121,7 @@ def make_plan(
     segment = SEGMENT // max(window_bytes // row * width, outputs * (itemsize + 4)) // group * group
     whole = -(-windows // lanes) * lanes
     sample_stride, channel_stride, window_stride = (stride * itemsize for stride in gradient_strides)
-    return Plan(
+    return BackwardBlocking(
         samples=samples,
         channels=channels,
         length=length,
@@ -144,7 +145,8 @@ def make_plan(
         segment=min(max(segment, group), whole),
         shares=threads if by_samples else min(threads, blocks),
         by_samples=by_samples,
-        # Rows of the input lie half a page from those of its gradient, which the tensors' own need not.
+        # The input's rows must lie half a page from its gradient's (dense_backward.PAGE): where both are wanted, the
+        # input is copied.
         direct=(dx_strides is None and has_rows(strides), has_rows(dx_strides)),
         x_strides=placed(strides),
         dx_strides=placed(dx_strides),
@@ -153,9 +155,10 @@ def make_plan(
 
 
 def outputs_at_once(outputs: int, size: int, windows: int, pool_size: int, rows: int) -> int:
-    """Return how many outputs' terms a number of the input's gradient adds one by one: equal parts of all of them.
+    """Return the number of outputs whose terms are added one by one to an element of the input's gradient.
 
-    ``rows`` are the positions that the kernel of ``size`` taps can reach from the winners of ``windows``.
+    It divides all outputs into parts of about equal size. ``rows`` is the number of positions that the kernel of
+    ``size`` taps can reach from the argmax positions of ``windows``.
     """
     terms = outputs * windows * size // min(rows, windows * pool_size * size)
     return -(-outputs // max(1, -(-terms // TERMS)))
