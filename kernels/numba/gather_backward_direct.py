@@ -17,6 +17,8 @@ With the channels shared among threads for all gradients, and lists of single sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from math import gcd, isfinite
 from typing import Any
 
@@ -24,20 +26,19 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from torch import Tensor
 
 from .conv_pool_backward_blocking import outputs_at_once
 from .dense import DTYPES, padded_outputs
 from .gathered import Descriptor, Index, row_of
 from .micro.channel_blocks import carry_sums
+from .micro.control import chosen, of_size, repeat
 from .micro.memory import keep
 from .micro.simd import (
     DOUBLE,
     add,
     byte_pointer,
     bytes_of,
-    call,
     first_lanes,
     fmuladd,
     lanes,
@@ -50,9 +51,9 @@ from .micro.simd import (
     splat,
     store_first,
     store_number,
-    suffix,
     vector_of,
     write,
+    write_masked,
 )
 from .occurrences import reads_finite
 from .runtime.compilation import compiled, intrinsic
@@ -61,7 +62,6 @@ from .runtime.threads import run, share, thread_count
 __all__ = ["backward_direct"]
 
 # Vectors of a row, and winners, that are computed at once: the sums of a single vector would wait for each other.
-WIDE = 8
 TURNS = 4
 
 # Average number of terms of a position up to which they are added to the table's gradient one by one.
@@ -329,26 +329,12 @@ def gather_run(target: int, rows: int, listed: Any, count: int, zero: Any) -> No
     vector = lanes(zero)
     done = 0
     while done < count:
-        rest = count - done
+        rest = (count - done + vector - 1) // vector
+        size = 8 if rest >= 8 else 4 if rest >= 4 else 2 if rest >= 2 else 1
         place, offset = target + done * bytes_of(zero), done * bytes_of(zero)
-        if rest > 4 * vector:
-            taken = min(rest, WIDE * vector)
-            tail = rest - 7 * vector if rest > 7 * vector else 0
-            if tail > 0:
-                gather_products(place, rows, offset, listed, min(tail, vector), zero, 8)
-            else:
-                taken = 4 * vector
-                gather_products(place, rows, offset, listed, vector, zero, 4)
-        elif rest > 3 * vector:
-            taken = rest
-            gather_products(place, rows, offset, listed, rest - 3 * vector, zero, 4)
-        elif rest > vector:
-            taken = min(rest, 2 * vector)
-            gather_products(place, rows, offset, listed, taken - vector, zero, 2)
-        else:
-            taken = rest
-            gather_products(place, rows, offset, listed, rest, zero, 1)
-        done += taken
+        tail = min(count - done - (size - 1) * vector, vector)
+        gather_products(place, rows, offset, listed, tail, zero, size)
+        done += size * vector
 
 
 @njit
@@ -359,16 +345,9 @@ def scatter_run(weight: int, rows: int, listed: Any, count: int, zero: Any) -> N
     while done < count:
         rest = count - done
         place, offset = weight + done * bytes_of(zero), done * bytes_of(zero)
-        if rest >= WIDE * vector:
-            taken = WIDE * vector
-            scatter_products(place, rows, offset, listed, vector, zero, 8)
-        elif rest >= 4 * vector:
-            taken = 4 * vector
-            scatter_products(place, rows, offset, listed, vector, zero, 4)
-        else:
-            taken = min(rest, vector)
-            scatter_products(place, rows, offset, listed, taken, zero, 1)
-        done += taken
+        size = 8 if rest >= 8 * vector else 4 if rest >= 4 * vector else 1
+        scatter_products(place, rows, offset, listed, min(rest, vector), zero, size)
+        done += size * vector
 
 
 @intrinsic
@@ -379,96 +358,15 @@ def gather_products(
 
     ``listed`` are the addresses of the winners' numbers, int64, and of their factors, and their count: at least one,
     and a multiple of ``TURNS`` unless it is smaller. A winner's row begins at the address that ``rows[winner]`` holds,
-    ``offset`` bytes on. ``vectors`` is a literal; of the last one ``tail`` numbers are read and written.
+    ``offset`` bytes on. Of ``vectors``, one of :data:`GATHERED`, the last one's ``tail`` numbers are read and written.
     """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, wide = llvm_vector(vector_of(like)), vectors.literal_value
-    sets = TURNS if wide < TURNS else 1
+    kind = llvm_vector(vector_of(like))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        target, rows = byte_pointer(builder, arguments[0]), byte_pointer(builder, arguments[1])
-        offset, tail = arguments[2], arguments[4]
-        winners, factors, count = (builder.extract_value(arguments[3], i) for i in range(3))
-        winners, factors = byte_pointer(builder, winners), byte_pointer(builder, factors)
-        steps = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
-        zeros = ir.Constant(kind, [0.0] * kind.count)
-
-        def products(e: Any, sums: list[Any]) -> list[Any]:
-            winner = read(builder, builder.gep(winners, [builder.mul(e, ir.Constant(number, 8))]), number, 8)
-            row = read(builder, builder.gep(rows, [builder.mul(winner, ir.Constant(number, 8))]), number, 8)
-            row = builder.gep(byte_pointer(builder, row), [offset])
-            factor = read(
-                builder, builder.gep(factors, [builder.mul(e, ir.Constant(number, size))]), kind.element, size
-            )
-            factor = splat(builder, factor, kind.count)
-            return [fmuladd(builder, factor, get(row, v), sums[v]) for v in range(wide)]
-
-        def get(pointer: Any, v: int) -> Any:
-            place = builder.gep(pointer, [steps[v]])
-            return read_first(builder, place, tail, kind) if v == wide - 1 else read(builder, place, kind, size)
-
-        def loop(start: list[Any], step: int, values: Any) -> list[Any]:
-            """Run over the winners, ``step`` at a time; ``values(e, sums)`` are the sums behind winner ``e``."""
-            before, block, done = (
-                builder.block,
-                builder.append_basic_block("gather"),
-                builder.append_basic_block("done"),
-            )
-            builder.branch(block)
-            builder.position_at_end(block)
-            state = [builder.phi(value.type) for value in (ir.Constant(number, 0), *start)]
-            for node, value in zip(state, (ir.Constant(number, 0), *start), strict=True):
-                node.add_incoming(value, before)
-            totals = values(state[0], state[1:])
-            following = builder.add(state[0], ir.Constant(number, step))
-            for node, value in zip(state, (following, *totals), strict=True):
-                node.add_incoming(value, builder.block)
-            builder.cbranch(builder.icmp_signed("<", following, count), block, done)
-            builder.position_at_end(done)
-            return list(totals)
-
-        def turns(e: Any, sums: list[Any]) -> list[Any]:
-            totals = list(sums)
-            for turn in range(TURNS):
-                at = turn % sets * wide
-                totals[at : at + wide] = products(builder.add(e, ir.Constant(number, turn)), totals[at : at + wide])
-            return totals
-
-        many = builder.icmp_signed(">=", count, ir.Constant(number, TURNS))
-        results = []
-        with builder.if_else(many) as (several, few):
-            with several:
-                sums = loop([zeros] * (wide * sets), TURNS, turns)
-                merged = [sums[v] for v in range(wide)]
-                for turn in range(1, sets):
-                    merged = [builder.fadd(merged[v], sums[turn * wide + v]) for v in range(wide)]
-                results.append((merged, builder.block))
-            with few:
-                results.append((loop([zeros] * wide, 1, products), builder.block))
-        totals = [builder.phi(kind) for _ in range(wide)]
-        for values, block in results:
-            for node, value in zip(totals, values, strict=True):
-                node.add_incoming(value, block)
-        mask = first_lanes(builder, tail, kind.count)
-        for v, total in enumerate(totals):
-            content = builder.fadd(get(target, v), total)
-            put(builder, content, builder.gep(target, [steps[v]]), size, mask if v == wide - 1 else None)
+        of_size(builder, arguments[6], GATHERED, partial(emit_gather, builder, kind, arguments[:5]))
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(integer, integer, integer, types.UniTuple(integer, 3), integer, like, vectors), generate
-
-
-def put(builder: Any, content: Any, place: Any, size: int, mask: Any) -> None:
-    """Store a vector, or its lanes in a mask."""
-    if mask is None:
-        write(builder, content, place, size)
-        return
-    typed, alignment = builder.bitcast(place, content.type.as_pointer()), ir.Constant(ir.IntType(32), size)
-    name = f"llvm.masked.store.{suffix(content.type)}.p0"
-    call(builder, name, ir.VoidType(), [content, typed, alignment, mask])
+    return types.void(*FORM, like, types.int64), generate
 
 
 @intrinsic
@@ -477,36 +375,103 @@ def scatter_products(
 ) -> Any:
     """Add ``factors[e] * weight[v]`` to the row of winner ``e``, one after the other: rows may be the same.
 
-    The arguments are those of :func:`gather_products`; with more than one vector the last one must be whole.
+    The arguments are those of :func:`gather_products`; ``vectors`` is one of :data:`SCATTERED`. With more than one
+    vector ``tail`` is all of the last.
     """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, wide = llvm_vector(vector_of(like)), vectors.literal_value
+    kind = llvm_vector(vector_of(like))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        weight, rows = byte_pointer(builder, arguments[0]), byte_pointer(builder, arguments[1])
-        offset, tail = arguments[2], arguments[4]
-        winners, factors, count = (builder.extract_value(arguments[3], i) for i in range(3))
-        winners, factors = byte_pointer(builder, winners), byte_pointer(builder, factors)
-        steps = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
-
-        def get(pointer: Any, v: int) -> Any:
-            place = builder.gep(pointer, [steps[v]])
-            return read_first(builder, place, tail, kind) if wide == 1 else read(builder, place, kind, size)
-
-        mask = first_lanes(builder, tail, kind.count) if wide == 1 else None
-        held = [get(weight, v) for v in range(wide)]
-        with cgutils.for_range(builder, count, intp=number) as loop:
-            winner = read(builder, builder.gep(winners, [builder.mul(loop.index, ir.Constant(number, 8))]), number, 8)
-            row = read(builder, builder.gep(rows, [builder.mul(winner, ir.Constant(number, 8))]), number, 8)
-            row = builder.gep(byte_pointer(builder, row), [offset])
-            place = builder.gep(factors, [builder.mul(loop.index, ir.Constant(number, size))])
-            factor = splat(builder, read(builder, place, kind.element, size), kind.count)
-            for v in range(wide):
-                content = fmuladd(builder, factor, held[v], get(row, v))
-                put(builder, content, builder.gep(row, [steps[v]]), size, mask)
+        of_size(builder, arguments[6], SCATTERED, partial(emit_scatter, builder, kind, arguments[:5]))
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(integer, integer, integer, types.UniTuple(integer, 3), integer, like, vectors), generate
+    return types.void(*FORM, like, types.int64), generate
+
+
+GATHERED, SCATTERED = (8, 4, 2, 1), (8, 4, 1)
+FORM = (*(types.int64,) * 3, types.UniTuple(types.int64, 3), types.int64)
+
+
+def winner_of(builder: Any, kind: Any, given: Sequence[Any], e: Any) -> tuple[Any, Any]:
+    """Emit the look-up of winner ``e``: return its row and, in all lanes, its factor."""
+    _, rows, offset, listed, _ = given
+    size, number = size_of(kind.element), ir.IntType(64)
+    winners, factors = (byte_pointer(builder, builder.extract_value(listed, i)) for i in (0, 1))
+    winner = read(builder, builder.gep(winners, [builder.mul(e, ir.Constant(number, 8))]), number, 8)
+    places = builder.gep(byte_pointer(builder, rows), [builder.mul(winner, ir.Constant(number, 8))])
+    row = builder.gep(byte_pointer(builder, read(builder, places, number, 8)), [offset])
+    factor = read(builder, builder.gep(factors, [builder.mul(e, ir.Constant(number, size))]), kind.element, size)
+    return row, splat(builder, factor, kind.count)
+
+
+def emit_gather(builder: Any, kind: Any, given: Sequence[Any], vectors: int) -> None:
+    """Emit the sums of ``vectors``; ``given`` are the first arguments of :func:`gather_products`."""
+    size, number, sets = size_of(kind.element), ir.IntType(64), TURNS if vectors < TURNS else 1
+    target, count, tail = byte_pointer(builder, given[0]), builder.extract_value(given[3], 2), given[4]
+    steps = [ir.Constant(number, v * kind.count * size) for v in range(vectors)]
+    none, zeros = ir.Constant(number, 0), ir.Constant(kind, [0.0] * kind.count)
+
+    def get(pointer: Any, v: int) -> Any:
+        place = builder.gep(pointer, [steps[v]])
+        return read_first(builder, place, tail, kind) if v == vectors - 1 else read(builder, place, kind, size)
+
+    def products(e: Any, sums: Sequence[Any]) -> list[Any]:
+        row, factor = winner_of(builder, kind, given, e)
+        return [fmuladd(builder, factor, get(row, v), sums[v]) for v in range(vectors)]
+
+    def add_winner(e: Any, *sums: Any) -> tuple[list[Any], Any]:
+        following = builder.add(e, ir.Constant(number, 1))
+        return [following, *products(e, sums)], builder.icmp_signed("<", following, count)
+
+    def add_turns(e: Any, *sums: Any) -> tuple[list[Any], Any]:
+        totals = list(sums)
+        for turn in range(TURNS):
+            at = turn % sets * vectors
+            totals[at : at + vectors] = products(builder.add(e, ir.Constant(number, turn)), totals[at : at + vectors])
+        following = builder.add(e, ir.Constant(number, TURNS))
+        return [following, *totals], builder.icmp_signed("<", following, count)
+
+    def several() -> list[Any]:
+        sums = repeat(builder, [none, *[zeros] * (vectors * sets)], add_turns)[1:]
+        merged = sums[:vectors]
+        for turn in range(1, sets):
+            merged = [builder.fadd(merged[v], sums[turn * vectors + v]) for v in range(vectors)]
+        return merged
+
+    def few() -> list[Any]:
+        return repeat(builder, [none, *[zeros] * vectors], add_winner)[1:]
+
+    many = builder.icmp_signed(">=", count, ir.Constant(number, TURNS))
+    mask = first_lanes(builder, tail, kind.count)
+    for v, total in enumerate(chosen(builder, many, several, few)):
+        content, place = builder.fadd(get(target, v), total), builder.gep(target, [steps[v]])
+        if v == vectors - 1:
+            write_masked(builder, content, place, mask)
+        else:
+            write(builder, content, place, size)
+
+
+def emit_scatter(builder: Any, kind: Any, given: Sequence[Any], vectors: int) -> None:
+    """Emit the products of ``vectors``; ``given`` are the first arguments of :func:`scatter_products`."""
+    size, number, tail = size_of(kind.element), ir.IntType(64), given[4]
+    weight, count = byte_pointer(builder, given[0]), builder.extract_value(given[3], 2)
+    steps = [ir.Constant(number, v * kind.count * size) for v in range(vectors)]
+    mask = first_lanes(builder, tail, kind.count)
+
+    def get(pointer: Any, v: int) -> Any:
+        place = builder.gep(pointer, [steps[v]])
+        return read_first(builder, place, tail, kind) if vectors == 1 else read(builder, place, kind, size)
+
+    held = [get(weight, v) for v in range(vectors)]
+
+    def add_winner(e: Any) -> tuple[list[Any], Any]:
+        row, factor = winner_of(builder, kind, given, e)
+        for v in range(vectors):
+            content, place = fmuladd(builder, factor, held[v], get(row, v)), builder.gep(row, [steps[v]])
+            if vectors == 1:
+                write_masked(builder, content, place, mask)
+            else:
+                write(builder, content, place, size)
+        following = builder.add(e, ir.Constant(number, 1))
+        return [following], builder.icmp_signed("<", following, count)
+
+    repeat(builder, [ir.Constant(number, 0)], add_winner)

@@ -28,7 +28,8 @@ from .dense import DTYPES, padded_outputs
 from .gather_backward_spread import spread_parts
 from .gathered import Descriptor, Index
 from .micro.channel_blocks import carry_sums
-from .micro.gemm import TAPS, gemm, odd_lines
+from .micro.control import of_size, repeat
+from .micro.gemm import TAPS, gemm, odd_lines, store_sums
 from .micro.igemm import TILE
 from .micro.memory import aligned, keep
 from .micro.packing import clear, copy_row
@@ -42,7 +43,6 @@ from .micro.simd import (
     size_of,
     store_number,
     vector_of,
-    write,
 )
 from .occurrences import row_is_finite
 from .runtime.compilation import compiled, intrinsic
@@ -265,24 +265,9 @@ def sum_occurrences(
             while v < wide:
                 target = folded + i * stride + (k * wide + v) * vector
                 source = dy + k * step + v * vector
-                taken = 1
-                if wide - v >= WIDE:
-                    taken = WIDE
-                elif wide - v >= 4:
-                    taken = 4
-                elif wide - v >= 2:
-                    taken = 2
+                taken = WIDE if wide - v >= WIDE else 4 if wide - v >= 4 else 2 if wide - v >= 2 else 1
                 for e in range(begin, end, RUN):
-                    places = order.ctypes.data + e * 8
-                    listed = min(RUN, end - e)
-                    if taken == WIDE:
-                        sum_listed(target, source, places, listed, e == begin, zero, WIDE)
-                    elif taken == 4:
-                        sum_listed(target, source, places, listed, e == begin, zero, 4)
-                    elif taken == 2:
-                        sum_listed(target, source, places, listed, e == begin, zero, 2)
-                    else:
-                        sum_listed(target, source, places, listed, e == begin, zero, 1)
+                    sum_listed(target, source, order.ctypes.data + e * 8, min(RUN, end - e), e == begin, zero, taken)
                 v += taken
 
 
@@ -290,51 +275,32 @@ def sum_occurrences(
 def sum_listed(
     _typing: Any, target: Any, source: Any, offsets: Any, count: Any, fresh: Any, like: Any, vectors: Any
 ) -> Any:
-    """Write to ``target``, or add unless ``fresh``, the sum of the ``vectors``, a literal, at all listed places.
+    """Write to ``target``, or add unless ``fresh``, the sum of the ``vectors`` at all listed places.
 
     ``offsets`` is the address of ``count`` >= 1 int64: each place's distance from ``source`` in bytes.
     """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
-    kind, wide = llvm_vector(vector_of(like)), vectors.literal_value
+    kind = llvm_vector(vector_of(like))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         size, number = size_of(kind.element), ir.IntType(64)
-        target, source = byte_pointer(builder, arguments[0]), byte_pointer(builder, arguments[1])
-        steps = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
-        start = [arguments[3], byte_pointer(builder, arguments[2]), *[ir.Constant(kind, [0.0] * kind.count)] * wide]
-        begin = builder.block
-        loop, done, old, end = (builder.append_basic_block(f"listed.{name}") for name in ("loop", "done", "old", "end"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        state = [builder.phi(value.type) for value in start]
-        for node, value in zip(state, start, strict=True):
-            node.add_incoming(value, begin)
-        left, place, *sums = state
-        row = builder.gep(source, [read(builder, place, number, 8)])
-        totals = [
-            builder.fadd(total, read(builder, builder.gep(row, [step]), kind, size))
-            for total, step in zip(sums, steps, strict=True)
-        ]
-        rest = builder.sub(left, ir.Constant(number, 1))
-        following = [rest, builder.gep(place, [ir.Constant(number, 8)]), *totals]
-        for node, value in zip(state, following, strict=True):
-            node.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed(">", rest, ir.Constant(number, 0)), loop, done)
-        builder.position_at_end(done)
-        places = [builder.gep(target, [step]) for step in steps]
-        builder.cbranch(arguments[4], end, old)
-        builder.position_at_end(old)
-        before = [read(builder, place, kind, size) for place in places]
-        added = [builder.fadd(content, total) for content, total in zip(before, totals, strict=True)]
-        builder.branch(end)
-        builder.position_at_end(end)
-        contents = [builder.phi(kind) for _ in totals]
-        for content, total, other in zip(contents, totals, added, strict=True):
-            content.add_incoming(total, done)
-            content.add_incoming(other, old)
-        for place, content in zip(places, contents, strict=True):
-            write(builder, content, place, size)
+        target, source, offsets = (byte_pointer(builder, one) for one in arguments[:3])
+
+        def emit(vectors: int) -> None:
+            steps = [ir.Constant(number, v * kind.count * size) for v in range(vectors)]
+
+            def add_row(left: Any, place: Any, *sums: Any) -> tuple[list[Any], Any]:
+                row = builder.gep(source, [read(builder, place, number, 8)])
+                content = [read(builder, builder.gep(row, [step]), kind, size) for step in steps]
+                totals = [builder.fadd(total, more) for total, more in zip(sums, content, strict=True)]
+                rest = builder.sub(left, ir.Constant(number, 1))
+                following = [rest, builder.gep(place, [ir.Constant(number, 8)]), *totals]
+                return following, builder.icmp_signed(">", rest, ir.Constant(number, 0))
+
+            zeros = [ir.Constant(kind, [0.0] * kind.count)] * vectors
+            totals = repeat(builder, [arguments[3], offsets, *zeros], add_row)[2:]
+            store_sums(builder, totals, [builder.gep(target, [step]) for step in steps], arguments[4], kind)
+
+        of_size(builder, arguments[6], (WIDE, 4, 2, 1), emit)
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 4, types.boolean, like, vectors), generate
+    return types.void(*(types.int64,) * 4, types.boolean, like, types.int64), generate

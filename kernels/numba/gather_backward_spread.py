@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 
 from .gathered import Descriptor, Index, window_range
+from .micro.control import repeat
 from .micro.memory import aligned, keep
 from .micro.packing import clear, copy_row
 from .micro.simd import (
@@ -145,20 +146,15 @@ def add_winners(
         step, first, last = builder.neg(arguments[1]), arguments[5], arguments[6]
         content, zeros = read(builder, values, kind, size), ir.Constant(kind, [0.0] * kind.count)
         winners = read(builder, codes, ir.VectorType(code_type, kind.count), size_of(code_type))
-        before, loop, done = (builder.block, builder.append_basic_block("winners"), builder.append_basic_block("done"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        p, place = builder.phi(number), builder.phi(target.type)
-        p.add_incoming(first, before)
-        place.add_incoming(target, before)
-        won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, code_type), kind.count))
-        total = builder.fadd(read(builder, place, kind, size), builder.select(won, content, zeros))
-        write(builder, total, place, size)
-        following = builder.add(p, ir.Constant(number, 1))
-        p.add_incoming(following, loop)
-        place.add_incoming(builder.gep(place, [step]), loop)
-        builder.cbranch(builder.icmp_signed("<", following, last), loop, done)
-        builder.position_at_end(done)
+
+        def add_position(p: Any, place: Any) -> tuple[list[Any], Any]:
+            won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, code_type), kind.count))
+            total = builder.fadd(read(builder, place, kind, size), builder.select(won, content, zeros))
+            write(builder, total, place, size)
+            following = builder.add(p, ir.Constant(number, 1))
+            return [following, builder.gep(place, [step])], builder.icmp_signed("<", following, last)
+
+        repeat(builder, [first, target], add_position)
         nobody = ir.Constant(winners.type, [0] * kind.count)
         alive = builder.select(builder.icmp_signed(">=", winners, nobody), content, zeros)
         add_doubles(builder, alive, sums)

@@ -14,6 +14,8 @@ float16 with one thread of a Zen 4. int8 with one scale per channel took 1.06, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,12 @@ from numba import njit, types
 
 from .conv_pool_kernel import limits_of
 from .gathered import Descriptor, Index, row_of, window_range
+from .micro.control import of_size, repeat
 from .micro.half_floats import stored_as
 from .micro.memory import aligned, keep
 from .micro.simd import (
     byte_pointer,
     bytes_of,
-    call,
     element_of,
     first_lanes,
     lanes,
@@ -38,15 +40,18 @@ from .micro.simd import (
     size_of,
     splat,
     store_number,
-    suffix,
     vector_of,
     write,
+    write_masked,
 )
 from .pooling import pool_rows
 from .runtime.compilation import compiled, intrinsic
 from .runtime.threads import share
 
 __all__ = ["forward_folded"]
+
+# Vectors that are summed at once: more share the load of a row's address, fewer leave registers for sums and maxima.
+SIZES = (4, 2, 1)
 
 
 @compiled
@@ -218,24 +223,12 @@ def sum_rows(
     while v < vectors:
         goal, codes, shift = out + v * vector, argmax + v * width * bytes_of(code) if argmax else 0, bias + v * vector
         offset, taps = v * width * bytes_of(kept), layer.size
-        # More vectors share the load of a row's address, fewer leave enough registers for sums and maxima.
         taken = 4 if vectors - v >= 4 else 2 if vectors - v >= 2 else 1
         tail = min(outputs - (v + taken - 1) * width, width)
-        if taken == 4:
-            pool_sums(
-                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 4,
-                is_global,
-            )  # fmt: skip
-        elif taken == 2:
-            pool_sums(
-                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 2,
-                is_global,
-            )  # fmt: skip
-        else:
-            pool_sums(
-                goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, 1,
-                is_global,
-            )  # fmt: skip
+        pool_sums(
+            goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, taken,
+            is_global,
+        )  # fmt: skip
         v += taken
 
 
@@ -264,119 +257,97 @@ def pool_sums(
     That is done for each of ``windows`` windows. ``addresses`` holds the address of the row that tap 0 of position
     ``first`` reads; its numbers are ``offset`` bytes on. ``steps`` are bytes: in ``addresses`` from one window,
     position and tap to the next; within a row from a tap's numbers to the next tap's; from one window to the next in
-    ``out`` and in ``argmax``. Every sum starts from ``bias``. ``vectors`` and ``is_global``, 0 or 1, are literals; of
+    ``out`` and in ``argmax``. Every sum starts from ``bias``. ``is_global``, 0 or 1, is a literal; of
     the last vector ``tail`` numbers are written to ``out``. Without a position the maximum is minus infinity.
     """
-    if not isinstance(vectors, types.IntegerLiteral) or not isinstance(is_global, types.IntegerLiteral):
+    if not isinstance(is_global, types.IntegerLiteral):
         return None
-    kind, wide, code_type = llvm_vector(vector_of(like)), vectors.literal_value, llvm_number(element_of(code))
-    globally, stored = is_global.literal_value, stored_as(kept)
+    kind, code_type, stored = llvm_vector(vector_of(like)), llvm_number(element_of(code)), stored_as(kept)
+    emitted = partial(emit_pool, kind=kind, code=code_type, stored=stored, is_global=bool(is_global.literal_value))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number, short = size_of(kind.element), ir.IntType(64), ir.IntType(32)
-        codes = ir.VectorType(short, kind.count)
-        out, tail, argmax, addresses, offset, steps, windows, first, last, taps, bias = arguments[:11]
-        window_step, position_step, tap_step, row_step, out_step, code_step = (
-            builder.extract_value(steps, i) for i in range(6)
-        )
-        columns = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
-        places = [ir.Constant(number, v * kind.count * stored.size) for v in range(wide)]
-        shift = byte_pointer(builder, bias)
-        shifts = [read(builder, builder.gep(shift, [column]), kind, size) for column in columns]
-        zero, infinity = ir.Constant(kind.element, 0.0), ir.Constant(kind.element, float("-inf"))
-        inside = builder.icmp_signed("<", first, last)
-        lowest = splat(builder, builder.select(inside, zero, infinity), kind.count)
-        full = builder.icmp_signed("==", tail, ir.Constant(number, kind.count))
-        mask = first_lanes(builder, tail, kind.count)
-        coded = builder.icmp_signed("!=", argmax, ir.Constant(number, 0))
-        nobody = ir.Constant(codes, [-1] * kind.count)
-        earliest = splat(builder, builder.trunc(first, short), kind.count)
+        of_size(builder, arguments[14], SIZES, partial(emitted, builder, arguments[:11]))
+        return context.get_dummy_value()
 
-        def loop(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
-            """Begin a loop whose variables start at ``values``: return its block and the variables."""
-            before, block = builder.block, builder.append_basic_block(name)
-            builder.branch(block)
-            builder.position_at_end(block)
-            nodes = [builder.phi(value.type) for value in values]
-            for node, value in zip(nodes, values, strict=True):
-                node.add_incoming(value, before)
-            return block, nodes
+    integer = types.int64
+    form = (integer,) * 5 + (types.UniTuple(integer, 6),) + (integer,) * 5
+    return types.void(*form, like, code, kept, integer, is_global), generate
 
-        def again(block: Any, nodes: list[Any], values: list[Any], condition: Any) -> None:
-            """End a loop: go round with new ``values`` if ``condition``, else on."""
-            for node, value in zip(nodes, values, strict=True):
-                node.add_incoming(value, builder.block)
-            done = builder.append_basic_block(f"{block.name}.done")
-            builder.cbranch(condition, block, done)
-            builder.position_at_end(done)
 
-        def after(value: Any, step: Any) -> Any:
-            return builder.gep(value, [step]) if value.type.is_pointer else builder.add(value, step)
+def emit_pool(
+    builder: Any, given: Sequence[Any], vectors: int, *, kind: Any, code: Any, stored: Any, is_global: bool
+) -> None:
+    """Emit the sums of ``vectors`` and their maxima; ``given`` are the first arguments of :func:`pool_sums`."""
+    out, tail, argmax, addresses, offset, steps, windows, first, last, taps, bias = given
+    size, number, short = size_of(kind.element), ir.IntType(64), ir.IntType(32)
+    codes, one = ir.VectorType(short, kind.count), ir.Constant(number, 1)
+    window_step, position_step, tap_step, row_step, out_step, code_step = (
+        builder.extract_value(steps, i) for i in range(6)
+    )
+    columns = [ir.Constant(number, v * kind.count * size) for v in range(vectors)]
+    places = [ir.Constant(number, v * kind.count * stored.size) for v in range(vectors)]
+    shift = byte_pointer(builder, bias)
+    shifts = [read(builder, builder.gep(shift, [column]), kind, size) for column in columns]
+    zero, infinity = ir.Constant(kind.element, 0.0), ir.Constant(kind.element, float("-inf"))
+    inside = builder.icmp_signed("<", first, last)
+    lowest = splat(builder, builder.select(inside, zero, infinity), kind.count)
+    full = builder.icmp_signed("==", tail, ir.Constant(number, kind.count))
+    mask = first_lanes(builder, tail, kind.count)
+    coded = builder.icmp_signed("!=", argmax, ir.Constant(number, 0))
+    nobody = ir.Constant(codes, [-1] * kind.count)
+    earliest = splat(builder, builder.trunc(first, short), kind.count)
 
-        one = ir.Constant(number, 1)
-        start = [windows, byte_pointer(builder, addresses), byte_pointer(builder, out), byte_pointer(builder, argmax)]
-        each, state = loop("window", start)
-        remaining, window, goal, coding = state
-        # The loop over positions runs at least once; where there is no position, its sums are ignored.
-        position, maxima = loop("position", [first, window, earliest, *[lowest] * wide, *[nobody] * wide])
-        p, place, won, *found = maxima
-        best, at = found[:wide], found[wide:]
-        tap, sums = loop("tap", [taps, place, offset, *shifts])
-        k, near, within, *totals = sums
+    def after(value: Any, step: Any) -> Any:
+        return builder.gep(value, [step]) if value.type.is_pointer else builder.add(value, step)
+
+    def is_left(number_left: Any) -> Any:
+        return builder.icmp_signed(">", number_left, ir.Constant(number, 0))
+
+    def add_tap(k: Any, near: Any, within: Any, *totals: Any) -> tuple[list[Any], Any]:
         row = builder.gep(byte_pointer(builder, read(builder, near, number, 8)), [within])
         rows = [stored.load(builder, builder.gep(row, [place]), kind) for place in places]
-        totals = [builder.fadd(total, content) for total, content in zip(totals, rows, strict=True)]
+        sums = [builder.fadd(total, content) for total, content in zip(totals, rows, strict=True)]
         left = builder.sub(k, one)
-        again(
-            tap,
-            sums,
-            [left, after(near, tap_step), after(within, row_step), *totals],
-            builder.icmp_signed(">", left, ir.Constant(number, 0)),
-        )
+        return [left, after(near, tap_step), after(within, row_step), *sums], is_left(left)
+
+    def pool_position(p: Any, place: Any, won: Any, *found: Any) -> tuple[list[Any], Any]:
+        best, at = found[:vectors], found[vectors:]
+        totals = repeat(builder, [taps, place, offset, *shifts], add_tap)[3:]
         greatest, winners = [], []
-        for total, old, code in zip(totals, best, at, strict=True):
+        for total, old, other in zip(totals, best, at, strict=True):
             special = builder.fcmp_unordered("uno", total, total)
-            if globally:
+            if is_global:
                 special = builder.and_(special, builder.fcmp_ordered("ord", old, old))
             wins = builder.or_(builder.fcmp_ordered(">", total, old), special)
             greatest.append(builder.select(wins, total, old))
-            winners.append(builder.select(wins, won, code))
+            winners.append(builder.select(wins, won, other))
         ahead = builder.add(p, one)
         won = builder.add(won, ir.Constant(codes, [1] * kind.count))
         values = [ahead, after(place, position_step), won, *greatest, *winners]
-        again(position, maxima, values, builder.icmp_signed("<", ahead, last))
-        for v, vector in enumerate(greatest):
+        return values, builder.icmp_signed("<", ahead, last)
+
+    def pool_window(remaining: Any, window: Any, goal: Any, coding: Any) -> tuple[list[Any], Any]:
+        # The loop over positions runs at least once; where there is no position, its sums are ignored.
+        start = [first, window, earliest, *[lowest] * vectors, *[nobody] * vectors]
+        found = repeat(builder, start, pool_position)[3:]
+        for v, vector in enumerate(found[:vectors]):
             target = builder.gep(goal, [columns[v]])
-            if v < wide - 1:
+            if v < vectors - 1:
                 write(builder, vector, target, size)
                 continue
             with builder.if_else(full, likely=True) as (whole, part):
                 with whole:
                     write(builder, vector, target, size)
                 with part:
-                    typed = builder.bitcast(target, kind.as_pointer())
-                    alignment = ir.Constant(short, size)
-                    call(
-                        builder,
-                        f"llvm.masked.store.{suffix(kind)}.p0",
-                        ir.VoidType(),
-                        [vector, typed, alignment, mask],
-                    )
+                    write_masked(builder, vector, target, mask)
         with builder.if_then(coded):
-            for v, vector in enumerate(winners):
-                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(code_type))])
-                fitting = ir.VectorType(code_type, kind.count)
+            for v, vector in enumerate(found[vectors:]):
+                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(code))])
+                fitting = ir.VectorType(code, kind.count)
                 content = builder.trunc(vector, fitting) if vector.type != fitting else vector
-                write(builder, content, target, size_of(code_type))
+                write(builder, content, target, size_of(code))
         left = builder.sub(remaining, one)
-        again(
-            each,
-            state,
-            [left, after(window, window_step), after(goal, out_step), after(coding, code_step)],
-            builder.icmp_signed(">", left, ir.Constant(number, 0)),
-        )
-        return context.get_dummy_value()
+        ahead = [left, after(window, window_step), after(goal, out_step), after(coding, code_step)]
+        return ahead, is_left(left)
 
-    integer = types.int64
-    form = (integer,) * 5 + (types.UniTuple(integer, 6),) + (integer,) * 5
-    return types.void(*form, like, code, kept, vectors, is_global), generate
+    repeat(builder, [windows, *(byte_pointer(builder, one) for one in (addresses, out, argmax))], pool_window)

@@ -1,19 +1,22 @@
 """Matrix products in Numba kernels, a register tile at a time; both operands are read in place, of any strides.
 
 A tile of ``TILE`` rows x ``VECTORS`` vectors of columns keeps its sums in registers while the inner index runs: on a
-Zen 4 every gemm-add needs a cycle of 512 bits, and the ``TILE + VECTORS`` loads of an inner step hide behind them.
+Zen 4 every multiply-add needs a cycle of 512 bits, and the ``TILE + VECTORS`` loads of an inner step hide behind them.
 What a tile reads should stay in the first two caches: callers cut their operands into blocks.
 """
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
+from .control import chosen, of_size, repeat
 from .igemm import TILE, VECTORS
 from .memory import LINE
 from .simd import (
@@ -29,10 +32,12 @@ from .simd import (
     write,
 )
 
-__all__ = ["TAPS", "gemm", "odd_lines"]
+__all__ = ["TAPS", "gemm", "odd_lines", "store_sums"]
 
 # Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
+
+TILES = tuple(rows for rows in (14, 12, 10, 8, 6, 4, 2, 1) if rows <= TILE)
 
 
 def odd_lines(size: int) -> int:
@@ -95,31 +100,9 @@ def gemm_panel(
         rest = rows - done
         tiles = (rest + TILE - 1) // TILE
         size = min((rest + tiles - 1) // tiles + 1, rest, TILE)
+        size = size // 2 * 2 if size > 1 else 1
         goal, source = target + done * target_stride, x + done * row_stride
-        if TILE >= 14 and size >= 14:
-            size = 14
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 14, vectors)
-        elif TILE >= 12 and size >= 12:
-            size = 12
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 12, vectors)
-        elif TILE >= 10 and size >= 10:
-            size = 10
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 10, vectors)
-        elif TILE >= 8 and size >= 8:
-            size = 8
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 8, vectors)
-        elif size >= 6:
-            size = 6
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 6, vectors)
-        elif size >= 4:
-            size = 4
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 4, vectors)
-        elif size >= 2:
-            size = 2
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 2, vectors)
-        else:
-            size = 1
-            gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, 1, vectors)
+        gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, size, vectors)
         done += size
 
 
@@ -138,72 +121,60 @@ def gemm_tile(
     rows: Any,
     vectors: Any,
 ) -> Any:
-    """Compute ``rows`` x ``vectors``, both literals, of :func:`gemm`: each pair has a register, started at 0."""
-    if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
+    """Compute ``rows``, one of :data:`TILES`, x ``vectors``, a literal, of :func:`gemm`, in a register each."""
+    if not isinstance(vectors, types.IntegerLiteral):
         return None
-    kind, high, wide = llvm_vector(vector_of(like)), rows.literal_value, vectors.literal_value
+    kind, wide = llvm_vector(vector_of(like)), vectors.literal_value
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        size, number = size_of(kind.element), ir.IntType(64)
-        target, target_stride, x, row_stride, taps, y, y_stride, fresh = arguments[:8]
-        outer, outer_stride, inner, inner_stride = (builder.extract_value(taps, i) for i in range(4))
-        none, one = (ir.Constant(number, i) for i in (0, 1))
-        steps = [ir.Constant(number, v * kind.count * size) for v in range(wide)]
-        offsets = [builder.mul(row_stride, ir.Constant(number, i)) for i in range(high)]
-        begin = builder.block
-        head, loop, tail, after, old, end = (
-            builder.append_basic_block(f"product.{name}") for name in ("outer", "inner", "next", "after", "old", "end")
-        )
-
-        def phis(values: list[Any], block: Any) -> list[Any]:
-            nodes = [builder.phi(value.type) for value in values]
-            for node, value in zip(nodes, values, strict=True):
-                node.add_incoming(value, block)
-            return nodes
-
-        zeros = [ir.Constant(kind, [0.0] * kind.count)] * (high * wide)
-        start = [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros]
-        builder.branch(head)
-        builder.position_at_end(head)
-        heads = phis(start, begin)
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        state = phis([none, *heads[1:]], head)
-        b, source, row, *sums = state
-        panel = [read(builder, builder.gep(row, [step]), kind, size) for step in steps]
-        totals = []
-        for i in range(high):
-            scalar = splat(builder, read(builder, builder.gep(source, [offsets[i]]), kind.element, size), kind.count)
-            totals += [fmuladd(builder, scalar, panel[v], sums[i * wide + v]) for v in range(wide)]
-        following = [builder.add(b, one), builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals]
-        for node, value in zip(state, following, strict=True):
-            node.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following[0], inner), loop, tail)
-
-        builder.position_at_end(tail)
-        ahead = [builder.add(heads[0], one), builder.gep(heads[1], [outer_stride]), *following[2:]]
-        for node, value in zip(heads, ahead, strict=True):
-            node.add_incoming(value, tail)
-        builder.cbranch(builder.icmp_signed("<", ahead[0], outer), head, after)
-
-        builder.position_at_end(after)
-        result = byte_pointer(builder, target)
-        goals = [builder.gep(result, [builder.mul(target_stride, ir.Constant(number, i))]) for i in range(high)]
-        places = [builder.gep(goal, [step]) for goal in goals for step in steps]
-        builder.cbranch(fresh, end, old)
-        builder.position_at_end(old)
-        before = [read(builder, place, kind, size) for place in places]
-        added = [builder.fadd(content, total) for content, total in zip(before, totals, strict=True)]
-        builder.branch(end)
-        builder.position_at_end(end)
-        contents = phis(totals, after)
-        for content, other in zip(contents, added, strict=True):
-            content.add_incoming(other, old)
-        for place, content in zip(places, contents, strict=True):
-            write(builder, content, place, size)
+        of_size(builder, arguments[9], TILES, partial(emit_tile, builder, kind, arguments[:8], width=wide))
         return context.get_dummy_value()
 
     integer = types.int64
     form = (*(integer,) * 4, types.UniTuple(integer, 4), integer, integer)
-    return types.void(*form, types.boolean, like, rows, vectors), generate
+    return types.void(*form, types.boolean, like, integer, vectors), generate
+
+
+def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width: int) -> None:
+    """Emit the sums of ``rows`` x ``width`` vectors; ``given`` are the first arguments of :func:`gemm_tile`."""
+    target, target_stride, x, row_stride, taps, y, y_stride, fresh = given
+    size, number = size_of(kind.element), ir.IntType(64)
+    outer, outer_stride, inner, inner_stride = (builder.extract_value(taps, i) for i in range(4))
+    none, one = (ir.Constant(number, i) for i in (0, 1))
+    steps = [ir.Constant(number, v * kind.count * size) for v in range(width)]
+    offsets = [builder.mul(row_stride, ir.Constant(number, i)) for i in range(rows)]
+
+    def add_tap(b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+        panel = [read(builder, builder.gep(row, [step]), kind, size) for step in steps]
+        totals = []
+        for i, offset in enumerate(offsets):
+            scalar = splat(builder, read(builder, builder.gep(source, [offset]), kind.element, size), kind.count)
+            totals += [fmuladd(builder, scalar, panel[v], sums[i * width + v]) for v in range(width)]
+        following = builder.add(b, one)
+        more = builder.icmp_signed("<", following, inner)
+        return [following, builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals], more
+
+    def add_taps(a: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+        _, _, row, *totals = repeat(builder, [none, source, row, *sums], add_tap)
+        following = builder.add(a, one)
+        more = builder.icmp_signed("<", following, outer)
+        return [following, builder.gep(source, [outer_stride]), row, *totals], more
+
+    zeros = [ir.Constant(kind, [0.0] * kind.count)] * (rows * width)
+    start = [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros]
+    totals = repeat(builder, start, add_taps)[3:]
+    result = byte_pointer(builder, target)
+    goals = [builder.gep(result, [builder.mul(target_stride, ir.Constant(number, i))]) for i in range(rows)]
+    store_sums(builder, totals, [builder.gep(goal, [step]) for goal in goals for step in steps], fresh, kind)
+
+
+def store_sums(builder: Any, totals: Sequence[Any], places: Sequence[Any], fresh: Any, kind: Any) -> None:
+    """Emit stores of vectors, of their sums with what is there unless ``fresh``."""
+    size = size_of(kind.element)
+
+    def added() -> list[Any]:
+        before = [read(builder, place, kind, size) for place in places]
+        return [builder.fadd(content, total) for content, total in zip(before, totals, strict=True)]
+
+    for place, content in zip(places, chosen(builder, fresh, lambda: list(totals), added), strict=True):
+        write(builder, content, place, size)

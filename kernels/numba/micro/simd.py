@@ -264,6 +264,13 @@ def read_first(builder: Any, pointer: Any, count: Any, kind: ir.VectorType) -> A
     return call(builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, [typed, size, mask, zeros])
 
 
+def write_masked(builder: Any, content: Any, pointer: Any, mask: Any) -> None:
+    """Store the lanes of a mask at a byte pointer."""
+    kind = content.type
+    typed, size = builder.bitcast(pointer, kind.as_pointer()), ir.Constant(ir.IntType(32), size_of(kind.element))
+    call(builder, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), [content, typed, size, mask])
+
+
 @intrinsic
 def store(_typing: Any, vector: Any, address: Any) -> Any:
     """Write a vector to ``address``."""
@@ -281,11 +288,8 @@ def store_first(_typing: Any, vector: Any, address: Any, count: Any) -> Any:
     """Write a vector's first ``count`` numbers to ``address``; memory behind them is not touched."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        content, kind = arguments[0], llvm_vector(vector)
-        pointer = builder.inttoptr(arguments[1], kind.as_pointer())
-        size = ir.Constant(ir.IntType(32), size_of(kind.element))
-        mask = first_lanes(builder, arguments[2], kind.count)
-        call(builder, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), [content, pointer, size, mask])
+        mask = first_lanes(builder, arguments[2], llvm_vector(vector).count)
+        write_masked(builder, arguments[0], byte_pointer(builder, arguments[1]), mask)
         return context.get_dummy_value()
 
     return types.void(vector, address, types.int64), generate

@@ -17,16 +17,15 @@ from ..runtime.compilation import intrinsic
 from .simd import (
     byte_pointer,
     bytes_of,
-    call,
     first_lanes,
     lanes,
     llvm_vector,
     read,
     read_first,
     size_of,
-    suffix,
     vector_of,
     write,
+    write_masked,
 )
 
 __all__ = ["transpose"]
@@ -81,7 +80,7 @@ def transpose_part(
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         source, stride, target, target_stride, rows, columns = arguments[:6]
-        size, number = ir.Constant(ir.IntType(32), size_of(kind.element)), ir.IntType(64)
+        number = ir.IntType(64)
         first, goal = byte_pointer(builder, source), byte_pointer(builder, target)
         have = []
         for i in range(kind.count):
@@ -91,8 +90,7 @@ def transpose_part(
         turned, mask = _turn(builder, have, kind), first_lanes(builder, rows, kind.count)
         done = builder.append_basic_block("transposed")
         for i, row in enumerate(turned):
-            place = builder.bitcast(_row(builder, goal, i, target_stride), kind.as_pointer())
-            call(builder, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), [row, place, size, mask])
+            write_masked(builder, row, _row(builder, goal, i, target_stride), mask)
             following = builder.append_basic_block("column") if i + 1 < kind.count else done
             more = builder.icmp_signed("<", ir.Constant(number, i + 1), columns)
             builder.cbranch(more, following, done)
