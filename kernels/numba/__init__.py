@@ -14,7 +14,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
 
     windows, rmsprop                                                        kernels of their own
     support                                                                 which calls are served; imports no Numba
-    micro/      simd, memory, igemm, gemm, sparse_products, packing, transposition, argmaxpool, half_floats,
+    micro/      simd, control, memory, igemm, gemm, sparse_products, packing, transposition, argmaxpool, half_floats,
                 channel_blocks
     runtime/    compilation, threads
 
