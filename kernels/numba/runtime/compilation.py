@@ -141,12 +141,28 @@ def _stamp(kept: Any, function: Callable[..., Any]) -> None:
     sources.
     """
     file = getattr(getattr(kept, "_cache", None), "_cache_file", None)
-    if file is None or not hasattr(file, "_source_stamp") or not hasattr(file, "_data_name"):
+    names = ("_source_stamp", "_data_name", "_load_index", "_load_data")
+    if file is None or not all(hasattr(file, name) for name in names):
         return  # another version of Numba: its own rules hold
     stamp = _digest(FLOOR, "**/*.py") + _digest(Path(function.__code__.co_filename).parent, "*.py")
     base, sources = file._index_name.removesuffix(".nbi"), hashlib.sha256(stamp.encode()).hexdigest()[:16]
     file._source_stamp = stamp
     file._data_name = lambda number: f"{base}.{sources}.{MAKER}-{os.getpid()}.{number}.nbc"
+    load_index, load_data = file._load_index, file._load_data
+
+    def read_index() -> Any:
+        try:
+            return load_index()
+        except Exception:  # damaged, or of types that older sources had: neither is worth more than nothing
+            return {}
+
+    def read_data(name: str) -> Any:
+        try:
+            return load_data(name)
+        except Exception as error:
+            raise OSError(f"{name} holds no kernel") from error  # Numba compiles what it cannot open
+
+    file._load_index, file._load_data = read_index, read_data
     for old in Path(file._cache_path).glob(f"{glob.escape(base)}.*.nbc"):
         if not old.name.startswith(f"{base}.{sources}."):
             with suppress(OSError):

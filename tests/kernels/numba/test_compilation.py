@@ -2,11 +2,13 @@
 
 import errno
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 
+import numba
 import pytest
 from numba.core import caching
 
@@ -115,6 +117,17 @@ def test_a_kernel_that_another_process_is_writing_is_not_taken_from_older_source
     assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["15.0", "True"]
     assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["15.0", "False"]
     assert len(list(tmp_path.rglob("*.nbc"))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"cgone\nClass\n."])
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_a_damaged_cache_is_none(sources, tmp_path, ending, content):
+    """So is an index whose entries are of classes that older sources had, and that are gone."""
+    run(sources, NUMBA_CACHE_DIR=str(tmp_path))
+    (path,) = tmp_path.rglob(f"*.{ending}")
+    path.write_bytes(pickle.dumps(numba.__version__) + content if ending == "nbi" and content else content)
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["6.0", "True"]
+    assert run(sources, NUMBA_CACHE_DIR=str(tmp_path))[0] == ["6.0", "False"]
 
 
 def test_numbas_own_variable_is_followed(sources, tmp_path):
