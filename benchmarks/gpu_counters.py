@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.checking import precision
-from benchmarks.gpu_parts import Layer
+from benchmarks.gpu_parts import TimedLayer
 from benchmarks.operations.gather import embedding_case
 from benchmarks.operations.layers import layer_case
 from benchmarks.registry import Case
@@ -113,7 +113,7 @@ def main() -> None:
     """Run the passes: what the profiler looks at."""
     for case in cases():
         with precision(case):
-            layer = Layer(case, BACKEND)
+            layer = TimedLayer(case, BACKEND)
             layer.copies = 1
             for watched in (False, True):
                 if watched:

@@ -1,4 +1,4 @@
-"""The fused conv stack's gradients on a GPU; see :mod:`.conv_pool_backward_kernels` for how.
+"""The fused conv stack's gradients on a GPU; see :mod:`.device.conv_pool_backward` for how.
 
 A call is at most three launches: partial gradients of weights and bias; their sums, together with the weights repacked
 for the last; the input's gradient. Products are of the input's dtype, sums float32, as in the forward pass.
@@ -6,8 +6,6 @@ for the last; the input's gradient. Products are of the input's dtype, sums floa
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
-from .launch import Layout, layout_of, on_device, precision, processors
+from .launch import Layout, device_code, layout_of, on_device, precision, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
 from .transposition import channels_together, positions_together
@@ -109,7 +107,7 @@ def _launch_weight_gradient(
     wanted: tuple[bool, bool],
 ) -> Tensor:
     """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
-    kernels, tile = _kernels(), weight_gradient_configuration(layer)
+    kernels, tile = device_code("conv_pool_backward"), weight_gradient_configuration(layer)
     source, layout, positions = rows.source, rows.layout, convolution.output_length(rows.length, layer.size)
     taps, channels_of = (layer.size, layer.channels) if layer.tokens else (1, layer.channels * layer.size)
     blocks = (taps * -(-channels_of // tile.block_r) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
@@ -147,7 +145,7 @@ def _launch_input_gradient(
     pool: Pool,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    kernels, tile = _kernels(), input_gradient_configuration(layer._replace(tokens=False))
+    kernels, tile = device_code("conv_pool_backward"), input_gradient_configuration(layer._replace(tokens=False))
     tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
     launch(
         kernels.input_gradient_kernel, (tiles,),
@@ -171,10 +169,3 @@ def new_gradient(upstream: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tens
 def overlap(pool: Pool) -> int:
     """Return how many windows may see a position."""
     return -(-(pool.dilation * (pool.size - 1) + 1) // pool.stride)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import conv_pool_backward_kernels
-
-    return conv_pool_backward_kernels

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from .configurations import forward_configuration
 from .forward import describe, launch_over_weights
-from .launch import VECTOR_BYTES, on_device
+from .launch import VECTOR_BYTES, device_code, on_device
 from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
 from .transposition import columns_together
@@ -51,7 +48,7 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     source = Rows("own", table, layout, None, 0, 0, 0, table.size(0), 1)  # V samples of one position
     layer = describe(source, weight[:, :, :1], 1, False)
     tile = forward_configuration(layer)
-    kernels = _kernels()
+    kernels = device_code("gather")
     with on_device(table):
         packed = launch_over_weights(weight, True)
         assert packed is not None
@@ -66,10 +63,3 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
             INTERPRETED=kernels.INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return folded
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import gather_kernels
-
-    return gather_kernels

@@ -3,7 +3,7 @@
 Five steps, each a launch or two: the occurrences of every row are found by sorting the tokens; the gradients that meet
 at a row's taps are added up; the result is multiplied with the table and summed over its rows to the weights'
 gradient; weights are repacked; and it is multiplied with the weights to the table's. See
-:mod:`.folded_backward_kernels`. No atomics: the same bits on every run. A row's sums are float32, and so is what is
+:mod:`.device.folded_backward`. No atomics: the same bits on every run. A row's sums are float32, and so is what is
 multiplied, in products of TF32 or, of exact float32, as exact as the forward pass has them.
 
 Where a weight or a row is infinite, what torch has as NaN or infinity is not finite here either, but may be infinite
@@ -15,9 +15,6 @@ written where rows occur.
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -25,7 +22,7 @@ from ..geometry import Convolution, Pool
 from .backward import Gradients, launch_backward, new_gradient, overlap
 from .configurations import Layer, power_of_two, shared_phases
 from .forward import describe, launch_over_weights
-from .launch import layout_of, on_device, processors
+from .launch import device_code, layout_of, on_device, processors
 from .occurrences import join_spans, sorted_tokens, spans_of
 from .phase_backward import is_packed
 from .replay import compute, empty, launch
@@ -63,7 +60,7 @@ def backward(
     dw = new_gradient(gradient, weight, weight.shape) if wanted[1] else None
     db = None if whole is None else new_gradient(gradient, weight, weight.shape[:1])
     layer = describe(rows, weight, 1, convolution.padding != (0, 0))
-    kernels, kind = _kernels(), products_of(layer)
+    kernels, kind = device_code("folded_backward"), products_of(layer)
     with on_device(table):
         dfolded, seen = _sum_occurrences(gradient, argmax, rows, step, (size, outputs), convolution, pool)
         partials = None
@@ -124,7 +121,7 @@ def _sum_occurrences(
     partials = empty(dfolded, (spans, 2, size * outputs))
     beside = pool.stride == pool.size and pool.size < positions
     launch(
-        _kernels().sum_occurrences_kernel, (spans * -(-outputs // block_o),),
+        device_code("folded_backward").sum_occurrences_kernel, (spans * -(-outputs // block_o),),
         gradient, argmax, in_order, order, dfolded, seen, partials, in_order.numel(), span,
         gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, pool.size, pool.stride,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
@@ -153,7 +150,7 @@ def _launch_weight_gradient(
     splits = -(-tiles // tiles_of_split)
     partials = empty(dfolded, (splits, layer.outputs * (layer.channels * layer.size + 1)))
     launch(
-        _kernels().table_weight_gradient_kernel, (splits * blocks,),
+        device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * ROWS, rows.layout.stride_n,
         C=layer.channels, O=layer.outputs, K=layer.size, ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w, TAPS=taps,
         BLOCK_M=ROWS, BLOCK_C=block_c, BLOCK_O=block_o, **kind, num_warps=8,
@@ -165,10 +162,3 @@ def _launch_weight_gradient(
 
 def _unseen(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_zeros(shape, dtype=torch.int8)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import folded_backward_kernels
-
-    return folded_backward_kernels

@@ -1,6 +1,6 @@
 """Convolution, bias, ReLU and maximum pooling in one pass over memory, on a GPU: the forward pass.
 
-The activation never exists in memory; see :mod:`.conv_pool_kernels` for how. Inputs are read in place through their
+The activation never exists in memory; see :mod:`.device.conv_pool` for how. Inputs are read in place through their
 strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
 those of the reference, whose results these are but for rounding.
 
@@ -18,16 +18,13 @@ neighbouring windows lie apart, so that loads are narrow.
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration, power_of_two
-from .launch import Layout, architecture, kind_of, on_device, precision, processors, winner_dtype
+from .launch import Layout, architecture, device_code, kind_of, on_device, precision, processors, winner_dtype
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
 
@@ -82,7 +79,7 @@ def launch_windows(
     layer = describe(rows, weight, sharing, padded)
     tile = forward_configuration(layer)
     count = rows.samples * windows
-    kernels = _kernels()
+    kernels = device_code("conv_pool")
     tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
     steps = split.steps_of(tile, layer, pool.size)
     splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
@@ -130,7 +127,7 @@ def launch_global(
     sharing = 0 if convolution.stride == convolution.dilation else -1
     layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
     tile = forward_configuration(layer)
-    kernels = _kernels()
+    kernels = device_code("conv_pool")
     group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
     tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
     steps = split.steps_of(tile, layer, -(-positions // group))
@@ -248,7 +245,7 @@ def launch_over_weights(
     if packed is None and dw is None and db is None:
         return None
     launch(
-        _weights().weights_kernel, (-(-(weight.numel() + outputs) // block),),
+        device_code("weights").weights_kernel, (-(-(weight.numel() + outputs) // block),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
@@ -283,17 +280,3 @@ def new_argmax(rows: Rows, outputs: int, windows: int, greatest: int) -> Tensor:
     """Return memory for ``argmax``."""
     shape, dtype = argmax_format(rows.samples, outputs, windows, greatest, rows.source.dtype)
     return empty(rows.source, shape, dtype)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import conv_pool_kernels
-
-    return conv_pool_kernels
-
-
-@functools.cache
-def _weights() -> ModuleType:
-    from . import weights_kernels
-
-    return weights_kernels

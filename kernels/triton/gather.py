@@ -6,7 +6,7 @@ folded table, which a caller that keeps table and weight may :func:`fold` once a
 folded first, into float32, so that nothing is rounded that *direct* would not round. Tokens and starts, int32 or int64,
 are read in place through their strides.
 
-A number out of range stops the device with a message, as torch's own look-ups do (see :mod:`.index_kernels`): an
+A number out of range stops the device with a message, as torch's own look-ups do (see :mod:`.device.index`): an
 error on the host would mean to wait for the device at every call. Nothing outside the table is read. In the
 interpreter, whose caller has looked at the numbers, a token without a row counts as a row of zeros, and so do all rows
 of a window that leaves its series.
@@ -17,9 +17,6 @@ so that few channels waste products; a folded table that is larger than the seco
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -29,7 +26,7 @@ from ..source import Tokens, Windows
 from .configurations import folded_configuration
 from .fold import fold
 from .forward import is_padded, launch_global, launch_windows, neighbours, new_argmax
-from .launch import kind_of, on_device
+from .launch import device_code, kind_of, on_device
 from .replay import compute, empty, launch
 from .rows import Rows, rows_of
 
@@ -91,7 +88,7 @@ def _add(
         return result, argmax
     if folded is None:
         folded = fold(rows.source, weight)
-    tile, kernels = folded_configuration(folded.size(2), size, pool is None), _kernels()
+    tile, kernels = folded_configuration(folded.size(2), size, pool is None), device_code("gather")
     tiles_o = -(-outputs // tile.block_o)
     index = (rows.numbers, rows.index_n, rows.index_l, rows.below, step, folded.size(0) - 1)
     shape = {"O": outputs, "K": size, "WIDTH": folded.size(2), "TOKENS": rows.mode == "tokens"}
@@ -128,7 +125,7 @@ def _turned(pooled: Tensor) -> Tensor:
 
 def check_index(rows: Rows) -> None:
     """Stop the device where a number is no row of the table, or a window leaves its series."""
-    index, kernels = rows.numbers, _index()
+    index, kernels = rows.numbers, device_code("index")
     if index is None or not index.numel() or kernels.INTERPRETED:
         return
     length = 1 if rows.mode == "windows" else rows.length
@@ -137,17 +134,3 @@ def check_index(rows: Rows) -> None:
             kernels.check_index_kernel, (-(-index.numel() // NUMBERS),),
             index, index.numel(), length, rows.index_n, rows.index_l, rows.below, BLOCK=NUMBERS, num_warps=4,
         )  # fmt: skip
-
-
-@functools.cache
-def _index() -> ModuleType:
-    from . import index_kernels
-
-    return index_kernels
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import gather_kernels
-
-    return gather_kernels

@@ -4,7 +4,7 @@ Two plans, see :mod:`~seqconv.kernels.plans`. Under *folded* what meets at a row
 multiplied, see :mod:`.folded_backward`. Under *direct* the gradients of weight and bias are computed as in
 :mod:`.backward`, from rows that are read through the index; for that of the table the gradient of every position's row
 is written down, in its dtype, and what meets at a row is added up in the order of its positions, see
-:mod:`.gather_backward_kernels`. The same bits on every run, without atomics and without waiting for the device. Numbers
+:mod:`.device.gather_backward`. The same bits on every run, without atomics and without waiting for the device. Numbers
 out of range get nothing.
 
 Where this is slow: under *direct* the gradients of all positions take ``N * L * C`` numbers of memory for a while,
@@ -12,9 +12,6 @@ whether or not a row is in use often; the table's gradient is dense.
 """
 
 from __future__ import annotations
-
-import functools
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,7 +22,7 @@ from ..source import Tokens, Windows
 from . import folded_backward
 from .backward import Gradients, launch_backward
 from .configurations import power_of_two
-from .launch import kind_of, on_device
+from .launch import device_code, kind_of, on_device
 from .occurrences import join_spans, sorted_tokens, spans_of
 from .replay import compute, empty, launch
 from .rows import Rows, rows_of
@@ -89,15 +86,8 @@ def _sum_rows(dx: Tensor, rows: Rows, step: int, dtable: Tensor, skipped: int) -
         span, spans = spans_of(total, STEP, SPANS)
         partials = empty(dx, (spans, 2, channels), torch.float32)
         launch(
-            _kernels().sum_spans_kernel, (spans * -(-channels // block_c),),
+            device_code("gather_backward").sum_spans_kernel, (spans * -(-channels // block_c),),
             dx, in_order, order, dtable, partials, total, span, count, skipped,
             C=channels, STEP=STEP, BLOCK_C=block_c, num_warps=1,
         )  # fmt: skip
         join_spans(in_order, dtable, partials, span, count, skipped)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import gather_backward_kernels
-
-    return gather_backward_kernels

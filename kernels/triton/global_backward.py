@@ -1,16 +1,13 @@
-"""Gradients of the global maximum on a GPU; see :mod:`.global_backward_kernels` for how."""
+"""Gradients of the global maximum on a GPU; see :mod:`.device.global_backward` for how."""
 
 from __future__ import annotations
-
-import functools
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..geometry import Convolution
 from .configurations import Layer, power_of_two
-from .launch import Layout, precision, processors
+from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -39,7 +36,7 @@ def launch_input_gradient(
     convolution: Convolution,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    kernels = _kernels()
+    kernels = device_code("global_backward")
     block_c = min(max(power_of_two(layer.channels), 16), 64)
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
     launch(
@@ -65,7 +62,7 @@ def launch_weight_gradient(
     wanted: tuple[bool, bool],  # noqa: ARG001  (both are computed at once)
 ) -> Tensor:
     """Return partial gradients of weights and bias, ``(splits, O * K * C + O)``."""
-    kernels, source, layout = _kernels(), rows.source, rows.layout
+    kernels, source, layout = device_code("global_backward"), rows.source, rows.layout
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     block_c = 16 if layer.channels <= 16 else 64  # 64 rows make the larger matrix instructions
     while block_c > 16 and layer.size * block_c * block_o > SUMS:
@@ -91,10 +88,3 @@ def launch_weight_gradient(
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return partials
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import global_backward_kernels
-
-    return global_backward_kernels

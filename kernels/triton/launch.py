@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ __all__ = [
     "Imagined",
     "Layout",
     "architecture",
+    "device_code",
     "imagined",
     "imagining",
     "interpreted",
@@ -52,6 +55,12 @@ def layout_of(tensor: Tensor) -> Layout:
         stride_l = tensor.size(1)  # as the next position's would be
     align = math.gcd(VECTOR_BYTES // tensor.element_size(), stride_l, stride_n if tensor.size(0) > 1 else 0)
     return Layout(stride_n // align, stride_l // align, align)
+
+
+@functools.cache
+def device_code(name: str) -> ModuleType:
+    """Return a module of :mod:`.device`, which loads Triton."""
+    return importlib.import_module(f".device.{name}", __package__)
 
 
 def interpreted() -> bool:

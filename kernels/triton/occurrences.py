@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from .configurations import power_of_two
 from .gather import NUMBERS
+from .launch import device_code
 from .replay import compute, empty, launch
 from .rows import Rows
 
@@ -29,7 +27,7 @@ def sorted_tokens(rows: Rows, step: int) -> tuple[Tensor, Tensor]:
     dtype = next(one for one in (torch.int16, torch.int32, torch.int64) if count <= torch.iinfo(one).max)
     keys = empty(rows.numbers, (total,), dtype)
     launch(
-        _index().keys_kernel, (-(-total // NUMBERS),),
+        device_code("index").keys_kernel, (-(-total // NUMBERS),),
         rows.numbers, keys, total, rows.length, rows.index_n, rows.index_l, rows.below, count, step,
         WINDOWS=rows.mode == "windows", BLOCK=NUMBERS, num_warps=4,
     )  # fmt: skip
@@ -48,7 +46,7 @@ def join_spans(in_order: Tensor, target: Tensor, partials: Tensor, span: int, co
     channels = target.size(1)
     block_c = min(power_of_two(channels), JOINED_CHANNELS)
     launch(
-        _spans().join_spans_kernel, (partials.size(0) * -(-channels // block_c),),
+        device_code("gather_backward").join_spans_kernel, (partials.size(0) * -(-channels // block_c),),
         in_order, target, partials, in_order.numel(), span, count, skipped,
         C=channels, BLOCK_G=JOINED, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
@@ -57,17 +55,3 @@ def join_spans(in_order: Tensor, target: Tensor, partials: Tensor, span: int, co
 def _sort(keys: Tensor) -> tuple[Tensor, Tensor]:
     in_order, order = torch.sort(keys, stable=True)
     return in_order, order
-
-
-@functools.cache
-def _index() -> ModuleType:
-    from . import index_kernels
-
-    return index_kernels
-
-
-@functools.cache
-def _spans() -> ModuleType:
-    from . import gather_backward_kernels
-
-    return gather_backward_kernels

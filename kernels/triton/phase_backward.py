@@ -1,4 +1,4 @@
-"""Gradients of layers whose pooling windows lie side by side, on a GPU; see :mod:`.phase_backward_kernels` for how.
+"""Gradients of layers whose pooling windows lie side by side, on a GPU; see :mod:`.device.phase_backward` for how.
 
 Served are convolutions of stride 1 whose windows do not overlap, where the unrolled loops stay short (see
 :func:`serves`); :mod:`.backward` has kernels for everything else.
@@ -7,7 +7,6 @@ Served are convolutions of stride 1 whose windows do not overlap, where the unro
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Layer, power_of_two
-from .launch import Layout, precision, processors
+from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -168,7 +167,11 @@ def launch_input_gradient(
     pool: Pool,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    tile, windows, kernels = input_tile(layer, pool.stride, convolution.dilation), gradient.size(2), _kernels()
+    tile, windows, kernels = (
+        input_tile(layer, pool.stride, convolution.dilation),
+        gradient.size(2),
+        device_code("phase_backward"),
+    )
     assert tile is not None
     spans, shift = spans_of(length, windows, convolution, pool)
     tiles_c = -(-layer.channels // tile.block_c)
@@ -196,7 +199,7 @@ def launch_weight_gradient(
     wanted: tuple[bool, bool],
 ) -> Tensor:
     """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
-    windows, kernels = gradient.size(2), _kernels()
+    windows, kernels = gradient.size(2), device_code("phase_backward")
     spans, shift = spans_of(rows.length, windows, convolution, pool)
     source, layout = rows.source, rows.layout
     numbers = layer.outputs * (layer.channels * layer.size + 1)
@@ -220,10 +223,3 @@ def launch_weight_gradient(
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import phase_backward_kernels
-
-    return phase_backward_kernels

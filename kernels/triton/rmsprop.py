@@ -7,15 +7,13 @@ float16 and bfloat16 tensors on a GPU; memory is written behind torch's back, wh
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .launch import on_device
+from .launch import device_code, on_device
 
 __all__ = ["DTYPES", "rmsprop_step"]
 
@@ -43,15 +41,8 @@ def rmsprop_step(
         sizes = tuple(parameter.numel() for parameter, _, _ in some)
         begins = (0, *itertools.accumulate(-(-size // BLOCK) for size in sizes))
         with on_device(some[0][0]):
-            _kernels().rmsprop_kernel[(begins[-1],)](
+            device_code("rmsprop").rmsprop_kernel[(begins[-1],)](
                 *zip(*some, strict=True), sizes, begins, rate, decay, 1 - decay, epsilon,
                 COUNT=len(some), BLOCK=BLOCK, num_warps=4,
             )  # fmt: skip
     torch.autograd.graph.increment_version([*parameters, *mean_squares])
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import rmsprop_kernels
-
-    return rmsprop_kernels

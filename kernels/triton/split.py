@@ -1,16 +1,13 @@
-"""The forward pass of layers with few windows, in two steps; see :mod:`.split_kernels`."""
+"""The forward pass of layers with few windows, in two steps; see :mod:`.device.split`."""
 
 from __future__ import annotations
-
-import functools
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, imagined, processors
+from .launch import Layout, device_code, imagined, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -45,7 +42,7 @@ def launch_sums(
 ) -> Tensor:
     """Return the parts of the convolution's sums, ``(splits, N * positions, O)`` in float32."""
     padded = convolution.padding != (0, 0)
-    tile, kernels = forward_configuration(layer._replace(phases=1, padded=padded)), _kernels()
+    tile, kernels = forward_configuration(layer._replace(phases=1, padded=padded)), device_code("split")
     positions = convolution.output_length(rows.length, layer.size)
     total, reduction = rows.samples * positions, layer.size * layer.channels
     tiles = -(-total // tile.block_m) * -(-layer.outputs // tile.block_o)
@@ -75,7 +72,7 @@ def launch_pool(
     """Write the pooled activations ``(N, O, Q)``, channels-last if ``last``, and ``argmax`` unless it is ``None``."""
     samples, outputs, windows = out.shape
     launch(
-        _kernels().pool_sums_kernel, (-(-samples * windows // WINDOWS) * -(-outputs // OUTPUTS),),
+        device_code("split").pool_sums_kernel, (-(-samples * windows // WINDOWS) * -(-outputs // OUTPUTS),),
         sums, bias, out, argmax, samples * windows, samples, windows, positions, sums.size(0),
         O=outputs, P=pool.size, POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
         OUT_LAST=last, HAS_BIAS=bias is not None, WANT_ARGMAX=argmax is not None,
@@ -87,15 +84,8 @@ def launch_pool_globally(sums: Tensor, bias: Tensor | None, out: Tensor, argmax:
     """Write the greatest activations ``(N, O)``, and ``argmax`` unless it is ``None``."""
     samples, outputs = out.shape
     launch(
-        _kernels().pool_sums_globally_kernel, (samples * -(-outputs // OUTPUTS),),
+        device_code("split").pool_sums_globally_kernel, (samples * -(-outputs // OUTPUTS),),
         sums, bias, out, argmax, samples, positions, sums.size(0),
         O=outputs, HAS_BIAS=bias is not None, WANT_ARGMAX=argmax is not None,
         BLOCK_M=POSITIONS, BLOCK_O=OUTPUTS, num_warps=4,
     )  # fmt: skip
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import split_kernels
-
-    return split_kernels

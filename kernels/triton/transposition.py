@@ -6,14 +6,12 @@ place wasted most of every load. Copies live as long as the call.
 
 from __future__ import annotations
 
-import functools
 import math
-from types import ModuleType
 
 from torch import Tensor
 
 from .configurations import power_of_two
-from .launch import VECTOR_BYTES, on_device
+from .launch import VECTOR_BYTES, device_code, on_device
 from .replay import compute, empty, launch
 
 __all__ = ["channels_together", "columns_together", "positions_together"]
@@ -59,14 +57,7 @@ def _transpose(tensor: Tensor, out: Tensor) -> None:
     tiles = samples * -(-rows // block_i) * -(-columns // block_j)
     with on_device(tensor):
         launch(
-            _kernels().transpose_kernel, (tiles,),
+            device_code("transposition").transpose_kernel, (tiles,),
             tensor, out, rows // out_align, columns, stride_n // align, stride_i // align, stride_j,
             ALIGN=align, OUT_ALIGN=out_align, UNIT_J=stride_j == 1, BLOCK_I=block_i, BLOCK_J=block_j, num_warps=4,
         )  # fmt: skip
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from . import transposition_kernels
-
-    return transposition_kernels

@@ -21,7 +21,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton.replay import Tape, is_hooked, layouts
 
-__all__ = ["Passes", "called", "fused", "needs_gradient", "recorded", "underivable", "undifferentiated"]
+__all__ = ["FusedPasses", "called", "fused", "needs_gradient", "recorded", "underivable", "undifferentiated"]
 
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -40,7 +40,7 @@ def fused(
     if torch.compiler.is_compiling():
         return library.fused(backend, source, weight, bias, convolution, pool, folded_dtype)
     if needs_gradient(source, weight, bias):
-        passes = Passes(backend, type(source), options_of(source), convolution, pool)
+        passes = FusedPasses(backend, type(source), options_of(source), convolution, pool)
         output: Tensor = passes.apply(passes, *tensors_of(source), weight, bias)
         return output
     return undifferentiated(backend, source, weight, bias, convolution, pool, folded_dtype)
@@ -67,7 +67,7 @@ def undifferentiated(
     return recorded(name_of(type(source), pool), folded.forward, *given) if _is_profiled() else folded.forward(*given)
 
 
-class Passes:
+class FusedPasses:
     """The two passes of a backend's kernel on a source's tensors, a weight and a bias: what a call is besides these.
 
     ``apply(passes, *tensors)`` runs them as autograd's function, whether or not one of the tensors needs that.
@@ -149,7 +149,7 @@ class _Fused(torch.autograd.Function):
     """Saves the source's tensors, the weight and a small integer for every output."""
 
     @staticmethod
-    def forward(ctx: Any, passes: Passes, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, passes: FusedPasses, *tensors: Any) -> Tensor:
         output, argmax = passes.forward(tensors)
         ctx.save_for_backward(*tensors[:-1], argmax)
         ctx.passes = passes
@@ -167,7 +167,7 @@ class _Fused(torch.autograd.Function):
 
 
 def _gradients(
-    passes: Passes, gradient: Tensor, saved: tuple[Any, ...], needed: tuple[bool, ...]
+    passes: FusedPasses, gradient: Tensor, saved: tuple[Any, ...], needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """Return a gradient, or ``None``, for every argument of ``passes.apply``."""
     place = passes.place

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from seqconv import backends
 from seqconv.functional import arguments, folded
-from seqconv.functional.autograd import Passes, needs_gradient, recorded, undifferentiated
+from seqconv.functional.autograd import FusedPasses, needs_gradient, recorded, undifferentiated
 from seqconv.functional.floors import floor
 from seqconv.functional.following import active
 from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
@@ -87,7 +87,7 @@ def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.
         tape = floor(backend).forward.tape_of(source, weight, bias, convolution, pool, want_argmax=differentiable)
     known: Known
     if differentiable:
-        passes = Passes(backend, kind, options, convolution, pool, tape)
+        passes = FusedPasses(backend, kind, options, convolution, pool, tape)
         known = partial(passes.apply, passes)
     else:
 

@@ -6,6 +6,7 @@ import torch
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import launch
 from tests.kernels.triton.gather_cases import tf32
 
 pytestmark = [
@@ -103,11 +104,9 @@ def test_runs_on_the_tensors_device_whatever_the_current_one_is(floor, pool):
 
 def compilations():
     """Return how many kernels were compiled in this process."""
-    from seqconv.kernels.triton import conv_pool_backward_kernels, conv_pool_kernels, weights_kernels
-
     kernels = [
         getattr(module, name)
-        for module in (conv_pool_kernels, conv_pool_backward_kernels, weights_kernels)
+        for module in map(launch.device_code, ("conv_pool", "conv_pool_backward", "weights"))
         for name in module.__all__
         if name.endswith("_kernel")
     ]

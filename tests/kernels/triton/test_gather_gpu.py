@@ -5,6 +5,7 @@ import torch
 
 from seqconv import functional
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.triton import launch
 from tests.kernels.cases import PLAIN
 from tests.kernels.triton.gather_cases import PLANS, Case, tf32
 
@@ -112,17 +113,8 @@ def test_runs_on_the_tensors_device_whatever_the_current_one_is(plan):
 
 def compilations():
     """Return how many kernels were compiled in this process."""
-    from seqconv.kernels.triton import (
-        conv_pool_backward_kernels,
-        conv_pool_kernels,
-        gather_backward_kernels,
-        gather_kernels,
-        weights_kernels,
-    )
-
-    modules = (
-        conv_pool_kernels, conv_pool_backward_kernels, gather_kernels, gather_backward_kernels, weights_kernels
-    )  # fmt: skip
+    names = ("conv_pool", "conv_pool_backward", "folded_backward", "gather", "gather_backward", "weights")
+    modules = [launch.device_code(name) for name in names]
     kernels = [getattr(module, name) for module in modules for name in module.__all__ if name.endswith("_kernel")]
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
 

@@ -136,7 +136,7 @@ def test_serves_compiled_graphs(device, name):
 def test_inference_keeps_a_folded_table_until_the_weights_change(device, name, monkeypatch):
     table, weight, bias, other, tokens = tensors(device, channels=40)  # more than an addition costs
     seqconv.frozen([table, weight, other])
-    monkeypatch.setattr(folded, "fold_operations", lambda *_: 1)  # worth it at once; the first call sees to itself
+    monkeypatch.setattr(folded, "_fold_operations", lambda *_: 1)  # worth it at once; the first call sees to itself
     with torch.no_grad():
         given = (table, weight, bias, other, tokens.repeat(4, 1))
         for _ in range(3):

@@ -6,6 +6,7 @@ Without a GPU the driver is a fake one whose kernels note what they are given; T
 import collections
 import importlib
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,19 +14,15 @@ import torch
 
 import seqconv
 from seqconv.functional import folded, remembered
-from seqconv.functional.autograd import Passes
+from seqconv.functional.autograd import FusedPasses
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, options_of, tensors_of
-from seqconv.kernels.triton import conv_pool, replay
+from seqconv.kernels.triton import conv_pool, device, launch, replay
 from tests.kernels.triton.conftest import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
 
-MODULES = [
-    "conv_pool_kernels", "weights_kernels", "conv_pool_backward_kernels", "phase_backward_kernels",
-    "global_backward_kernels", "gather_kernels", "gather_backward_kernels", "index_kernels",
-    "transposition_kernels",
-]  # fmt: skip
+MODULES = [path.stem for path in Path(device.__file__).parent.glob("*.py") if path.stem != "__init__"]
 POOL = Pool(3, 3)
 
 
@@ -70,7 +67,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(JITFunction, "run", counted)
     monkeypatch.setitem(replay._empty_strided, "cpu", kept)
     for name in MODULES:
-        module = importlib.import_module(f"seqconv.kernels.triton.{name}")
+        module = launch.device_code(name)
         for kernel in (getattr(module, one) for one in module.__all__ if one.endswith("_kernel")):
             monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
     for name in ("forward", "backward", "phase_backward", "global_backward"):
@@ -240,7 +237,7 @@ def differentiated(one):
     """Run a layer's forward pass noted, return a function that runs both as a remembered call does."""
     conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=True)
     tape = conv_pool.forward.tape_of(one.source, one.w, one.b, *one.geometry, want_argmax=True)
-    passes = Passes("triton", type(one.source), options_of(one.source), *one.geometry, tape)
+    passes = FusedPasses("triton", type(one.source), options_of(one.source), *one.geometry, tape)
     leaves = [tensor.requires_grad_() for tensor in (one.source.values, one.w, one.b)]
 
     def call():
@@ -250,7 +247,7 @@ def differentiated(one):
     return call
 
 
-@pytest.mark.parametrize("name", LAYERS.keys() - {"no bias", "folded", "folded, global"})
+@pytest.mark.parametrize("name", [one for one in LAYERS if one not in ("no bias", "folded", "folded, global")])
 def test_remembered_calls_launch_what_the_kernels_do(launched, name):
     one = layer(**LAYERS[name])
     call = differentiated(one)

@@ -6,7 +6,7 @@
 ``from[n, o] = argmax[n, o] * stride - left`` is where the winner's first tap lies. A tile is positions of one sample:
 it reads the sample's winners once, and each row of the input once. Zeros are multiplied, too, so that NaN and
 infinities reach the gradients that they reach in torch; a sum that meets one is computed again without the taps that
-the convolution has at no position. Naming and arguments are as in :mod:`.conv_pool_kernels`.
+the convolution has at no position. Naming and arguments are as in :mod:`.conv_pool`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import look_up, rounded
+from .conv_pool import INTERPRETED
+from .convolution import look_up, rounded
 
 __all__ = ["INTERPRETED", "global_input_gradient_kernel", "global_weight_gradient_kernel"]
 

@@ -1,6 +1,6 @@
 """Gradients through the folded table on the device: what meets at a row is added up before anything is multiplied.
 
-With ``dY`` the gradient of the convolution, see :mod:`.conv_pool_backward_kernels`, and ``dF`` that of the folded
+With ``dY`` the gradient of the convolution, see :mod:`.conv_pool_backward`, and ``dF`` that of the folded
 table,
 
     dF[v, k, o] = sum of dY[n, t, o] over all (n, t) whose tap k reads row v
@@ -9,7 +9,7 @@ table,
 
 so that a row that occurs a hundred times is multiplied once. ``seen[v, k]`` tells whether tap ``k`` reads row ``v`` at
 all: only there is ``dF`` written, and only there do zeros meet infinite weights and rows, as in torch. Naming and
-arguments are as in :mod:`.conv_pool_kernels`.
+arguments are as in :mod:`.conv_pool`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import below, rounded
+from .conv_pool import INTERPRETED
+from .convolution import below, rounded
 
 __all__ = ["INTERPRETED", "sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
 
@@ -67,7 +67,7 @@ def sum_occurrences_kernel(
     """Sum what arrives at a span's occurrences, of all taps and ``BLOCK_O`` outputs; ``STEP`` are on their way at once.
 
     A sum is written where a token ends. One that goes on in the next span, or comes from the last, is the span's tail
-    or head, and joined behind: see :mod:`.gather_backward_kernels`. Sums begin at -0.0, which is what a tap adds that
+    or head, and joined behind: see :mod:`.gather_backward`. Sums begin at -0.0, which is what a tap adds that
     the convolution does not have at a position: where that stands at the end, no position had it.
     """
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O

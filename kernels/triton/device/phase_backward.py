@@ -8,9 +8,9 @@ Where windows do not overlap, position ``u = q * P + j`` of the padded input (``
     dW[o, k, c] = sum over n, q, j of where(argmax[n, q - d, o] == p, g[n, q - d, o], 0) * x[n, u, c]
 
 So a tile of ``BLOCK_M`` spans of ``P`` positions reads each window that it meets once, and each row of the input once,
-where the kernels of :mod:`.conv_pool_backward_kernels` read both once a tap. Loops over ``j``, ``k`` are unrolled.
+where the kernels of :mod:`.conv_pool_backward` read both once a tap. Loops over ``j``, ``k`` are unrolled.
 Programs keep what they can (the weights; the sums of their gradients) and go from tile to tile. Naming and arguments
-are as in :mod:`.conv_pool_kernels`.
+are as in :mod:`.conv_pool`.
 
 The zeros of every position of a tile are multiplied, also at positions ``u - k * dilation`` that the convolution does
 not have: near a sample's ends NaN and infinities would spread further than in torch. A program that meets one computes
@@ -22,8 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import look_up, rounded
+from .conv_pool import INTERPRETED
+from .convolution import look_up, rounded
 
 __all__ = ["INTERPRETED", "phase_input_gradient_kernel", "phase_weight_gradient_kernel"]
 

@@ -4,7 +4,7 @@ The tokens of all positions come sorted, each with the number of its position; e
 of their positions. A program goes through a span of them, and writes a sum where a token ends. What belongs to a token
 that goes on in the next span, or comes from the last one, is kept as the span's tail or head, and summed behind: no
 atomics, the same bits on every run, and a token that fills half of a batch, as padding does, is shared among many
-programs. Naming is as in :mod:`.conv_pool_kernels`.
+programs. Naming is as in :mod:`.conv_pool`.
 """
 
 from __future__ import annotations

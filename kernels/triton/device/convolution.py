@@ -1,6 +1,6 @@
 """A tile's convolution on the device, at one phase of its pooling windows or at several that share their input.
 
-Naming and arguments are as in :mod:`.conv_pool_kernels`. Where ``TOKENS``, positions hold numbers of rows of a table,
+Naming and arguments are as in :mod:`.conv_pool`. Where ``TOKENS``, positions hold numbers of rows of a table,
 and the rows are looked up: a block of the reduction then is of one tap, whose tokens are read once.
 """
 

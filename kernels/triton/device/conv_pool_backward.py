@@ -10,7 +10,7 @@ over windows where they overlap). Both kernels make tiles of it, positions x out
 Sums over samples are cut into splits, each of which writes a partial sum of its own: no atomics, the same bits on every
 run. Zeros are multiplied, too, so that NaN and infinities reach the gradients that they reach in torch; an input's
 gradient that meets one is computed again without the taps that the convolution has at no position. Naming and arguments
-are as in :mod:`.conv_pool_kernels`.
+are as in :mod:`.conv_pool`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import look_up, rounded
+from .conv_pool import INTERPRETED
+from .convolution import look_up, rounded
 
 __all__ = ["INTERPRETED", "input_gradient_kernel", "weight_gradient_kernel"]
 

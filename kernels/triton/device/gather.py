@@ -2,7 +2,7 @@
 
     acc[m, o] = sum over k of folded[row of window m at position p + k, k, o]
 
-Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool_kernels`. Positions that are padding, or whose
+Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool`. Positions that are padding, or whose
 row the table has not, read the folded table's last row, that of zeros: its products are NaN where weights are infinite.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED
-from .convolution_kernels import convolve_one, look_up
-from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
+from .conv_pool import INTERPRETED
+from .convolution import convolve_one, look_up
+from .maxima import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "fold_kernel", "folded_global_kernel", "folded_windows_kernel"]
 

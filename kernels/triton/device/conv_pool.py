@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from .convolution_kernels import below, convolve, load_filters, look_up
-from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
+from .convolution import below, convolve, load_filters, look_up
+from .maxima import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "forward_global_kernel", "forward_windows_kernel"]
 

@@ -1,4 +1,4 @@
-"""One step of RMSprop on the device, for several tensors in one launch; naming is as in :mod:`.conv_pool_kernels`."""
+"""One step of RMSprop on the device, for several tensors in one launch; naming is as in :mod:`.conv_pool`."""
 
 from __future__ import annotations
 

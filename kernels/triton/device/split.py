@@ -3,7 +3,7 @@
 First the convolution's sums of all positions, each shared by ``splits`` programs that have a part of the reduction;
 then, of their parts, the pooling windows' maxima. Where one program would go through all of a window's positions, all
 taps and all channels one behind the other, all of these are side by side here. Naming and arguments are as in
-:mod:`.conv_pool_kernels`.
+:mod:`.conv_pool`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool_kernels import INTERPRETED, rows_of
-from .convolution_kernels import below, convolve_one
-from .maxima_kernels import NOWHERE, later_phase, later_position, store_greatest, store_windows
+from .conv_pool import INTERPRETED, rows_of
+from .convolution import below, convolve_one
+from .maxima import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
 __all__ = ["INTERPRETED", "pool_sums_globally_kernel", "pool_sums_kernel", "sums_kernel"]
 

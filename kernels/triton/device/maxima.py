@@ -1,6 +1,6 @@
 """Running maxima on the device, with their winners: of pooling windows, tile by tile, and of all positions of a sample.
 
-Naming and arguments are as in :mod:`.conv_pool_kernels`.
+Naming and arguments are as in :mod:`.conv_pool`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Samples turned over on the device: from a row for each channel to a row for each position, and back.
 
 Tiles are read along one axis and written along the other, so that both are neighbours in memory; naming is as in
-:mod:`.conv_pool_kernels`.
+:mod:`.conv_pool`.
 """
 
 from __future__ import annotations
