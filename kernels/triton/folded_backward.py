@@ -112,6 +112,7 @@ def _sum_occurrences(
     in_order, order = sorted_tokens(rows, step)
     gradient = channels_together(gradient)
     upstream, positions = layout_of(gradient), convolution.output_length(rows.length, size)
+    side_by_side = 0 if pool is None or pool.stride != pool.size else pool.size
     pool = Pool(positions, positions) if pool is None else pool
     dfolded = empty(rows.source, (count + 1, size, outputs), torch.float32)
     seen = compute(_unseen, rows.source, (count + 1, size))
@@ -119,13 +120,12 @@ def _sum_occurrences(
     block_o = min(power_of_two(outputs), max(SUMS // block_k, 16))
     span, spans = spans_of(in_order.numel(), STEP, SPANS)
     partials = empty(dfolded, (spans, 2, size * outputs))
-    beside = pool.stride == pool.size and pool.size < positions
     launch(
         device_code("folded_backward").sum_occurrences_kernel, (spans * -(-outputs // block_o),),
         gradient, argmax, in_order, order, dfolded, seen, partials, in_order.numel(), span,
         gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, pool.size, pool.stride,
         LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        P=pool.size if beside else 0, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
+        P=side_by_side, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
         O=outputs, K=size, OVERLAP=overlap(pool), ALIGN=upstream.align,
         SAME=is_packed(upstream, outputs, gradient.size(2)), NARROW=in_order.numel() < 2**31,
         # Numbers that come one by one take an address each.

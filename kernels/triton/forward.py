@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from . import split
-from .configurations import Forward, Layer, forward_configuration, power_of_two
+from .configurations import Forward, Layer, forward_configuration
 from .launch import Layout, architecture, device_code, kind_of, on_device, precision, processors, winner_dtype
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
@@ -45,9 +45,9 @@ NEAR_BYTES = 8  # loads of at most so many bytes go through the L1 cache
 GROUP = 16  # rows of a global maximum's tile that are of one sample
 NARROW = 48  # sums a thread, up to which a multiprocessor runs 16 warps at once, else 12
 WARPS = {True: 16, False: 12}
-# Partial sums that a program reads at once, and how many of them are one number's, at least and at most. 264 splits of
-# jena1 took 40 us by 256 weights x 16 splits and 5.5 by 64 x 64; of 396 seven steps of 36 programs 12, caches empty.
-SUMMED, SPLITS = 4096, (64, 256)
+# Weights that a program repacks and sums, and partial sums of each that it reads at once. 264 splits of jena1 took 40
+# us by 256 x 16 and 5.5 by 64 x 64; of 396, seven steps of 36 programs 12, caches empty.
+WEIGHTS, SPLITS = 32, 128
 
 
 def launch_windows(
@@ -239,17 +239,15 @@ def launch_over_weights(
     """
     outputs, channels, size = weight.shape
     pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
-    together = min(max(power_of_two(splits), SPLITS[0]), SPLITS[1])
-    block = SUMMED // together
     packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
     launch(
-        device_code("weights").weights_kernel, (-(-(weight.numel() + outputs) // block),),
+        device_code("weights").weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),
-        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=block, BLOCK_S=together, num_warps=4,
+        WANT_W=dw is not None, WANT_B=db is not None, BLOCK=WEIGHTS, BLOCK_S=SPLITS, num_warps=4,
     )  # fmt: skip
     return packed
 

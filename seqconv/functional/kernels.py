@@ -14,7 +14,7 @@ from seqconv.functional.following import unfollowed
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_pool as reference
-from seqconv.kernels.source import NAMES, Dense, Source, Tokens, Windows, tensors_of
+from seqconv.kernels.source import NAMES, Source, Tokens, tensors_of
 from seqconv.kernels.triton import support as gpu_support
 
 __all__ = ["explain_embedding", "fused", "fused_on_gpus", "refuse", "refuse_on_gpus", "register"]
@@ -121,10 +121,10 @@ def explain_embedding(
 
 def register() -> None:
     """Register the kernels of all floors: one for all sources and pools, under every name that users know it by."""
-    for source in (Dense, Tokens, Windows):
+    for source, operations in NAMES.items():
         cpu, gpu = (partial(explain_embedding, one) for one in ("numba", "triton"))
         plans = (cpu, gpu) if source is Tokens else (None, None)
-        for operation in NAMES[source]:
+        for operation in operations:
             backends.register(operation, "reference", lambda: composed)
             backends.register(operation, "numba", partial(fused, "numba"), refuse, plan=plans[0])
             backends.register(operation, "triton", fused_on_gpus, refuse_on_gpus, plan=plans[1])

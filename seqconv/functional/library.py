@@ -40,6 +40,8 @@ def fused(
         index, rows = source.tokens, [-1 if source.padding_idx is None else source.padding_idx]
     elif isinstance(source, Windows):
         index, rows = source.starts, [source.length, source.step]
+    elif not isinstance(source, Dense):
+        raise TypeError(f"source must be of a kind that the operator can be given, got {type(source).__name__}")
     stride, (left, right), dilation, _ = convolution
     numbers, pools = [stride, left, right, dilation], [] if pool is None else [int(number) for number in pool]
     differentiable = torch.is_grad_enabled() and any(

@@ -23,14 +23,27 @@ from .convolution import below, rounded
 __all__ = ["INTERPRETED", "sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
 
 # Numbers that differ from call to call.
-SIZES = ["total", "span", "count", "skipped", "windows", "length", "positions", "gradient_n", "gradient_q", "rows"]
-SIZES_OF_POOL = ["pool_size", "pool_stride"]
+SIZES = [
+    "total",
+    "span",
+    "count",
+    "skipped",
+    "windows",
+    "length",
+    "positions",
+    "gradient_n",
+    "gradient_q",
+    "rows",
+    "stride",
+    "pool_size",
+    "pool_stride",
+]
 
 NONE = tl.constexpr(-2)  # no token
 NOTHING = tl.constexpr(-(2**31))  # the bits of -0.0, which Triton's constants know as 0.0
 
 
-@triton.jit(do_not_specialize=SIZES + SIZES_OF_POOL)
+@triton.jit(do_not_specialize=SIZES)
 def sum_occurrences_kernel(
     gradient: tl.tensor,  # (N, O, Q), strides as given
     argmax: tl.tensor,  # (N, Q, O)
