@@ -39,7 +39,7 @@ CPU = Costs(addition=4, write=16, pooling=1, scattered=2)
 PRODUCTS = {"16": 117e12, "tf32": 74e12, "ieee": 19e12}
 ADDITION, WRITE, STORED = 0.5e-12, 2.4e-12, 2e-12
 GPU = {
-    kind: Costs(*(round(seconds * products) for seconds in (ADDITION, WRITE)), 0, stored=round(STORED * products))
+    kind: Costs(round(ADDITION * products), round(WRITE * products), pooling=0, stored=round(STORED * products))
     for kind, products in PRODUCTS.items()
 }
 
