@@ -247,12 +247,12 @@ def _requested(backend: str) -> str:
 
 
 def variable() -> object:
-    """Return the environment variable's value, encoded, or ``None``."""
-    return _environment.get(_VARIABLE)
+    """Return the environment variable's value, encoded or not, or ``None``."""
+    # Read past os.environ, which takes a microsecond to raise and catch an error where a variable is not set.
+    encoded = getattr(os.environ, "_data", None)
+    return os.environ.get(VARIABLE) if encoded is None else encoded.get(_VARIABLE)
 
 
-# Read past os.environ, which takes a microsecond to raise and catch an error where a variable is not set.
-_environment: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
 _VARIABLE = os.environ.encodekey(VARIABLE)
 
 

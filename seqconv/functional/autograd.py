@@ -109,6 +109,7 @@ class FusedPasses:
         ``saved`` are the source's tensors, the weight and ``argmax``.
         """
         *given, weight, argmax = saved
+        argmax = argmax.contiguous()  # hooks on saved tensors may have laid it out anew
         found: tuple[Tensor | None, Tensor | None, Tensor | None]
         if self.tape is not None:
             tensors = [gradient, argmax, *[one for one in given if one is not None], weight]

@@ -20,7 +20,7 @@ from torch import Tensor
 from seqconv import backends
 from seqconv.functional import arguments, remembered
 from seqconv.functional.arguments import IntOrTuple
-from seqconv.functional.kernels import register
+from seqconv.functional.kernels import is_own, register
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, name_of
@@ -263,7 +263,7 @@ def run(
     call = prepare(*operands, *options)
     chosen, kernel = backends.choose_named(call.operation, backend, call.arguments)
     output = call.run_on(kernel)
-    if call.batched and chosen != "reference":
+    if call.batched and is_own(kernel):
         remembered.remember(key, chosen, call.arguments, call.folded_dtype)
     return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,14 +17,21 @@ from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import NAMES, Source, Tokens, tensors_of
 from seqconv.kernels.triton import support as gpu_support
 
-__all__ = ["explain_embedding", "fused", "fused_on_gpus", "refuse", "refuse_on_gpus", "register"]
+__all__ = ["explain_embedding", "fused", "fused_on_gpus", "is_own", "refuse", "refuse_on_gpus", "register"]
 
 
+def is_own(kernel: Callable[..., Tensor]) -> bool:
+    """Tell whether a kernel is one of a floor's, not one that somebody else has registered under its name."""
+    return kernel is fused("numba") or kernel is fused_on_gpus()
+
+
+@cache
 def fused(backend: str) -> Callable[..., Tensor]:
     """Return a floor's kernel, differentiable, for eager calls and under ``torch.compile``."""
     return partial(autograd.fused, backend)
 
 
+@cache
 def fused_on_gpus() -> Callable[..., Tensor]:
     """Return the kernel for GPUs, which under autocast computes in the dtype that torch's convolution would have."""
     kernel = fused("triton")

@@ -148,6 +148,7 @@ def _conv_relu_pool_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     given, geometry, want = _source(source, index, lengths, rows), _geometry(convolution, pool), tuple(wanted)
+    argmax = argmax.contiguous()  # hooks on saved tensors may have laid it out anew
     gradients = floor(backend).backward(gradient, argmax, given, weight, *geometry, wanted=want)
     ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
     if wanted[0]:  # in the memory format that the graph was promised, whatever the kernel's own is

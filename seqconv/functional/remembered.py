@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from seqconv import backends
 from seqconv.functional import arguments, folded
-from seqconv.functional.autograd import FusedPasses, needs_gradient, recorded, undifferentiated
+from seqconv.functional.autograd import FusedPasses, recorded, undifferentiated
 from seqconv.functional.floors import floor
 from seqconv.functional.following import active
 from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
@@ -32,6 +32,7 @@ Key = tuple[Any, ...]
 Known = Callable[..., Tensor]
 
 MOST = 1024
+PLAIN = frozenset((int, bool, str, float, type(None), torch.dtype, torch.memory_format))  # what an option may be
 
 _known: dict[Key, Known] = {}
 replay.remembered.append(_known)
@@ -49,25 +50,43 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
     if active("cuda" if first.is_cuda else "cpu") is not None:
         return None
     forced = backends.variable() if backend == "auto" else None
-    key = [prepare, backend, forced, _precision("cuda", "conv"), torch.is_grad_enabled()]
+    key, needs_gradient = [prepare, backend, forced, _precision("cuda", "conv")], False
     for one in operands:
         kind = type(one)
         if kind is Tensor or kind is Parameter:
-            key += (one.shape, one.stride(), one.dtype, one.device, one.requires_grad)
-            key += (one.layout, one.is_neg(), one._is_zerotensor())  # see unfollowed
+            if one.layout is not torch.strided or one.is_nested:
+                return None
+            key += (one.shape, one.stride(), one.dtype, one.device)
+            key += (one.is_neg(), one._is_zerotensor())  # see unfollowed
+            needs_gradient |= one.requires_grad
         elif one is None:
             key.append(None)
         else:
             return None
+    for option in options:  # types count: 1.0 is no 1
+        if type(option) is tuple and (numbers := _encoded(option[:5])) is not None:
+            option, rest = numbers, option[5:]  # behind five numbers of a pool is its memory format
+        else:
+            rest = (option,)
+        for one in rest:
+            if type(one) not in PLAIN:
+                return None
+        key += (option, *rest, *map(type, rest))
+    return (*key, needs_gradient and torch.is_grad_enabled())
+
+
+def _encoded(numbers: tuple[Any, ...]) -> bytes | None:
+    """Return what tells numbers, and tuples of them, from others and from those of other types; ``None`` for others."""
     try:
-        for one in options:
-            if type(one) is tuple:  # of numbers, and behind five of a pool its memory format
-                key += (dumps(one[:5], 2), one[5:])  # types count: 1.0 is no 1
-            else:
-                key += (one, type(one))
-    except ValueError:  # what is no number, or one of another library
+        found = dumps(numbers, 2)
+    except ValueError:  # of another library
         return None
-    return tuple(key)
+    # Behind an "s" stand the bytes of anything that has some, as NumPy's numbers, whose types they do not tell.
+    return found if b"s" not in found or _is_plain(numbers) else None
+
+
+def _is_plain(option: Any) -> bool:
+    return type(option) in PLAIN or (type(option) is tuple and all(map(_is_plain, option)))
 
 
 def find(key: Key) -> Known | None:
@@ -79,10 +98,10 @@ def find(key: Key) -> Known | None:
 
 
 def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.dtype | None) -> None:
-    """Remember a call that a backend's kernel has served, by what that was given."""
+    """Remember a call that the floor of a backend has served, by what its kernel was given."""
     source, weight, bias, convolution, pool = call
     kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(type(source), pool)
-    tape, differentiable = None, needs_gradient(source, weight, bias)
+    tape, differentiable = None, key[-1]
     if backend == "triton":
         tape = floor(backend).forward.tape_of(source, weight, bias, convolution, pool, want_argmax=differentiable)
     known: Known
