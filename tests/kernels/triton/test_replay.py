@@ -280,8 +280,8 @@ def test_tokens_are_replayed_without_gradients_until_weights_are_frozen(launched
     monkeypatch.setattr(folded, "find_or_fold", lambda *given: asked.append(given) or find_or_fold(*given))
     given = (*tensors_of(one.source), one.w, one.b)
     expected = conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=False)[0]
-    remembered.remember(("a key",), "triton", (one.source, one.w, one.b, *one.geometry), None)
-    call, looked_up = remembered.find(("a key",)), launched.looked_up
+    remembered.remember(("a key", False), "triton", (one.source, one.w, one.b, *one.geometry), None)
+    call, looked_up = remembered.find(("a key", False)), launched.looked_up
     assert call(*given).shape == expected.shape
     assert launched.looked_up == looked_up
     assert not asked
