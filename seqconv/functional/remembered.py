@@ -63,15 +63,17 @@ def key_of(prepare: Any, operands: tuple[Any, ...], options: tuple[Any, ...], ba
             key.append(None)
         else:
             return None
-    for option in options:  # types count: 1.0 is no 1
-        if type(option) is tuple and (numbers := _encoded(option[:5])) is not None:
-            option, rest = numbers, option[5:]  # behind five numbers of a pool is its memory format
-        else:
-            rest = (option,)
+    for option in options:
+        rest: tuple[Any, ...] = (option,)
+        if type(option) is tuple:
+            numbers, rest = _encoded(option[:5]), option[5:]  # behind five numbers of a pool is its memory format
+            if numbers is None:
+                return None
+            key.append(numbers)
         for one in rest:
             if type(one) not in PLAIN:
                 return None
-        key += (option, *rest, *map(type, rest))
+        key += (*rest, *map(type, rest))  # types count: 1.0 is no 1
     return (*key, needs_gradient and torch.is_grad_enabled())
 
 
