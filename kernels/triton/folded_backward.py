@@ -31,11 +31,13 @@ from .transposition import channels_together
 
 __all__ = ["backward", "whole_tap"]
 
-# Occurrences whose gradients are on their way at once, and sums of taps x outputs that a warp holds of each.
+# Occurrences whose gradients are on their way at once, half as many where these are numbers one by one or many, and
+# sums of taps x outputs that a warp holds of each.
 STEP, SUMS = 8, 512
 SPANS = 2048  # at most so many spans of occurrences
+ROWS = 64  # of the table's gradient in a tile
 # Rows that are multiplied at a time for the weights' gradient, and taps whose sums a program's registers hold.
-ROWS, TAPS = 32, 4
+TERMS, TAPS = 32, 4
 
 
 def backward(
@@ -60,24 +62,24 @@ def backward(
     dw = new_gradient(gradient, weight, weight.shape) if wanted[1] else None
     db = None if whole is None else new_gradient(gradient, weight, weight.shape[:1])
     layer = describe(rows, weight, 1, convolution.padding != (0, 0))
-    kernels, kind = device_code("folded_backward"), products_of(layer)
+    blocks = min(max(power_of_two(channels), 16), 64), min(max(power_of_two(outputs), 16), 32)
+    multiplied = products_of(layer)
     with on_device(table):
         dfolded, seen = _sum_occurrences(gradient, argmax, rows, step, (size, outputs), convolution, pool)
         partials = None
         if dw is not None or db is not None:
             taken = -1 if whole is None else whole
-            partials = _launch_weight_gradient(dfolded, seen, rows, layer, taken, dw is not None)
+            partials = _launch_weight_gradient(dfolded, seen, rows, layer, blocks, multiplied, taken, dw is not None)
         splits = 0 if partials is None else len(partials)
         packed = launch_over_weights(weight, dtable is not None, partials, splits, dw, db)
         if packed is not None and dtable is not None:
-            block_c = min(max(power_of_two(channels), 16), 64)
-            block_o = min(max(power_of_two(outputs), 16), 32)
             launch(
-                kernels.table_gradient_kernel, (-(-count // 64) * -(-channels // block_c),),
+                device_code("folded_backward").table_gradient_kernel,
+                (-(-count // ROWS) * -(-channels // blocks[0]),),
                 dfolded, seen, packed, dtable, count, skipped,
                 C=channels, O=outputs, K=size, PITCH=packed.size(1),
-                BLOCK_M=64, BLOCK_C=block_c, BLOCK_O=block_o, **kind,
-                num_warps=8 if kind["PRECISION"] == "ieee" else 4, num_stages=3,
+                BLOCK_M=ROWS, BLOCK_C=blocks[0], BLOCK_O=blocks[1], **multiplied,
+                num_warps=8 if multiplied["PRECISION"] == "ieee" else 4, num_stages=3,
             )  # fmt: skip
         if wanted[2] and whole is None:
             _, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, (False, True), None)
@@ -92,10 +94,14 @@ def whole_tap(length: int, size: int, convolution: Convolution) -> int | None:
 
 
 def products_of(layer: Layer) -> dict[str, object]:
-    """Return how sums of gradients are multiplied: 16-bit numbers as TF32, which holds all of them."""
-    exact = layer.kind == "ieee"
-    rounds = not exact and layer.architecture.startswith("sm_")
-    return {"PRECISION": layer.precision if exact else "tf32", "ROUND": rounds}
+    """Return how sums of gradients are multiplied with 16-bit numbers, too: as TF32, which holds all of these.
+
+    Exactly where the tensor cores are not NVIDIA's, of which only some know TF32.
+    """
+    if layer.kind == "16":
+        rounds = layer.architecture.startswith("sm_")
+        return {"PRECISION": "tf32" if rounds else "ieee", "ROUND": rounds}
+    return {"PRECISION": layer.precision, "ROUND": layer.rounds}
 
 
 def _sum_occurrences(
@@ -128,34 +134,41 @@ def _sum_occurrences(
         P=side_by_side, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
         O=outputs, K=size, OVERLAP=overlap(pool), ALIGN=upstream.align,
         SAME=is_packed(upstream, outputs, gradient.size(2)), NARROW=in_order.numel() < 2**31,
-        # Numbers that come one by one take an address each.
-        STEP=STEP if outputs % 4 == 0 else STEP // 2, BLOCK_K=block_k, BLOCK_O=block_o, num_warps=1,
+        STEP=STEP // 2 if outputs % 4 or block_k * block_o > SUMS // 2 else STEP,
+        BLOCK_K=block_k, BLOCK_O=block_o, num_warps=1,
     )  # fmt: skip
     join_spans(in_order, dfolded.view(count + 1, size * outputs), partials, span, count + 1, -1)
     return dfolded, seen
 
 
 def _launch_weight_gradient(
-    dfolded: Tensor, seen: Tensor, rows: Rows, layer: Layer, whole: int, want_w: bool
+    dfolded: Tensor,
+    seen: Tensor,
+    rows: Rows,
+    layer: Layer,
+    blocks_of: tuple[int, int],
+    multiplied: dict[str, object],
+    whole: int,
+    want_w: bool,
 ) -> Tensor:
-    """Return partial gradients of weights and, if there is a ``whole`` tap, bias, ``(splits, O * K * C + O)``."""
-    table, kind = rows.source, products_of(layer)
-    block_c = min(max(power_of_two(layer.channels), 16), 64)
-    block_o = min(max(power_of_two(layer.outputs), 16), 32)
+    """Return partial gradients of weights and, if there is a ``whole`` tap, bias, ``(splits, O * K * C + O)``.
+
+    ``blocks_of`` are the channels and outputs of a tile, ``multiplied`` is what :func:`products_of` tells.
+    """
+    table, (block_c, block_o) = rows.source, blocks_of
     taps = shared_phases(layer.size, TAPS) if want_w else 1
     blocks = -(-layer.outputs // block_o)
     blocks *= -(-layer.channels // block_c) * -(-layer.size // taps) if want_w else 1
-    tiles = -(-(table.size(0) + 1) // ROWS)
+    tiles = -(-(table.size(0) + 1) // TERMS)
     tiles_of_split = -(-tiles // min(tiles, max(1, processors(table.device) // blocks)))
     splits = -(-tiles // tiles_of_split)
     partials = empty(dfolded, (splits, layer.outputs * (layer.channels * layer.size + 1)))
     launch(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
-        dfolded, seen, table, partials, table.size(0), tiles_of_split * ROWS, rows.layout.stride_n,
+        dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
         C=layer.channels, O=layer.outputs, K=layer.size, ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w, TAPS=taps,
-        BLOCK_M=ROWS, BLOCK_C=block_c, BLOCK_O=block_o, **kind, num_warps=8,
-        num_stages=1 if kind["PRECISION"] == "tf32x3" else 2,  # an exact product's parts take registers
-
+        BLOCK_M=TERMS, BLOCK_C=block_c, BLOCK_O=block_o, **multiplied, num_warps=8,
+        num_stages=1 if multiplied["PRECISION"] == "tf32x3" else 2,  # an exact product's parts take registers
     )  # fmt: skip
     return partials
 

@@ -3,7 +3,7 @@
 All of that follows from the operands' shapes, strides, dtypes and devices, from the options, and from a few of torch's
 switches; together they are the key under which a call is remembered. Kernels of a few microseconds would wait for the
 host otherwise. What torch may do to a call besides (see :mod:`.following`) is looked at every time, and such calls go
-the long way. So are the numbers of rows and lengths on the CPU.
+the long way. On the CPU the numbers of rows, and lengths, are checked every time, too.
 """
 
 from __future__ import annotations

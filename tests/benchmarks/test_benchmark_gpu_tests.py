@@ -215,7 +215,7 @@ def test_no_profiler_is_told(monkeypatch):
 
 
 def test_what_the_profiler_looks_at_runs(monkeypatch, capsys):
-    """In the interpreter, on a case of two samples."""
+    """On the CPU, a case of two samples."""
     monkeypatch.setattr(gpu_counters, "BACKEND", "numba")
     few = [one for one in gpu_counters.cases("cpu") if one.name == "jena1" and one.dtype == "tf32"]
     monkeypatch.setattr(gpu_counters, "cases", lambda: [dataclasses.replace(few[0], shape={**few[0].shape, "N": 2})])

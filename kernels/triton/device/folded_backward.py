@@ -17,10 +17,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool import INTERPRETED
 from .convolution import below, rounded
 
-__all__ = ["INTERPRETED", "sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
+__all__ = ["sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
 
 # Numbers that differ from call to call.
 SIZES = [
@@ -113,7 +112,7 @@ def sum_occurrences_kernel(
             b_t = b_from // STRIDE
             m_t = m & m_k & (b_from >= 0) & (b_t * STRIDE == b_from) & (b_t < positions)
             b_u = b_t + POOL_PADDING
-            p_won = argmax + i_n * windows * O
+            p_argmax = argmax + i_n * windows * O
             p_g = gradient + (i_n * windows * O if SAME else i_n * (gradient_n * ALIGN))
             b_dy = b_none
             for i in range(OVERLAP):
@@ -124,13 +123,13 @@ def sum_occurrences_kernel(
                 if not P:
                     m_q = m_q & (b_p * POOL_DILATION == b_rest) & (b_p < size)
                 m_load = m_q[:, None] & m_o[None, :]
-                b_won = tl.load(p_won + (b_q * O)[:, None] + b_o[None, :], mask=m_load, other=-1).to(tl.int32)
+                b_argmax = tl.load(p_argmax + (b_q * O)[:, None] + b_o[None, :], mask=m_load, other=-1).to(tl.int32)
                 if SAME:
                     b_place_g = (b_q * O)[:, None] + b_o[None, :]
                 else:
                     b_place_g = (b_q.to(tl.int64) * (gradient_q * ALIGN))[:, None] + b_o[None, :]
                 b_g = tl.load(p_g + b_place_g, mask=m_load, other=0.0).to(tl.float32)
-                b_dy += tl.where(m_t[:, None], tl.where(b_won == b_p[:, None], b_g, 0.0), b_none)
+                b_dy += tl.where(m_t[:, None], tl.where(b_argmax == b_p[:, None], b_g, 0.0), b_none)
             arrived = arrived + (b_dy,)  # noqa: RUF005
             i_next = tl.load(tokens + i_step + j + 1, mask=i_step + j + 1 < total, other=NONE).to(tl.int64)
             following = following + (i_next,)  # noqa: RUF005
