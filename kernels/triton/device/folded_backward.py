@@ -78,9 +78,10 @@ def sum_occurrences_kernel(
 ) -> tl.tensor:
     """Sum what arrives at a span's occurrences, of all taps and ``BLOCK_O`` outputs; ``STEP`` are on their way at once.
 
-    A sum is written where a token ends. One that goes on in the next span, or comes from the last, is the span's tail
-    or head, and joined behind: see :mod:`.gather_backward`. Sums begin at -0.0, which is what a tap adds that
-    the convolution does not have at a position: where that stands at the end, no position had it.
+    A sum is written where a token ends. A token may go on in the next span, or come from the one before. Its sum is
+    then the span's tail or head, and is joined behind, see :mod:`.gather_backward`. Sums begin at -0.0. A tap that the
+    convolution does not have at a position adds -0.0, every other tap a gradient or +0.0: where -0.0 is left, no
+    position had the tap.
     """
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     i_span = (tl.program_id(0) // TILES_O).to(tl.int64)
