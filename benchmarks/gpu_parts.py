@@ -87,11 +87,11 @@ class TimedLayer:
 
     @cached_property
     def gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """The output's gradient, laid out as the output, and the winners, for each copy."""
-        output, winners = self.forward(0, want_argmax=True)
+        """The output's gradient, laid out as the output, and argmax, for each copy."""
+        output, argmax = self.forward(0, want_argmax=True)
         gradient = torch.empty_like(output).copy_(self.upstream)
-        copies = [(torch.empty_like(gradient).copy_(gradient), winners.clone()) for _ in range(self.copies - 1)]
-        return [(gradient, winners), *copies]
+        copies = [(torch.empty_like(gradient).copy_(gradient), argmax.clone()) for _ in range(self.copies - 1)]
+        return [(gradient, argmax), *copies]
 
     @cached_property
     def folded(self) -> Tensor:
@@ -162,8 +162,8 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
     inputs, parameters = (True, False, False), (False, True, True)  # whose gradients are wanted
 
     def forward(**options: Any) -> Part:
-        winners = layer.gradients[0][1].nbytes if options["want_argmax"] else 0
-        return Part(layer.on_copies(layer.forward, **options), layer.read + weights + output + winners, product)
+        argmax = layer.gradients[0][1].nbytes if options["want_argmax"] else 0
+        return Part(layer.on_copies(layer.forward, **options), layer.read + weights + output + argmax, product)
 
     def folded() -> Part:
         calls = layer.on_copies(layer.forward, want_argmax=False, folded=layer.folded)
@@ -197,7 +197,7 @@ def parts(case: Case, backend: str) -> Iterator[tuple[str, Callable[[], Part]]]:
     else:
         made = {
             "forward": partial(forward, want_argmax=False),
-            "forward, winners kept": partial(forward, want_argmax=True),
+            "forward, argmax kept": partial(forward, want_argmax=True),
             "weight gradient, its sums too": partial(backward, parameters),
             "partial sums": partial(over_weights, parameters),
         }

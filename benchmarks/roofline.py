@@ -2,7 +2,7 @@
 
 Both speeds are measured on the card in the same run. A share of the roofline is a time over the longer of the two; 1
 is the floor. Bytes are those of every tensor once for each pass that must read or write it, as if nothing stayed in a
-cache from one pass to the next. Operations are those of dense products: a backward pass could do with one winner a
+cache from one pass to the next. Operations are those of dense products: a backward pass could do with one position a
 window, but on tensor cores computing all positions is what there is.
 """
 
@@ -60,10 +60,10 @@ def bytes_moved(case: Case) -> int:
     forward = sizes["input"] + sizes["weight"] + sizes["bias"] + sizes["output"]
     if case.mode in ("inference", "forward"):
         return width * forward
-    winners = sizes["output"] * (1 if case.shape["P"] else 2)
+    argmax = sizes["output"] * (1 if case.shape["P"] else 2)
     backward = sizes["output"] + sizes["input"] + 2 * sizes["weight"] + sizes["bias"]  # reads, then dw and db
     backward += sizes["input"] if case.input_gradient else 0
-    return width * (forward + backward) + 2 * winners
+    return width * (forward + backward) + 2 * argmax
 
 
 def operations_done(case: Case) -> int:

@@ -101,13 +101,13 @@ def backward_plan(
     Of ``windows`` a sample has so many, or, where zeros are multiplied, too, so many positions.
     """
     each = size * outputs * channels
-    winners, positions = samples * windows, samples * length
+    maxima, positions = samples * windows, samples * length
     operations = {
         "folded": sum(wanted) * rows * each + (costs.addition * positions + costs.stored * rows) * size * outputs,
-        "direct": (wanted[0] * costs.scattered + wanted[1]) * winners * each
+        "direct": (wanted[0] * costs.scattered + wanted[1]) * maxima * each
         + wanted[0] * costs.stored * positions * channels,
     }
-    return _cheaper(operations, f"{rows} rows to multiply with, {winners} windows whose winners have a gradient")
+    return _cheaper(operations, f"{rows} rows to multiply with, {maxima} windows whose maxima have a gradient")
 
 
 def _cheaper(operations: dict[str, int], counts: str) -> Plan:

@@ -76,8 +76,8 @@ def assert_same(functions, tensors, upstream=None):
         assert same(one, other), (name, (one.double() - other.double()).abs().max(), one, other)
 
 
-def clearly_won(input, weight, bias, pool_size, gap=1e-4):
-    """Return where in the result a position wins by so much that float32 chooses it, too; 0 is beaten as well."""
+def has_clear_argmax(input, weight, bias, pool_size, gap=1e-4):
+    """Return where in the result a maximum exceeds all else, 0 too, by so much that float32 has the same argmax."""
     activation = F.conv1d(input.double(), weight.double(), bias.double()).relu()
     if pool_size is None:
         windows = activation.unsqueeze(2)
@@ -116,7 +116,7 @@ def wide_layer(seed, samples, channels, length, outputs, size, pool_size):
     x = torch.randn(samples, channels, length, generator=generator)
     w = torch.randn(outputs, channels, size, generator=generator) / (channels * size) ** 0.5
     b = torch.randn(outputs, generator=generator)
-    clear = clearly_won(x, w, b, pool_size)
+    clear = has_clear_argmax(x, w, b, pool_size)
     return x, w, b, torch.randn(clear.shape, generator=generator) * clear
 
 

@@ -2,18 +2,18 @@
 
 A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways::
 
-    conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel     an input (N, C, L), and windows in place
-       │         dense_backward ── conv_pool_backward_blocking, winners     their gradients, from argmax alone
+    conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel       an input (N, C, L), and windows in place
+       │         dense_backward ── conv_pool_backward_blocking, argmax_lists  their gradients, from argmax alone
        │
-       ├──────── gather ────────── gathered, ../plans                       rows of a table, read through an index
-       │           ├─ gather_folded   fold, pooling                         additions of rows of the folded table
-       │           └─ gather_direct                                         products with the rows as they are read
+       ├──────── gather ────────── gathered, ../plans                         rows of a table, read through an index
+       │           ├─ gather_folded   fold, pooling                           additions of rows of the folded table
+       │           └─ gather_direct                                           products with the rows as they are read
        └──────── gather_backward
-                   ├─ gather_backward_folded   gather_backward_spread       gradients summed by row, then multiplied
-                   └─ gather_backward_direct                                products for every winner
+                   ├─ gather_backward_folded   gather_backward_spread         gradients summed by row, then multiplied
+                   └─ gather_backward_direct                                  products for every window's maximum
 
-    windows, rmsprop                                                        kernels of their own
-    support                                                                 which calls are served; imports no Numba
+    windows, rmsprop                                                          kernels of their own
+    support                                                                   which calls are served; imports no Numba
     micro/      simd, control, memory, igemm, gemm, sparse_products, packing, transposition, argmaxpool, half_floats,
                 channel_blocks
     runtime/    compilation, threads
@@ -25,15 +25,14 @@ folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.igemm`; h
 Words:
 
 argmax
-    The position of a window's maximum, counted from the window's beginning; -1 where no gradient flows.
+    The position of a window's maximum, counted from the window's beginning; -1 where no gradient flows. Stored
+    as int8, int16 or int32.
 block
     Channels, or weights, that are loaded together; of the work, what is handed to threads one by one.
 blocking
     The sizes that a call's work is cut into, from shapes and strides alone.
 chunk
     Positions that are convolved before they are pooled: they stay in the first-level cache.
-code
-    A number of argmax as it is stored, int8, int16 or int32.
 few outputs
     Output channels that fill at most half a vector: vectors hold positions instead.
 fold
@@ -54,6 +53,4 @@ share, part
     What one thread does of a call; what is computed in one go.
 tile
     Sums that stay in registers: positions x output channels.
-winner
-    A window's argmax position, where it has a gradient.
 """

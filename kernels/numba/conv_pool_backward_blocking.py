@@ -49,7 +49,7 @@ class BackwardBlocking(NamedTuple):
     pool_padding: int
     pool_dilation: int
     pool_span: int
-    codes: int
+    argmax_width: int
     row: int
     width: int
     run: int
@@ -72,7 +72,7 @@ def backward_blocking(
     dx_strides: Sizes | None,
     gradient: Sizes,
     gradient_strides: Sizes,
-    codes: int,
+    argmax_width: int,
     convolution: Convolution,
     pool: Pool | None,
     itemsize: int,
@@ -80,7 +80,7 @@ def backward_blocking(
 ) -> BackwardBlocking:
     """Return a call's blocking from shapes and strides in elements; ``dx_strides`` is ``None`` where unwanted.
 
-    ``codes`` is the length of a row of ``argmax``; at most ``threads`` threads share the work.
+    ``argmax_width`` is the length of a row of ``argmax``; at most ``threads`` threads share the work.
     """
     (samples, channels, length), (outputs, _, size) = shape, weight
     lanes = REGISTERS.width // itemsize
@@ -136,7 +136,7 @@ def backward_blocking(
         pool_padding=pool_padding,
         pool_dilation=pool_dilation,
         pool_span=pool_dilation * (pool_size - 1),
-        codes=codes,
+        argmax_width=argmax_width,
         row=row,
         width=width,
         run=run,

@@ -77,7 +77,7 @@ class KernelArguments(NamedTuple):
     pool_stride: int = 0
     pool_padding: int = 0
     pool_dilation: int = 0
-    code: int = 0  # bytes of a number of argmax
+    argmax_itemsize: int = 0
     out_sample_stride: int = 0
     out_channel_stride: int = 0
     out_window_stride: int = 0
@@ -128,14 +128,15 @@ def forward_blocking(
     convolution: Convolution,
     pool: Pool | None,
     itemsize: int,
-    code: int,
+    argmax_itemsize: int,
     channels_last: bool,
     limits: tuple[int, int],
 ) -> ForwardBlocking:
-    """Return a call's blocking; ``pool`` is ``None`` for the global maximum, ``code`` the bytes of a number of argmax.
+    """Return a call's blocking; ``pool`` is ``None`` for the global maximum.
 
-    ``strides`` count numbers of ``itemsize`` bytes. The weights of an output channel must be dense. ``limits`` is what
-    :func:`.runtime.threads.thread_count` depends on: it is part of the cache's key and not used otherwise.
+    ``strides`` count numbers of ``itemsize`` bytes; those of argmax have ``argmax_itemsize`` bytes. The weights of an
+    output channel must be dense. ``limits`` is what :func:`.runtime.threads.thread_count` depends on: it is part of the
+    cache's key and not used otherwise.
     """
     del limits
     samples, channels, length = shape
@@ -202,7 +203,7 @@ def forward_blocking(
         weight_stride=weight_strides[0] * itemsize,
         period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
         pool_size=pool_numbers[0], pool_stride=pool_numbers[1], pool_padding=pool_numbers[2],
-        pool_dilation=pool_numbers[3], code=code, out_sample_stride=out_strides[0] * itemsize,
+        pool_dilation=pool_numbers[3], argmax_itemsize=argmax_itemsize, out_sample_stride=out_strides[0] * itemsize,
         out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize, chunk=chunk,
         rows=rows * group, group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups,
         parts=parts, blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,

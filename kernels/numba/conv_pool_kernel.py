@@ -13,7 +13,7 @@ from .micro.argmaxpool import clear_windows, finish_whole, pool_whole, pool_wind
 from .micro.igemm import TILE, VECTORS, igemm, igemm_few_outputs
 from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import copy_padded_rows, pack_bias, pack_panel
-from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_codes, store_number
+from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_integers, store_number
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner, intrinsic
 from .runtime.threads import share
@@ -291,8 +291,8 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     pooled = aligned(rows + sizes[0])
     listed = aligned(pooled + sizes[1])
     maxima = aligned(listed + sizes[2])
-    winners = aligned(maxima + sizes[3])
-    place = aligned(winners + sizes[4])
+    running_argmax = aligned(maxima + sizes[3])
+    place = aligned(running_argmax + sizes[4])
     offsets = aligned(place + sizes[5])
     starts = aligned(offsets + sizes[6])
     sums = aligned(starts + sizes[7])
@@ -317,13 +317,13 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             step = args.chunk
             if args.pieces > 1:
                 maxima = args.partial + ((samples[0] * args.pieces + piece) * padded + outputs) * size
-                winners = args.partial + args.samples * args.pieces * padded * size
-                winners += ((samples[0] * args.pieces + piece) * padded + outputs) * 4
+                running_argmax = args.partial + args.samples * args.pieces * padded * size
+                running_argmax += ((samples[0] * args.pieces + piece) * padded + outputs) * 4
             apart = args.pieces * padded if args.pieces > 1 else args.panels * VECTORS * width
             for n in range(samples[1] - samples[0]):
                 for o in range(0, outputs_end - outputs, width):
                     store(broadcast(-np.inf, zero), maxima + (n * apart + o) * size)
-                    store_codes(broadcast(np.int32(-1), zero), winners + (n * apart + o) * 4, np.int32(0))
+                    store_integers(broadcast(np.int32(-1), zero), running_argmax + (n * apart + o) * 4, np.int32(0))
             window = (0, 0)
         else:
             window = (piece * args.chunk, min((piece + 1) * args.chunk, args.windows))
@@ -374,7 +374,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                             some_positions = max(min(count, limits_of(args, n)[0] - first), 0)
                             pool_whole(
                                 source + v * width * size, vectors * width * size, first, some_positions,
-                                maxima + local * size, winners + local * 4, zero,
+                                maxima + local * size, running_argmax + local * 4, zero,
                             )  # fmt: skip
                     else:
                         write_windows(args, source, first, window, n, o, vectors, pooled, zero)
@@ -382,7 +382,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             for n in range(samples[0], samples[1]):
                 for o in range(outputs, outputs_end, width):
                     local = (n - samples[0]) * apart + o - outputs
-                    finish(args, n, o, padded, maxima + local * size, winners + local * 4, zero)
+                    finish(args, n, o, padded, maxima + local * size, running_argmax + local * 4, zero)
     keep(scratch)
 
 
@@ -395,20 +395,21 @@ def write_windows(
     padded = (args.outputs + width - 1) // width * width
     pool = (args.pool_size, args.pool_stride, args.pool_padding, args.pool_dilation)
     target = args.out + n * args.out_sample_stride + o * args.out_channel_stride + window[0] * args.out_window_stride
+    itemsize, jump = args.argmax_itemsize, padded * args.argmax_itemsize
     direct = args.out_channel_stride == size
     positions, windows = limits_of(args, n)
     end = max(min(window[1], windows), window[0])
     for v in range(vectors):
         of = o + v * width
-        argmax = args.argmax + ((n * args.windows + window[0]) * padded + of) * args.code if args.argmax else 0
+        argmax = args.argmax + ((n * args.windows + window[0]) * padded + of) * itemsize if args.argmax else 0
         goal, hop, count = pooled + v * width * size, vectors * width * size, width
         if direct:
             goal, hop, count = target + v * width * size, args.out_window_stride, min(width, args.outputs - of)
         pool_windows(
             rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop, count,
-            argmax, padded * args.code, args.code, zero,
+            argmax, jump, itemsize, zero,
         )  # fmt: skip
-        clear_windows(window[0], end, window[1], goal, hop, count, argmax, padded * args.code, args.code, zero)
+        clear_windows(window[0], end, window[1], goal, hop, count, argmax, jump, itemsize, zero)
     if not direct:
         columns = min(vectors * width, args.outputs - o)
         hop = vectors * width * size
@@ -416,13 +417,13 @@ def write_windows(
 
 
 @inner
-def finish(args: Any, n: int, o: int, padded: int, maxima: int, winners: int, zero: Any) -> None:
+def finish(args: Any, n: int, o: int, padded: int, maxima: int, running_argmax: int, zero: Any) -> None:
     """Write the maxima of one sample and one vector of outputs, over all pieces."""
     size = bytes_of(zero)
-    argmax = args.argmax + (n * padded + o) * args.code if args.argmax else 0
+    argmax = args.argmax + (n * padded + o) * args.argmax_itemsize if args.argmax else 0
     outputs = min(lanes(zero), args.outputs - o)
     target = args.out + n * args.out_sample_stride + o * size
-    finish_whole(maxima, winners, args.pieces, padded, target, outputs, argmax, args.code, zero)
+    finish_whole(maxima, running_argmax, args.pieces, padded, target, outputs, argmax, args.argmax_itemsize, zero)
 
 
 @inner(inline="always")
@@ -446,8 +447,8 @@ def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch
         for n in range(args.samples):
             for o in range(0, padded, width):
                 at = n * args.pieces * padded + o
-                winners = args.partial + (args.samples * args.pieces * padded) * size
-                finish(args, n, o, padded, args.partial + at * size, winners + at * 4, zero)
+                running_argmax = args.partial + (args.samples * args.pieces * padded) * size
+                finish(args, n, o, padded, args.partial + at * size, running_argmax + at * 4, zero)
 
 
 @compiled

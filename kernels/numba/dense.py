@@ -42,13 +42,13 @@ from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_fl
 from .micro.simd import REGISTERS
 from .runtime import threads
 
-__all__ = ["DTYPES", "argmax_format", "code_of", "forward", "lane_count", "limits_table", "padded_outputs"]
+__all__ = ["DTYPES", "argmax_format", "argmax_integers", "forward", "lane_count", "limits_table", "padded_outputs"]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
 
 # The dtypes of argmax: the greatest number that one holds, the dtype, and a zero of it.
-CODES: list[tuple[int, torch.dtype, Any]] = [
+ARGMAX_INTEGERS: list[tuple[int, torch.dtype, Any]] = [
     (2**7 - 1, torch.int8, np.int8(0)),
     (2**15 - 1, torch.int16, np.int16(0)),
     (2**31 - 1, torch.int32, np.int32(0)),
@@ -63,13 +63,14 @@ def argmax_format(
 ) -> tuple[tuple[int, int, int], torch.dtype]:
     """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
     lanes = REGISTERS.width // dtype.itemsize
-    return (samples, windows, -(-outputs // lanes) * lanes), code_of.__wrapped__(greatest)[0]  # symbols of a graph
+    kind, _ = argmax_integers.__wrapped__(greatest)  # without the cache: numbers may be symbols of a graph
+    return (samples, windows, -(-outputs // lanes) * lanes), kind
 
 
 @functools.lru_cache(maxsize=1024)
-def code_of(greatest: int) -> tuple[torch.dtype, Any]:
+def argmax_integers(greatest: int) -> tuple[torch.dtype, Any]:
     """Return the narrowest integers that hold ``greatest``: their dtype, and a zero of them."""
-    for limit, kind, zero in CODES:  # noqa: B007
+    for limit, kind, zero in ARGMAX_INTEGERS:  # noqa: B007
         if greatest <= limit:
             break
     return kind, zero
@@ -92,7 +93,7 @@ def forward(
     no padding then.
     """
     greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
-    kind, _ = code_of(greatest)
+    kind, _ = argmax_integers(greatest)
     shape, dtype = weight.shape, input.dtype
     strides = weight.stride()
     if ((strides[2] != 1 and shape[2] > 1) or strides[1] != shape[2]) and (

@@ -5,13 +5,13 @@ With ``g`` the gradient of window ``(n, o, q)`` and ``t`` the first input positi
     dW[o] += g * x[n, t : t + K]        dx[n, t : t + K] += g * W[o]        db[o] += g
 
 which is ``P`` times less arithmetic than a convolution's gradients. A sample's windows that have a gradient are listed
-for every output channel (:mod:`.winners`). A block of the sample's channels is copied to dense rows, so that both
+for every output channel (:mod:`.argmax_lists`). A block of the sample's channels is copied to dense rows, so that both
 products are sums over contiguous runs of numbers (:mod:`.micro.sparse_products`); the input's gradient is copied back
 into the tensor's layout (:mod:`.micro.channel_blocks`). A block's run fits into registers, its rows and lists into the
 first two cache levels.
 
-On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 winners) take 22 ms, 3.4 cycles a vector
-where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
+On one core of a Zen 4 the products of imdb1 (128 channels, 7 taps, 389,000 listed windows) take 22 ms, 3.4 cycles a
+vector where 3.1 is the most that the core does from its first cache; copies of rows add 8 ms, zeros and lists 0.3.
 
 Threads share the samples, or the channels where there are fewer samples than threads. Each thread sums weight gradients
 of its own, which are then added in a fixed order: the same bits on every run with the same number of threads.
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from .argmax_lists import list_windows
 from .conv_pool_backward_blocking import BackwardBlocking, backward_blocking
 from .micro.channel_blocks import all_finite, carry_sums, clear_vectors, load_rows, store_rows
 from .micro.memory import keep, prefetch
@@ -52,7 +53,6 @@ from .micro.sparse_products import add_products
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner
 from .runtime.threads import run, share, thread_count
-from .winners import list_winners
 
 __all__ = ["backward"]
 
@@ -131,10 +131,17 @@ def backward(
 
 @compiled
 def backward_shares(
-    blocking: BackwardBlocking, places: Any, zero: Any, code: Any, begin: int, end: int, threads: int, launch: int
+    blocking: BackwardBlocking,
+    places: Any,
+    zero: Any,
+    argmax_zero: Any,
+    begin: int,
+    end: int,
+    threads: int,
+    launch: int,
 ) -> None:
     """Compute the shares ``begin`` to ``end`` of all; see :func:`backward_share`."""
-    share(begin, end, threads, launch, backward_share, (blocking, places, zero, code))
+    share(begin, end, threads, launch, backward_share, (blocking, places, zero, argmax_zero))
 
 
 @inner
@@ -154,14 +161,14 @@ def first_row(blocking: BackwardBlocking, window: int) -> int:
 
 
 @inner
-def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any, code: Any) -> None:
+def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any, argmax_zero: Any) -> None:
     """Compute one share of the samples, or else of the blocks of channels.
 
     ``places`` are addresses, 0 of what is not wanted: of the input, the weights ``(O, C, K)``, the upstream gradient,
     argmax, the input's gradient, the weight's gradient as one sum a share ``(shares, O, run)``, the bias's as one
     float64 sum a lane ``(shares, O, lanes)``, an int64 that becomes 1 where a number read is infinite or a NaN, and the
-    samples' own addresses, 0 where samples lie a stride apart. ``zero`` and ``code`` are zeros of the tensors' and of
-    argmax's type.
+    samples' own addresses, 0 where samples lie a stride apart. ``zero`` and ``argmax_zero`` are zeros of the tensors'
+    and of argmax's type.
     """
     x, weight, gradient, argmax, dx, dw, db, non_finite, samples_at = places
     width, size = lanes(zero), bytes_of(zero)
@@ -213,9 +220,9 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
         for window in range(0, blocking.windows, blocking.segment):
             windows = min(blocking.segment, blocking.windows - window)
             top, bottom = first_row(blocking, window), last_row(blocking, window + windows)
-            list_winners(
-                argmax + (n * blocking.windows + window) * blocking.codes * bytes_of(code),
-                blocking.codes * bytes_of(code),
+            list_windows(
+                argmax + (n * blocking.windows + window) * blocking.argmax_width * bytes_of(argmax_zero),
+                blocking.argmax_width * bytes_of(argmax_zero),
                 gradient + n * blocking.gradient_strides[0] + window * blocking.gradient_strides[2],
                 blocking.gradient_strides[1],
                 blocking.gradient_strides[2],
@@ -233,7 +240,7 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
                 width * 8 if db else 0,
                 turned,
                 zero,
-                code,
+                argmax_zero,
             )
             if not dw and not dx:
                 continue

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..plans import CPU, forward_plan
 from ..source import Tokens, Windows
-from .dense import DTYPES, code_of, limits_table, padded_outputs
+from .dense import DTYPES, argmax_integers, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_direct import forward_direct
 from .gather_folded import forward_folded
@@ -65,13 +65,13 @@ def forward(
     if source.lengths is not None:
         cut = limits_table(source.lengths, size, convolution, pool)
         layer = layer._replace(limits=cut.ctypes.data)
-    (kind, code), argmax = code_of(layer.pool_size - 1), None
+    (kind, argmax_zero), argmax = argmax_integers(layer.pool_size - 1), None
     if want_argmax:
         width = padded_outputs(outputs, DTYPES[table.dtype])
         argmax = torch.empty((samples, windows, width), dtype=kind, device=table.device)
     if out.numel():
         used = cache(partial(_used, index, samples, table))
-        _compute(layer, index, table, weight, bias, pool is None, out, argmax, code, folded, plan, used)
+        _compute(layer, index, table, weight, bias, pool is None, out, argmax, argmax_zero, folded, plan, used)
     if pool is None:
         return out.squeeze(2), argmax
     return out.contiguous() if pool.contiguous else out, argmax
@@ -97,7 +97,7 @@ def forward_several(
     kernels = [weight.size(2) for weight in weights]
     out = table.new_empty(samples, sum(outputs))
     positions = [one.output_length(index.length, size) for one, size in zip(convolutions, kernels, strict=True)]
-    (kind, code), argmax = code_of(max(positions) - 1), None
+    (kind, argmax_zero), argmax = argmax_integers(max(positions) - 1), None
     argmaxes: Sequence[Tensor | None] = [None] * len(outputs)
     if want_argmax:
         shape, _ = argmaxes_format(samples, outputs, max(positions), table.dtype)
@@ -114,7 +114,7 @@ def forward_several(
                 cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
                 layer = layer._replace(limits=cut.ctypes.data)
             ready = None if folded is None else folded[i]
-            _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], code, ready, plan, used)
+            _compute(layer, index, table, weight, biases[i], True, mine, argmaxes[i], argmax_zero, ready, plan, used)
     return out, argmax
 
 
@@ -132,7 +132,7 @@ def _compute(
     is_global: bool,
     out: Tensor,
     argmax: Tensor | None,
-    code: Any,
+    argmax_zero: Any,
     folded: Tensor | None,
     plan: str | None,
     used: Callable[[], Used],
@@ -163,7 +163,9 @@ def _compute(
 
         def convolve(begin: int, end: int, threads: int, launch: int) -> None:
             given = (packed.data_ptr(), *results)
-            forward_direct(layer, index, source, given, blocks, is_global, like, code, begin, end, threads, launch)
+            forward_direct(
+                layer, index, source, given, blocks, is_global, like, argmax_zero, begin, end, threads, launch
+            )
 
         run(convolve, blocks, threads)
         return
@@ -172,7 +174,7 @@ def _compute(
 
     def add(begin: int, end: int, threads: int, launch: int) -> None:
         given = (ready.data_ptr(), 0 if places is None else places.ctypes.data, *results)
-        forward_folded(layer, index, given, blocks, is_global, like, code, kept, begin, end, threads, launch)
+        forward_folded(layer, index, given, blocks, is_global, like, argmax_zero, kept, begin, end, threads, launch)
 
     run(add, blocks, threads)
 

@@ -1,11 +1,11 @@
 """Gradients of the conv stack on gathered rows under the plan *direct*: for few windows, and rows that occur once.
 
-With ``g`` the gradient of window ``(n, q, o)``, its winner the position of its maximum, and ``r[k]`` the row that tap
-``k`` reads there,
+With ``g`` the gradient of window ``(n, q, o)``, and ``r[k]`` the row that tap ``k`` reads at the position of the
+window's maximum,
 
     dW[o, k] += g * table[r[k]]        dtable[r[k]] += g * W[o, k]        db[o] += g
 
-For the table's gradient each thread owns some of the table's rows: it looks at all winners and adds to its own rows
+For the table's gradient each thread owns some of the table's rows: it looks at all windows and adds to its own rows
 alone, so that no two threads write the same number. For the other gradients each thread takes some of the samples, and
 the threads' sums are added in a fixed order.
 
@@ -61,7 +61,8 @@ from .runtime.threads import run, share, thread_count
 
 __all__ = ["backward_direct"]
 
-# Vectors of a row, and winners, that are computed at once: the sums of a single vector would wait for each other.
+# Vectors of a row, and entries of a list, that are computed at once: the sums of a single vector would wait for each
+# other.
 TURNS = 4
 
 # Average number of terms of a position up to which they are added to the table's gradient one by one.
@@ -70,7 +71,7 @@ MANY = 2
 # The same number for a row of the table.
 OFTEN = 64
 
-# Winners that are listed together, of several samples where one has fewer: a weight is loaded once a list. A list spans
+# Windows that are listed together, of several samples where one has fewer: a weight is loaded once a list. A list spans
 # at most POSITIONS positions, whose rows stay in the second-level cache.
 LISTED = 16
 POSITIONS = 16384
@@ -89,8 +90,8 @@ def backward_direct(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the gradients of ``table``, ``weight`` and ``bias`` that are wanted; ``gradient`` is ``(N, O, Q)``.
 
-    The table's gradient is contiguous, with zeros for rows that no winner read and for row ``padding_idx``; if
-    ``others`` are given, it is added to them in place. Return ``None`` alone where a factor is infinite or a NaN.
+    The table's gradient is contiguous, with zeros for rows that no window's maximum reads and for row ``padding_idx``;
+    if ``others`` are given, it is added to them in place. Return ``None`` alone where a factor is infinite or a NaN.
     """
     like, itemsize, channels = DTYPES[table.dtype], table.element_size(), table.size(1)
     source = table if table.stride(1) == 1 or channels == 1 else table.contiguous()
@@ -124,10 +125,10 @@ def backward_direct(
     reached = -(-positions // gcd(layer.stride, layer.dilation))
     at_once = outputs_at_once(layer.outputs, layer.size, layer.windows, layer.pool_size, reached)
     numbers = (channels, source.stride(0) * itemsize, width, shares, sections, group, skipped, at_once, summed)
-    code = argmax.new_zeros(()).numpy()[()]
+    argmax_zero = argmax.new_zeros(()).numpy()[()]
 
     def add(begin: int, end: int, threads: int, launch: int) -> None:
-        add_parts(layer, index, places, numbers, like, code, begin, end, threads, launch)
+        add_parts(layer, index, places, numbers, like, argmax_zero, begin, end, threads, launch)
 
     if any(wanted):
         run(add, shares + sections, min(threads, shares + sections))
@@ -145,23 +146,25 @@ def add_parts(
     places: Any,
     numbers: Any,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     begin: int,
     end: int,
     threads: int,
     launch: int,
 ) -> None:
     """Do the parts ``begin`` to ``end``; see :func:`add_part`."""
-    share(begin, end, threads, launch, add_part, (layer, index, places, numbers, zero, code))
+    share(begin, end, threads, launch, add_part, (layer, index, places, numbers, zero, argmax_zero))
 
 
 @njit
-def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: Any, zero: Any, code: Any) -> None:
-    """Add all winners' terms to one share of the table's rows or, from part ``shares`` on, a section's to dW and db.
+def add_part(
+    part: int, layer: Descriptor, index: Index, places: Any, numbers: Any, zero: Any, argmax_zero: Any
+) -> None:
+    """Add all windows' terms to one share of the table's rows or, from part ``shares`` on, a section's to dW and db.
 
     ``places`` are the addresses of table, weights ``(O, K, C)``, upstream gradient, argmax and the gradients of table,
     weight and bias; 0 is not wanted. ``numbers`` are the number of channels, the bytes between rows, the outputs in
-    whole vectors, the number of shares of the rows and of sections of the samples, the number of samples whose winners
+    whole vectors, the number of shares of the rows and of sections of the samples, the number of samples whose windows
     are listed together, the row that gets no gradient, the number of outputs whose terms are added to a position's
     gradient one by one, and the result of :func:`sums_first`.
     """
@@ -186,9 +189,9 @@ def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: A
     summed = dtable != 0 and sums_first
     sums = np.zeros(rows * line if summed else 1, np.uint8)
     totals = np.zeros(rows * line if summed and at_once < layer.outputs else 1, np.uint8)
-    winners = np.empty((2, group * layer.windows + TURNS), np.int64)
+    entries = np.empty((2, group * layer.windows + TURNS), np.int64)
     factors = np.zeros((2, (group * layer.windows + TURNS) * size), np.uint8)
-    chosen, their_factors = winners[1].ctypes.data, factors[1].ctypes.data
+    chosen, their_factors = entries[1].ctypes.data, factors[1].ctypes.data
     for first in range(begin, end, group):
         number = min(group, end - first)
         for i in range(number):
@@ -209,15 +212,15 @@ def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: A
             count = 0
             for i in range(number):
                 n = first + i
-                code_at = argmax + (n * layer.windows * width + o) * bytes_of(code)
+                argmax_at = argmax + (n * layer.windows * width + o) * bytes_of(argmax_zero)
                 factor_at = gradient + n * layer.sample_stride + o * layer.channel_stride
                 for q in range(layer.windows):
-                    won = load_number(code_at, code)
+                    p = load_number(argmax_at, argmax_zero)
                     start = q * layer.pool_stride - layer.pool_padding
-                    winners[0, count] = i * rows + (start + won * layer.pool_dilation) * layer.stride
+                    entries[0, count] = i * rows + (start + p * layer.pool_dilation) * layer.stride
                     store_number(load_number(factor_at, zero), factors.ctypes.data + count * size, zero)
-                    count += won >= 0  # no branch: whether a window has a winner is unpredictable
-                    code_at += width * bytes_of(code)
+                    count += p >= 0  # no branch: whether a window has a gradient is unpredictable
+                    argmax_at += width * bytes_of(argmax_zero)
                     factor_at += layer.window_stride
             if not count:
                 continue
@@ -227,21 +230,21 @@ def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: A
                     total += load_number(factors.ctypes.data + e * size, zero)
                 store_number(total, db + o * 8, DOUBLE)
             while dw and count >= TURNS and count % TURNS:
-                winners[0, count] = group * rows
+                entries[0, count] = group * rows
                 store_number(zero, factors.ctypes.data + count * size, zero)
                 count += 1
             for k in range(layer.size):
                 weights, tap = (o * layer.size + k) * line, k * layer.dilation
                 if dw:
-                    listed = (winners.ctypes.data, factors.ctypes.data, count)
+                    listed = (entries.ctypes.data, factors.ctypes.data, count)
                     gather_run(dw + weights, addresses.ctypes.data + tap * 8, listed, channels, zero)
                 if dtable:
                     owned = 0
                     for e in range(count):
-                        winners[1, owned] = winners[0, e]
+                        entries[1, owned] = entries[0, e]
                         factor = load_number(factors.ctypes.data + e * size, zero)
                         store_number(factor, their_factors + owned * size, zero)
-                        owned += addresses[winners[0, e] + tap] != nowhere
+                        owned += addresses[entries[0, e] + tap] != nowhere
                     if owned:
                         listed = (chosen, their_factors, owned)
                         scatter_run(filters + weights, addresses.ctypes.data + tap * 8, listed, channels, zero)
@@ -259,7 +262,7 @@ def add_part(part: int, layer: Descriptor, index: Index, places: Any, numbers: A
     keep(addresses)
     keep(sums)
     keep(totals)
-    keep(winners)
+    keep(entries)
     keep(factors)
 
 
@@ -299,9 +302,9 @@ def write_table_indirection(
 def sums_first(layer: Descriptor, positions: int, rows: int) -> bool:
     """Tell whether a sample's gradients are summed position by position before they go to the table's rows.
 
-    That is so where many winners read one of the ``positions``, or one of the table's ``rows``: the gradient of a
-    frequent row would else be a sum of thousands of terms and round worse than torch's. Of 64 x 200 winners in 5 rows
-    it had 3 to 7 times torch's error.
+    That is so where many windows' maxima read one of the ``positions``, or one of the table's ``rows``: the gradient
+    of a frequent row would else be a sum of thousands of terms and round worse than torch's. Of 64 x 200 maxima in 5
+    rows it had 3 to 7 times torch's error.
     """
     terms = layer.windows * layer.outputs * layer.size
     return terms > MANY * positions or layer.samples * terms > OFTEN * rows
@@ -354,10 +357,10 @@ def scatter_run(weight: int, rows: int, listed: Any, count: int, zero: Any) -> N
 def gather_products(
     _typing: Any, target: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
-    """Add to ``target[v]`` the sum over winners ``e`` of ``factors[e] * row[v]``, ``row`` that of winner ``e``.
+    """Add to ``target[v]`` the sum over entries ``e`` of ``factors[e] * row[v]``, ``row`` that of entry ``e``.
 
-    ``listed`` are the addresses of the winners' numbers, int64, and of their factors, and their count: at least one,
-    and a multiple of ``TURNS`` unless it is smaller. A winner's row begins at the address that ``rows[winner]`` holds,
+    ``listed`` are the addresses of the entries' numbers, int64, and of their factors, and their count: at least one,
+    and a multiple of ``TURNS`` unless it is smaller. An entry's row begins at the address that ``rows[number]`` holds,
     ``offset`` bytes on. Of ``vectors``, one of :data:`GATHERED`, the last one's ``tail`` numbers are read and written.
     """
     kind = llvm_vector(vector_of(like))
@@ -373,7 +376,7 @@ def gather_products(
 def scatter_products(
     _typing: Any, weight: Any, rows: Any, offset: Any, listed: Any, tail: Any, like: Any, vectors: Any
 ) -> Any:
-    """Add ``factors[e] * weight[v]`` to the row of winner ``e``, one after the other: rows may be the same.
+    """Add ``factors[e] * weight[v]`` to the row of entry ``e``, one after the other: rows may be the same.
 
     The arguments are those of :func:`gather_products`; ``vectors`` is one of :data:`SCATTERED`. With more than one
     vector ``tail`` is all of the last.
@@ -391,13 +394,13 @@ GATHERED, SCATTERED = (8, 4, 2, 1), (8, 4, 1)
 FORM = (*(types.int64,) * 3, types.UniTuple(types.int64, 3), types.int64)
 
 
-def winner_of(builder: Any, kind: Any, given: Sequence[Any], e: Any) -> tuple[Any, Any]:
-    """Emit the look-up of winner ``e``: return its row and, in all lanes, its factor."""
+def entry_of(builder: Any, kind: Any, given: Sequence[Any], e: Any) -> tuple[Any, Any]:
+    """Emit the look-up of entry ``e``: return its row and, in all lanes, its factor."""
     _, rows, offset, listed, _ = given
     size, number = size_of(kind.element), ir.IntType(64)
-    winners, factors = (byte_pointer(builder, builder.extract_value(listed, i)) for i in (0, 1))
-    winner = read(builder, builder.gep(winners, [builder.mul(e, ir.Constant(number, 8))]), number, 8)
-    places = builder.gep(byte_pointer(builder, rows), [builder.mul(winner, ir.Constant(number, 8))])
+    entries, factors = (byte_pointer(builder, builder.extract_value(listed, i)) for i in (0, 1))
+    entry = read(builder, builder.gep(entries, [builder.mul(e, ir.Constant(number, 8))]), number, 8)
+    places = builder.gep(byte_pointer(builder, rows), [builder.mul(entry, ir.Constant(number, 8))])
     row = builder.gep(byte_pointer(builder, read(builder, places, number, 8)), [offset])
     factor = read(builder, builder.gep(factors, [builder.mul(e, ir.Constant(number, size))]), kind.element, size)
     return row, splat(builder, factor, kind.count)
@@ -415,10 +418,10 @@ def emit_gather(builder: Any, kind: Any, given: Sequence[Any], vectors: int) -> 
         return read_first(builder, place, tail, kind) if v == vectors - 1 else read(builder, place, kind, size)
 
     def products(e: Any, sums: Sequence[Any]) -> list[Any]:
-        row, factor = winner_of(builder, kind, given, e)
+        row, factor = entry_of(builder, kind, given, e)
         return [fmuladd(builder, factor, get(row, v), sums[v]) for v in range(vectors)]
 
-    def add_winner(e: Any, *sums: Any) -> tuple[list[Any], Any]:
+    def add_entry(e: Any, *sums: Any) -> tuple[list[Any], Any]:
         following = builder.add(e, ir.Constant(number, 1))
         return [following, *products(e, sums)], builder.icmp_signed("<", following, count)
 
@@ -438,7 +441,7 @@ def emit_gather(builder: Any, kind: Any, given: Sequence[Any], vectors: int) -> 
         return merged
 
     def few() -> list[Any]:
-        return repeat(builder, [none, *[zeros] * vectors], add_winner)[1:]
+        return repeat(builder, [none, *[zeros] * vectors], add_entry)[1:]
 
     many = builder.icmp_signed(">=", count, ir.Constant(number, TURNS))
     mask = first_lanes(builder, tail, kind.count)
@@ -463,8 +466,8 @@ def emit_scatter(builder: Any, kind: Any, given: Sequence[Any], vectors: int) ->
 
     held = [get(weight, v) for v in range(vectors)]
 
-    def add_winner(e: Any) -> tuple[list[Any], Any]:
-        row, factor = winner_of(builder, kind, given, e)
+    def add_entry(e: Any) -> tuple[list[Any], Any]:
+        row, factor = entry_of(builder, kind, given, e)
         for v in range(vectors):
             content, place = fmuladd(builder, factor, held[v], get(row, v)), builder.gep(row, [steps[v]])
             if vectors == 1:
@@ -474,4 +477,4 @@ def emit_scatter(builder: Any, kind: Any, given: Sequence[Any], vectors: int) ->
         following = builder.add(e, ir.Constant(number, 1))
         return [following], builder.icmp_signed("<", following, count)
 
-    repeat(builder, [ir.Constant(number, 0)], add_winner)
+    repeat(builder, [ir.Constant(number, 0)], add_entry)

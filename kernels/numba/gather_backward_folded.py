@@ -100,13 +100,13 @@ def backward_folded(
     used, begins = np.empty(most, np.int64), np.empty(most + 1, np.int64)
     order, found = np.empty(layer.samples * layer.length, np.int64), np.zeros(1, np.int64)
     places = (gradient.data_ptr(), argmax.data_ptr(), dy.data_ptr(), 0 if db is None else db.data_ptr())
-    code = argmax.new_zeros(()).numpy()[()]
+    argmax_zero = argmax.new_zeros(()).numpy()[()]
     threads = thread_count(layer.samples + 1, gradient.numel() * 16)
     needed = wanted[0] or wanted[1]
 
     def spread(begin: int, stop: int, threads: int, launch: int) -> None:
         given = (counts, used, begins, order, found)
-        spread_parts(layer, index, places, width, needed, given, like, code, begin, stop, threads, launch)
+        spread_parts(layer, index, places, width, needed, given, like, argmax_zero, begin, stop, threads, launch)
 
     run(spread, layer.samples + 1, threads)
     bias = None if db is None else db.sum(0)[: layer.outputs].to(table.dtype)

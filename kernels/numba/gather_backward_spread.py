@@ -55,19 +55,27 @@ def spread_parts(
     sort: bool,
     given: Any,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     begin: int,
     end: int,
     threads: int,
     launch: int,
 ) -> None:
     """Do the parts ``begin`` to ``end``; see :func:`spread_part`."""
-    share(begin, end, threads, launch, spread_part, (layer, index, places, width, sort, given, zero, code))
+    share(begin, end, threads, launch, spread_part, (layer, index, places, width, sort, given, zero, argmax_zero))
 
 
 @njit
 def spread_part(
-    part: int, layer: Descriptor, index: Index, places: Any, width: int, sort: bool, given: Any, zero: Any, code: Any
+    part: int,
+    layer: Descriptor,
+    index: Index,
+    places: Any,
+    width: int,
+    sort: bool,
+    given: Any,
+    zero: Any,
+    argmax_zero: Any,
 ) -> None:
     """Sort the occurrences of rows as part 0, then write one sample's ``dy`` and its sum, the bias' gradient."""
     size = bytes_of(zero)
@@ -99,9 +107,9 @@ def spread_part(
                 copy_row(rows_of + q * row, place, layer.channel_stride, layer.outputs, zero)
         source, source_step = rows_of, row
     step = layer.pool_dilation * layer.stride * row
-    code_size = bytes_of(code)
+    argmax_itemsize = bytes_of(argmax_zero)
     for q in range(layer.windows):
-        codes = argmax + (n * layer.windows + q) * width * code_size
+        argmax_at = argmax + (n * layer.windows + q) * width * argmax_itemsize
         values = source + q * source_step
         start, skipped, ending = window_range(layer, layer.positions, q)
         place = dy + (end - start * layer.stride) * row
@@ -109,55 +117,57 @@ def spread_part(
             for o in range(0, width, lanes(zero)):
                 at = o * size
                 goal, total = place - skipped * step + at, sums + o * 8
-                add_winners(goal, step, total, values + at, codes + o * code_size, skipped, ending, zero, code)
+                add_at_argmax(
+                    goal, step, total, values + at, argmax_at + o * argmax_itemsize, skipped, ending, zero, argmax_zero
+                )
             continue
         for o in range(layer.outputs):
-            won = load_number(codes + o * code_size, code)
-            if won >= 0:
-                goal, factor = place - won * step + o * size, load_number(values + o * size, zero)
+            p = load_number(argmax_at + o * argmax_itemsize, argmax_zero)
+            if p >= 0:
+                goal, factor = place - p * step + o * size, load_number(values + o * size, zero)
                 store_number(load_number(goal, zero) + factor, goal, zero)
                 store_number(load_number(sums + o * 8, DOUBLE) + factor, sums + o * 8, DOUBLE)
     keep(scratch)
 
 
 @intrinsic
-def add_winners(
+def add_at_argmax(
     _typing: Any,
     target: Any,
     step: Any,
     sums: Any,
     values: Any,
-    codes: Any,
+    argmax: Any,
     first: Any,
     last: Any,
     like: Any,
-    code: Any,
+    argmax_zero: Any,
 ) -> Any:
-    """Add a vector of ``values`` to the rows, of ``first`` to ``last``, that ``codes`` (argmax) name.
+    """Add a vector of ``values`` to the rows, of ``first`` to ``last``, that argmax names.
 
-    Values of windows with a winner are also added to ``sums``, in float64. The row of ``first`` is at ``target``, each
-    next one ``step`` bytes before it; there is at least one.
+    Values of windows with an argmax of at least 0 are also added to ``sums``, in float64. The row of ``first`` is at
+    ``target``, each next one ``step`` bytes before it; there is at least one.
     """
-    kind, code_type = llvm_vector(vector_of(like)), llvm_number(element_of(code))
+    kind, argmax_type = llvm_vector(vector_of(like)), llvm_number(element_of(argmax_zero))
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         size, number = size_of(kind.element), ir.IntType(64)
-        target, sums, values, codes = (byte_pointer(builder, arguments[i]) for i in (0, 2, 3, 4))
+        target, sums, values, argmax_at = (byte_pointer(builder, arguments[i]) for i in (0, 2, 3, 4))
         step, first, last = builder.neg(arguments[1]), arguments[5], arguments[6]
         content, zeros = read(builder, values, kind, size), ir.Constant(kind, [0.0] * kind.count)
-        winners = read(builder, codes, ir.VectorType(code_type, kind.count), size_of(code_type))
+        argmax = read(builder, argmax_at, ir.VectorType(argmax_type, kind.count), size_of(argmax_type))
 
         def add_position(p: Any, place: Any) -> tuple[list[Any], Any]:
-            won = builder.icmp_signed("==", winners, splat(builder, builder.trunc(p, code_type), kind.count))
-            total = builder.fadd(read(builder, place, kind, size), builder.select(won, content, zeros))
+            here = builder.icmp_signed("==", argmax, splat(builder, builder.trunc(p, argmax_type), kind.count))
+            total = builder.fadd(read(builder, place, kind, size), builder.select(here, content, zeros))
             write(builder, total, place, size)
             following = builder.add(p, ir.Constant(number, 1))
             return [following, builder.gep(place, [step])], builder.icmp_signed("<", following, last)
 
         repeat(builder, [first, target], add_position)
-        nobody = ir.Constant(winners.type, [0] * kind.count)
-        alive = builder.select(builder.icmp_signed(">=", winners, nobody), content, zeros)
+        first_position = ir.Constant(argmax.type, [0] * kind.count)
+        alive = builder.select(builder.icmp_signed(">=", argmax, first_position), content, zeros)
         add_doubles(builder, alive, sums)
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 7, like, code), generate
+    return types.void(*(types.int64,) * 7, like, argmax_zero), generate

@@ -36,14 +36,16 @@ def forward_direct(
     blocks: int,
     is_global: bool,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     begin: int,
     end: int,
     threads: int,
     launch: int,
 ) -> None:
     """Compute the blocks ``begin`` to ``end``; see :func:`direct_block`."""
-    share(begin, end, threads, launch, direct_block, (layer, index, table, places, blocks, is_global, zero, code))
+    share(
+        begin, end, threads, launch, direct_block, (layer, index, table, places, blocks, is_global, zero, argmax_zero)
+    )
 
 
 @njit
@@ -56,13 +58,13 @@ def direct_block(
     blocks: int,
     is_global: bool,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
 ) -> None:
     """Compute one of the ``blocks`` of all samples' chunks of windows.
 
     ``table`` are the table's address, the bytes between its rows and channels and the number of channels; ``places``
     the addresses of the weights ``(K, C, O)`` and the bias, both in whole vectors of outputs, of the result and of
-    ``argmax`` (0: not wanted). ``zero`` and ``code`` are zeros of the tensor's and the argmax's type.
+    ``argmax`` (0: not wanted). ``zero`` and ``argmax_zero`` are zeros of the tensor's and the argmax's type.
     """
     weights, bias, out, argmax = places
     chunks = (layer.windows + layer.chunk - 1) // layer.chunk
@@ -77,8 +79,8 @@ def direct_block(
     scratch = np.empty(most * padded + padded + padded // size * 4 + copied + 256, np.uint8)
     sums = aligned(scratch.ctypes.data)
     maxima = aligned(sums + most * padded)
-    winners = aligned(maxima + padded)
-    rows = aligned(winners + padded // size * 4)
+    running_argmax = aligned(maxima + padded)
+    rows = aligned(running_argmax + padded // size * 4)
     for part in range(begin, end):
         n = part // chunks
         from_window = part % chunks * layer.chunk
@@ -95,24 +97,26 @@ def direct_block(
                 chunk = (n, first, last - first, following // chunks, ahead)
                 convolve_gathered(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             place = out + n * layer.sample_stride + from_window * layer.window_stride
-            codes = argmax + (n * layer.windows + from_window) * padded // size * bytes_of(code) if argmax else 0
+            at = (n * layer.windows + from_window) * padded // size * bytes_of(argmax_zero)
+            argmax_at = argmax + at if argmax else 0
             mine = (from_window, windows, to_window)
-            pool_rows(layer, sums, padded, first, positions, mine, (place, codes), zero, code)
+            pool_rows(layer, sums, padded, first, positions, mine, (place, argmax_at), zero, argmax_zero)
             continue
         for i in range(padded // size):
             store_number(zero, maxima + i * size, zero)
-            store_number(np.int32(-1), winners + i * 4, np.int32(0))
+            store_number(np.int32(-1), running_argmax + i * 4, np.int32(0))
         for p in range(0, positions, most):
             count = min(most, positions - p)
             chunk = (n, p, count, n, (p + count) * layer.stride - layer.left)
             convolve_gathered(layer, index, table, chunk, (weights, bias), rows, sums, zero)
             for o in range(0, padded // size, width):
-                pool_whole(sums + o * size, padded, p, count, maxima + o * size, winners + o * 4, zero)
+                pool_whole(sums + o * size, padded, p, count, maxima + o * size, running_argmax + o * 4, zero)
         for o in range(0, layer.outputs, width):
-            outputs, code_size = min(width, layer.outputs - o), bytes_of(code)
-            codes = argmax + (n * padded // size + o) * code_size if argmax else 0
+            outputs, argmax_itemsize = min(width, layer.outputs - o), bytes_of(argmax_zero)
+            argmax_at = argmax + (n * padded // size + o) * argmax_itemsize if argmax else 0
             place = out + n * layer.sample_stride + o * size
-            finish_whole(maxima + o * size, winners + o * 4, 1, 0, place, outputs, codes, code_size, zero)
+            found = (maxima + o * size, running_argmax + o * 4)
+            finish_whole(*found, 1, 0, place, outputs, argmax_at, argmax_itemsize, zero)
     keep(scratch)
 
 

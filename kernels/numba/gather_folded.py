@@ -62,7 +62,7 @@ def forward_folded(
     blocks: int,
     is_global: bool,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     kept: Any,
     begin: int,
     end: int,
@@ -70,7 +70,7 @@ def forward_folded(
     launch: int,
 ) -> None:
     """Compute the blocks ``begin`` to ``end``; see :func:`folded_block`."""
-    share(begin, end, threads, launch, folded_block, (layer, index, places, blocks, is_global, zero, code, kept))
+    share(begin, end, threads, launch, folded_block, (layer, index, places, blocks, is_global, zero, argmax_zero, kept))
 
 
 @njit
@@ -82,14 +82,14 @@ def folded_block(
     blocks: int,
     is_global: bool,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     kept: Any,
 ) -> None:
     """Compute one of the ``blocks`` of all samples' chunks of windows.
 
     ``places`` are the addresses of the folded table, of the int32 that name each row's place in it (0: its own number),
-    of the bias, padded to whole vectors, of the result and of ``argmax`` (0: not wanted). ``zero`` and ``code`` are
-    zeros of the tensor's and the argmax's type, ``kept`` is what :data:`KEPT` has for the folded table's.
+    of the bias, padded to whole vectors, of the result and of ``argmax`` (0: not wanted). ``zero`` and ``argmax_zero``
+    are zeros of the tensor's and the argmax's type, ``kept`` is what :data:`KEPT` has for the folded table's.
     """
     folded, moved, bias, out, argmax = places
     chunks = (layer.windows + layer.chunk - 1) // layer.chunk
@@ -99,7 +99,7 @@ def folded_block(
     padded = (layer.outputs + width - 1) // width * width * size
     tap_size = padded // size * bytes_of(kept)
     row_size = layer.size * tap_size
-    codes_size = padded // size * bytes_of(code)
+    argmax_row = padded // size * bytes_of(argmax_zero)
     span = (layer.pool_size - 1) * layer.pool_dilation
     reach = (layer.size - 1) * layer.dilation
     most = min((layer.chunk - 1) * layer.pool_stride + span + 1, layer.positions)
@@ -114,7 +114,7 @@ def folded_block(
     position = layer.stride * 8
     tap = layer.dilation * 8
     steps = (
-        layer.pool_stride * position, layer.pool_dilation * position, tap, tap_size, layer.window_stride, codes_size
+        layer.pool_stride * position, layer.pool_dilation * position, tap, tap_size, layer.window_stride, argmax_row
     )  # fmt: skip
     single = (position, position, tap, tap_size, padded, 0)
     for part in range(begin, end):
@@ -131,36 +131,39 @@ def folded_block(
             layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
         )
         if overlap and last > first:
-            sum_rows(layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, code, kept, 0)
+            sum_rows(
+                layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, argmax_zero, kept, 0
+            )
         full = (positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last full window
         q = from_window
         while q < to_window:
             start, skipped, ending = window_range(layer, positions, q)
             place = out + n * layer.sample_stride + q * layer.window_stride
-            codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
+            argmax_at = argmax + (n * layer.windows + q) * argmax_row if argmax else 0
             windows = 1
             if overlap or skipped >= ending:
                 windows = to_window - q if overlap else 1
                 mine = (q, q + windows, q + windows)
-                pool_rows(layer, sums, padded, first, positions, mine, (place, codes), zero, code)
+                pool_rows(layer, sums, padded, first, positions, mine, (place, argmax_at), zero, argmax_zero)
             else:
                 if ending - skipped == layer.pool_size:
                     windows = min(full + 1, to_window) - q
                 at = addresses + (start + skipped * layer.pool_dilation - first) * position
                 if is_global:
                     sum_rows(
-                        layer, 1, place, codes, at, skipped, ending, layer.outputs, bias, steps, zero, code, kept, 1
-                    )
+                        layer, 1, place, argmax_at, at, skipped, ending, layer.outputs, bias, steps, zero, argmax_zero,
+                        kept, 1,
+                    )  # fmt: skip
                 else:
                     sum_rows(
-                        layer, windows, place, codes, at, skipped, ending, layer.outputs, bias, steps, zero, code, kept,
-                        0,
+                        layer, windows, place, argmax_at, at, skipped, ending, layer.outputs, bias, steps, zero,
+                        argmax_zero, kept, 0,
                     )  # fmt: skip
             q += windows
         if q < all_end:
             place = out + n * layer.sample_stride + q * layer.window_stride
-            codes = argmax + (n * layer.windows + q) * codes_size if argmax else 0
-            pool_rows(layer, sums, padded, first, positions, (q, q, all_end), (place, codes), zero, code)
+            argmax_at = argmax + (n * layer.windows + q) * argmax_row if argmax else 0
+            pool_rows(layer, sums, padded, first, positions, (q, q, all_end), (place, argmax_at), zero, argmax_zero)
     keep(rows)
     keep(scratch)
 
@@ -207,7 +210,7 @@ def sum_rows(
     bias: int,
     steps: Any,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
     kept: Any,
     is_global: int,
 ) -> None:
@@ -221,13 +224,14 @@ def sum_rows(
     vectors = (outputs + width - 1) // width
     v = 0
     while v < vectors:
-        goal, codes, shift = out + v * vector, argmax + v * width * bytes_of(code) if argmax else 0, bias + v * vector
+        goal, shift = out + v * vector, bias + v * vector
+        argmax_at = argmax + v * width * bytes_of(argmax_zero) if argmax else 0
         offset, taps = v * width * bytes_of(kept), layer.size
         taken = 4 if vectors - v >= 4 else 2 if vectors - v >= 2 else 1
         tail = min(outputs - (v + taken - 1) * width, width)
         pool_sums(
-            goal, tail, codes, addresses, offset, steps, windows, first, last, taps, shift, zero, code, kept, taken,
-            is_global,
+            goal, tail, argmax_at, addresses, offset, steps, windows, first, last, taps, shift, zero, argmax_zero, kept,
+            taken, is_global,
         )  # fmt: skip
         v += taken
 
@@ -247,7 +251,7 @@ def pool_sums(
     taps: Any,
     bias: Any,
     like: Any,
-    code: Any,
+    argmax_zero: Any,
     kept: Any,
     vectors: Any,
     is_global: Any,
@@ -262,8 +266,10 @@ def pool_sums(
     """
     if not isinstance(is_global, types.IntegerLiteral):
         return None
-    kind, code_type, stored = llvm_vector(vector_of(like)), llvm_number(element_of(code)), stored_as(kept)
-    emitted = partial(emit_pool, kind=kind, code=code_type, stored=stored, is_global=bool(is_global.literal_value))
+    kind, argmax_type, stored = llvm_vector(vector_of(like)), llvm_number(element_of(argmax_zero)), stored_as(kept)
+    emitted = partial(
+        emit_pool, kind=kind, argmax_type=argmax_type, stored=stored, is_global=bool(is_global.literal_value)
+    )
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         of_size(builder, arguments[14], SIZES, partial(emitted, builder, arguments[:11]))
@@ -271,17 +277,17 @@ def pool_sums(
 
     integer = types.int64
     form = (integer,) * 5 + (types.UniTuple(integer, 6),) + (integer,) * 5
-    return types.void(*form, like, code, kept, integer, is_global), generate
+    return types.void(*form, like, argmax_zero, kept, integer, is_global), generate
 
 
 def emit_pool(
-    builder: Any, given: Sequence[Any], vectors: int, *, kind: Any, code: Any, stored: Any, is_global: bool
+    builder: Any, given: Sequence[Any], vectors: int, *, kind: Any, argmax_type: Any, stored: Any, is_global: bool
 ) -> None:
     """Emit the sums of ``vectors`` and their maxima; ``given`` are the first arguments of :func:`pool_sums`."""
     out, tail, argmax, addresses, offset, steps, windows, first, last, taps, bias = given
     size, number, short = size_of(kind.element), ir.IntType(64), ir.IntType(32)
-    codes, one = ir.VectorType(short, kind.count), ir.Constant(number, 1)
-    window_step, position_step, tap_step, row_step, out_step, code_step = (
+    integers, one = ir.VectorType(short, kind.count), ir.Constant(number, 1)
+    window_step, position_step, tap_step, row_step, out_step, argmax_step = (
         builder.extract_value(steps, i) for i in range(6)
     )
     columns = [ir.Constant(number, v * kind.count * size) for v in range(vectors)]
@@ -293,8 +299,8 @@ def emit_pool(
     lowest = splat(builder, builder.select(inside, zero, infinity), kind.count)
     full = builder.icmp_signed("==", tail, ir.Constant(number, kind.count))
     mask = first_lanes(builder, tail, kind.count)
-    coded = builder.icmp_signed("!=", argmax, ir.Constant(number, 0))
-    nobody = ir.Constant(codes, [-1] * kind.count)
+    want_argmax = builder.icmp_signed("!=", argmax, ir.Constant(number, 0))
+    nowhere = ir.Constant(integers, [-1] * kind.count)
     earliest = splat(builder, builder.trunc(first, short), kind.count)
 
     def after(value: Any, step: Any) -> Any:
@@ -310,25 +316,25 @@ def emit_pool(
         left = builder.sub(k, one)
         return [left, after(near, tap_step), after(within, row_step), *sums], is_left(left)
 
-    def pool_position(p: Any, place: Any, won: Any, *found: Any) -> tuple[list[Any], Any]:
+    def pool_position(p: Any, place: Any, p_lanes: Any, *found: Any) -> tuple[list[Any], Any]:
         best, at = found[:vectors], found[vectors:]
         totals = repeat(builder, [taps, place, offset, *shifts], add_tap)[3:]
-        greatest, winners = [], []
+        greatest, greatest_at = [], []
         for total, old, other in zip(totals, best, at, strict=True):
             special = builder.fcmp_unordered("uno", total, total)
             if is_global:
                 special = builder.and_(special, builder.fcmp_ordered("ord", old, old))
-            wins = builder.or_(builder.fcmp_ordered(">", total, old), special)
-            greatest.append(builder.select(wins, total, old))
-            winners.append(builder.select(wins, won, other))
+            replaces = builder.or_(builder.fcmp_ordered(">", total, old), special)
+            greatest.append(builder.select(replaces, total, old))
+            greatest_at.append(builder.select(replaces, p_lanes, other))
         ahead = builder.add(p, one)
-        won = builder.add(won, ir.Constant(codes, [1] * kind.count))
-        values = [ahead, after(place, position_step), won, *greatest, *winners]
+        p_lanes = builder.add(p_lanes, ir.Constant(integers, [1] * kind.count))
+        values = [ahead, after(place, position_step), p_lanes, *greatest, *greatest_at]
         return values, builder.icmp_signed("<", ahead, last)
 
-    def pool_window(remaining: Any, window: Any, goal: Any, coding: Any) -> tuple[list[Any], Any]:
+    def pool_window(remaining: Any, window: Any, goal: Any, argmax_at: Any) -> tuple[list[Any], Any]:
         # The loop over positions runs at least once; where there is no position, its sums are ignored.
-        start = [first, window, earliest, *[lowest] * vectors, *[nobody] * vectors]
+        start = [first, window, earliest, *[lowest] * vectors, *[nowhere] * vectors]
         found = repeat(builder, start, pool_position)[3:]
         for v, vector in enumerate(found[:vectors]):
             target = builder.gep(goal, [columns[v]])
@@ -340,14 +346,14 @@ def emit_pool(
                     write(builder, vector, target, size)
                 with part:
                     write_masked(builder, vector, target, mask)
-        with builder.if_then(coded):
+        with builder.if_then(want_argmax):
             for v, vector in enumerate(found[vectors:]):
-                target = builder.gep(coding, [ir.Constant(number, v * kind.count * size_of(code))])
-                fitting = ir.VectorType(code, kind.count)
+                target = builder.gep(argmax_at, [ir.Constant(number, v * kind.count * size_of(argmax_type))])
+                fitting = ir.VectorType(argmax_type, kind.count)
                 content = builder.trunc(vector, fitting) if vector.type != fitting else vector
-                write(builder, content, target, size_of(code))
+                write(builder, content, target, size_of(argmax_type))
         left = builder.sub(remaining, one)
-        ahead = [left, after(window, window_step), after(goal, out_step), after(coding, code_step)]
+        ahead = [left, after(window, window_step), after(goal, out_step), after(argmax_at, argmax_step)]
         return ahead, is_left(left)
 
     repeat(builder, [windows, *(byte_pointer(builder, one) for one in (addresses, out, argmax))], pool_window)

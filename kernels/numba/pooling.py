@@ -15,7 +15,15 @@ __all__ = ["pool_rows"]
 
 @njit
 def pool_rows(
-    layer: Descriptor, rows: int, step: int, first: int, positions: int, windows: Any, places: Any, zero: Any, code: Any
+    layer: Descriptor,
+    rows: int,
+    step: int,
+    first: int,
+    positions: int,
+    windows: Any,
+    places: Any,
+    zero: Any,
+    argmax_zero: Any,
 ) -> None:
     """Write the maxima of the windows from ``windows[0]`` to before ``windows[1]``, and 0 to before ``windows[2]``.
 
@@ -24,12 +32,12 @@ def pool_rows(
     and argmax, 0 where that is not wanted. Where no position is inside one of the first windows its maximum is minus
     infinity.
     """
-    width, size, code_size = lanes(zero), bytes_of(zero), bytes_of(code)
+    width, size, argmax_itemsize = lanes(zero), bytes_of(zero), bytes_of(argmax_zero)
     pool = (layer.pool_size, layer.pool_stride, layer.pool_padding, layer.pool_dilation)
     begin, end, all_end = windows
     for o in range(0, layer.outputs, width):
-        target, codes = places[0] + o * size, places[1] + o * code_size if places[1] else 0
-        hop, some, jump = layer.window_stride, min(width, layer.outputs - o), step // size * code_size
+        target, argmax = places[0] + o * size, places[1] + o * argmax_itemsize if places[1] else 0
+        hop, some, jump = layer.window_stride, min(width, layer.outputs - o), step // size * argmax_itemsize
         given = (rows + o * size, step, first, positions, (begin, end), pool)
-        pool_windows(*given, target, hop, some, codes, jump, code_size, zero)
-        clear_windows(begin, end, all_end, target, hop, some, codes, jump, code_size, zero)
+        pool_windows(*given, target, hop, some, argmax, jump, argmax_itemsize, zero)
+        clear_windows(begin, end, all_end, target, hop, some, argmax, jump, argmax_itemsize, zero)

@@ -83,14 +83,14 @@ def forward(
             return output, None
         activation = _activation(gathered(source), source, weight, bias, convolution, pool)
         if pool is None:
-            won = activation.max(dim=2, keepdim=True).indices
+            at = activation.max(dim=2, keepdim=True).indices
         else:
-            _, won = F.max_pool1d(activation, *pool[:5], return_indices=True)
-            starts = torch.arange(won.size(2), device=won.device) * pool.stride - pool.padding
-            won = (won - starts) // pool.dilation
+            _, positions = F.max_pool1d(activation, *pool[:5], return_indices=True)
+            starts = torch.arange(positions.size(2), device=positions.device) * pool.stride - pool.padding
+            at = (positions - starts) // pool.dilation
         highest = output.unsqueeze(2) if pool is None else output
         shape, dtype = argmax_format(*_sizes(source, weight, convolution, pool), output.dtype)
-        argmax = won.masked_fill(highest <= 0, -1).transpose(1, 2).to(dtype).contiguous()
+        argmax = at.masked_fill(highest <= 0, -1).transpose(1, 2).to(dtype).contiguous()
         assert argmax.shape == shape
         return output, argmax
 
@@ -157,13 +157,13 @@ def dense_gradients(
     outputs, _, size = weight.shape
     stride, (left, right), dilation, groups = convolution
     positions = convolution.output_length(input.size(2), size)
-    won = argmax[..., :outputs].transpose(1, 2).long()
-    alive = won >= 0
+    at = argmax[..., :outputs].transpose(1, 2).long()
+    alive = at >= 0
     if pool is not None:
-        starts = torch.arange(gradient.size(2), device=won.device) * pool.stride - pool.padding
-        won = won * pool.dilation + starts
+        starts = torch.arange(gradient.size(2), device=at.device) * pool.stride - pool.padding
+        at = at * pool.dilation + starts
     at_positions = gradient.new_zeros(gradient.size(0), outputs, positions)
-    at_positions.scatter_add_(2, won.where(alive, 0), gradient.where(alive, 0))
+    at_positions.scatter_add_(2, at.where(alive, 0), gradient.where(alive, 0))
     common = min(left, right)
     padded = F.pad(input, (left - common, right - common)) if left != right else input
     dx, dw, db = torch.ops.aten.convolution_backward(

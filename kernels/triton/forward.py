@@ -4,7 +4,7 @@ The activation never exists in memory; see :mod:`.device.conv_pool` for how. Inp
 strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
 those of the reference, whose results these are but for rounding.
 
-``argmax``, kept for the backward pass only, holds for every window the number of the position that won, counted from
+``argmax``, kept for the backward pass only, holds for every window the position of its maximum, counted from
 the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
 ``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration
-from .launch import Layout, architecture, device_code, kind_of, on_device, precision, processors, winner_dtype
+from .launch import Layout, architecture, argmax_dtype, device_code, kind_of, on_device, precision, processors
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
 
@@ -165,8 +165,8 @@ def argmax_format(
     greatest: int,
     dtype: torch.dtype,  # noqa: ARG001
 ) -> tuple[tuple[int, int, int], torch.dtype]:
-    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; no winner's number exceeds ``greatest``."""
-    return (samples, windows, outputs), winner_dtype(greatest, windows)
+    """Return the shape and dtype of ``argmax`` for tensors of ``dtype``; none of its numbers exceeds ``greatest``."""
+    return (samples, windows, outputs), argmax_dtype(greatest, windows)
 
 
 def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:

@@ -71,7 +71,7 @@ def _chosen(rows: Rows, weight: Tensor, convolution: Convolution, wanted: tuple[
     if not wanted[0]:
         return "direct"
     outputs, channels, size = weight.shape
-    positions = convolution.output_length(rows.length, size)  # zeros are multiplied, too: each of them is a winner
+    positions = convolution.output_length(rows.length, size)  # zeros are multiplied, too: as if each were a maximum
     counts = (rows.samples, rows.length, positions, rows.source.size(0), channels, outputs, size)
     return backward_plan(GPU[kind_of(weight.dtype)], *counts, wanted=wanted[:2]).name
 

@@ -19,6 +19,7 @@ __all__ = [
     "Imagined",
     "Layout",
     "architecture",
+    "argmax_dtype",
     "device_code",
     "imagined",
     "imagining",
@@ -29,7 +30,6 @@ __all__ = [
     "precision",
     "processors",
     "refuse_device",
-    "winner_dtype",
 ]
 
 VECTOR_BYTES = 16  # no load of one thread is wider
@@ -123,7 +123,7 @@ def kind_of(dtype: torch.dtype) -> str:
     return precision(dtype) if dtype == torch.float32 else "16"
 
 
-def winner_dtype(greatest: int, windows: int) -> torch.dtype:
+def argmax_dtype(greatest: int, windows: int) -> torch.dtype:
     """Return the narrowest dtype of numbers from -1 to ``greatest``.
 
     Where one window sees everything, ``greatest`` is a length, and kernels are compiled anew for another dtype: int16

@@ -218,7 +218,7 @@ class Kernels:
             raise RuntimeError(self.fails[name])
 
     def forward(self, source, weight, bias, convolution, pool, *, want_argmax):
-        self.note("winners" if want_argmax else "forward")
+        self.note("argmax" if want_argmax else "forward")
         output = max_pool(source.values, weight, bias, pool.size)
         return output, torch.zeros(output.shape, dtype=torch.int8) if want_argmax else None
 
@@ -247,7 +247,7 @@ def test_kernels_alone_become_quantities_with_their_floors(kernels):
     gpu_run.take(found, ALONE, answer, {})
     assert not found.failed
     assert {one["provider"] for one in found.left_out} == {"seqconv numba: partial sums", "seqconv numba: weight pack"}
-    names = ["forward", "forward, winners kept", "weight gradient, its sums too", "input gradient, its pack too"]
+    names = ["forward", "forward, argmax kept", "weight gradient, its sums too", "input gradient, its pack too"]
     assert list(dict.fromkeys(one["provider"] for one in found.quantities)) == names
     floors = [one["samples"][0] for one in found.quantities if one["quantity"] == "its floor"]
     x, w, b, y = 2 * 3 * 12, 4 * 3 * 3, 4, 2 * 4 * 5

@@ -104,7 +104,7 @@ def test_one_graph_for_all_sizes(layout, pool, compiler):
         assert_same_step(compiled, function, layout(torch.randn(samples, 4, length)).requires_grad_(), w, b)
     assert len(graphs) == 1
     assert_same_step(compiled, function, layout(torch.randn(2, 4, 300)).requires_grad_(), w, b)
-    assert len(graphs) == (1 if pool else 2)  # winners of more than 128 positions are numbered by wider integers
+    assert len(graphs) == (1 if pool else 2)  # argmax of more than 128 positions has wider integers
 
 
 @pytest.mark.parametrize("globally", [True, False])

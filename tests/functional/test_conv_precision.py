@@ -77,7 +77,8 @@ def test_is_as_precise_as_torch_whatever_the_arguments(call, layout, has_bias, s
     """On average. Of a few numbers torch may by luck round none: one rounding of a partial sum is granted for all.
 
     Terms are products of standard normal numbers, behind the result times upstream gradients of 3 at most. Where pool
-    windows overlap, a position that wins several is visited several times; torch sums what they send back first.
+    windows overlap, a position that is several windows' argmax is visited several times; torch sums what they send
+    back first.
     """
     (_, channels, _), outputs, size, _, pool = call
     overlap = 1.0 if pool is None else max(1.0, pool["pool_dilation"] * pool["pool_size"] / pool["pool_stride"])

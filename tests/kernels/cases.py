@@ -7,7 +7,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 
 PLAIN = Convolution()
 NAN, INF = float("nan"), float("inf")
-# What a window may see, where it is not a matter of course which position wins.
+# What a window may see, where it is not a matter of course which position has the maximum.
 SPECIAL_VALUES = [
     [NAN, 1.0], [1.0, NAN, NAN, 2.0], [INF, NAN], [-INF, 2.0], [-INF, -INF], [INF, INF], [-1.0, -0.0],
 ]  # fmt: skip

@@ -22,11 +22,11 @@ from .simd import (
     is_nan,
     lanes,
     load,
-    load_codes,
+    load_integers,
     select,
     store,
-    store_codes,
     store_first,
+    store_integers,
 )
 
 __all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows"]
@@ -45,15 +45,15 @@ def pool_windows(
     outputs: int,
     argmax: int,
     argmax_step: int,
-    code: int,
+    argmax_itemsize: int,
     zero: Any,
 ) -> None:
     """Pool the windows from ``windows[0]`` to before ``windows[1]`` of one sample and one vector of outputs.
 
     ``rows`` holds the positions from ``first`` on, ``step`` bytes apart; the sample has ``positions`` in all. ``pool``
     is size, stride, padding and dilation. The first ``outputs`` maxima of a window go to ``target``, windows
-    ``target_step`` bytes apart. Unless ``argmax`` is 0, the winners go there, as integers of ``code`` bytes, windows
-    ``argmax_step`` bytes apart.
+    ``target_step`` bytes apart. Unless ``argmax`` is 0, their argmax goes there, as integers of
+    ``argmax_itemsize`` bytes, windows ``argmax_step`` bytes apart.
     """
     size, stride, padding, dilation = pool
     begin, end = windows
@@ -64,7 +64,7 @@ def pool_windows(
     for q in range(begin, low):
         pool_window(
             rows, step, first, positions, q, pool, target + (q - begin) * target_step, outputs,
-            argmax + (q - begin) * argmax_step if argmax else 0, code, zero,
+            argmax + (q - begin) * argmax_step if argmax else 0, argmax_itemsize, zero,
         )  # fmt: skip
     place, goal = target + (low - begin) * target_step, argmax + (low - begin) * argmax_step
     hop, jump = dilation * step, stride * step
@@ -83,7 +83,7 @@ def pool_windows(
             odd = either(odd, is_nan(total))
             alive = greater(best, nothing)
             store_part(select(alive, best, nothing), place, outputs, zero)
-            store_winners(select(alive, at, nowhere), goal, code)
+            store_argmax(select(alive, at, nowhere), goal, argmax_itemsize)
             row, place, goal = row + jump, place + target_step, goal + argmax_step
     else:
         for _ in range(low, high):
@@ -99,7 +99,7 @@ def pool_windows(
     for q in range(low if any_of(odd) else high, end):
         pool_window(
             rows, step, first, positions, q, pool, target + (q - begin) * target_step, outputs,
-            argmax + (q - begin) * argmax_step if argmax else 0, code, zero,
+            argmax + (q - begin) * argmax_step if argmax else 0, argmax_itemsize, zero,
         )  # fmt: skip
 
 
@@ -113,17 +113,17 @@ def clear_windows(
     outputs: int,
     argmax: int,
     argmax_step: int,
-    code: int,
+    argmax_itemsize: int,
     zero: Any,
 ) -> None:
-    """Write 0 to the windows from ``first`` to before ``end``, which have no winner; see :func:`pool_windows`.
+    """Write 0 to the windows from ``first`` to before ``end``, whose argmax is -1; see :func:`pool_windows`.
 
-    ``target`` and ``argmax`` are where window ``begin``'s maxima and winners go.
+    ``target`` and ``argmax`` are where window ``begin``'s maxima and argmax go.
     """
     for q in range(first - begin, end - begin):
         store_part(broadcast(zero, zero), target + q * target_step, outputs, zero)
         if argmax:
-            store_winners(broadcast(np.int32(-1), zero), argmax + q * argmax_step, code)
+            store_argmax(broadcast(np.int32(-1), zero), argmax + q * argmax_step, argmax_itemsize)
 
 
 @njit
@@ -137,10 +137,10 @@ def pool_window(
     target: int,
     outputs: int,
     argmax: int,
-    code: int,
+    argmax_itemsize: int,
     zero: Any,
 ) -> None:
-    """Pool window ``q``, which may see padding and NaN. Of several NaN the last one wins, as in torch."""
+    """Pool window ``q``, which may see padding and NaN. Of several NaN the last one is the maximum, as in torch."""
     size, stride, padding, dilation = pool
     start = q * stride - padding
     skipped = max(-start + dilation - 1, 0) // dilation
@@ -148,25 +148,25 @@ def pool_window(
     best, at = broadcast(-np.inf, zero), broadcast(np.int32(-1), zero)
     for p in range(skipped, inside):
         value = load(rows + (start + p * dilation - first) * step, zero)
-        wins = either(greater(value, best), is_nan(value))
-        best = select(wins, value, best)
-        at = select(wins, broadcast(np.int32(p), zero), at)
+        replaces = either(greater(value, best), is_nan(value))
+        best = select(replaces, value, best)
+        at = select(replaces, broadcast(np.int32(p), zero), at)
     if inside > skipped:
         alive = either(greater(best, broadcast(zero, zero)), is_nan(best))
         best = select(alive, best, broadcast(zero, zero))
         at = select(alive, at, broadcast(np.int32(-1), zero))
     store_part(best, target, outputs, zero)
     if argmax:
-        store_winners(at, argmax, code)
+        store_argmax(at, argmax, argmax_itemsize)
 
 
 @njit
-def pool_whole(rows: int, step: int, first: int, count: int, maxima: int, winners: int, zero: Any) -> None:
-    """Update one vector's ``maxima``, and their int32 ``winners``, with ``count`` positions from ``first`` on.
+def pool_whole(rows: int, step: int, first: int, count: int, maxima: int, running_argmax: int, zero: Any) -> None:
+    """Update one vector's ``maxima``, and their int32 ``running_argmax``, with ``count`` positions from ``first`` on.
 
     Of several NaN the first one stays, as in torch.
     """
-    best, at = load(maxima, zero), load_codes(winners, zero)
+    best, at = load(maxima, zero), load_integers(running_argmax, zero)
     total = best
     for i in range(count):
         value = load(rows + i * step, zero)
@@ -174,34 +174,42 @@ def pool_whole(rows: int, step: int, first: int, count: int, maxima: int, winner
         best = select(greater(best, value), best, value)
         total = add(total, value)
     if any_of(is_nan(total)):
-        best, at = load(maxima, zero), load_codes(winners, zero)
+        best, at = load(maxima, zero), load_integers(running_argmax, zero)
         for i in range(count):
             value = load(rows + i * step, zero)
             best, at = later(best, at, value, broadcast(np.int32(first + i), zero))
     store(best, maxima)
-    store_codes(at, winners, np.int32(0))
+    store_integers(at, running_argmax, np.int32(0))
 
 
 @njit(inline="always")
 def later(best: Any, at: Any, value: Any, place: Any) -> Any:
-    """Return maximum and winner after one more value, the last so far: an earlier NaN or equal value stays."""
-    wins = select(is_nan(best), greater(best, best), either(greater(value, best), is_nan(value)))
-    return select(wins, value, best), select(wins, place, at)
+    """Return maximum and argmax after one more value, the last so far: an earlier NaN or equal value stays."""
+    replaces = select(is_nan(best), greater(best, best), either(greater(value, best), is_nan(value)))
+    return select(replaces, value, best), select(replaces, place, at)
 
 
 @njit
 def finish_whole(
-    maxima: int, winners: int, pieces: int, step: int, target: int, outputs: int, argmax: int, code: int, zero: Any
+    maxima: int,
+    running_argmax: int,
+    pieces: int,
+    step: int,
+    target: int,
+    outputs: int,
+    argmax: int,
+    argmax_itemsize: int,
+    zero: Any,
 ) -> None:
     """Write one vector's maxima over the ``pieces`` of a sample, in their order, ``step`` numbers apart."""
-    best, at = load(maxima, zero), load_codes(winners, zero)
+    best, at = load(maxima, zero), load_integers(running_argmax, zero)
     for i in range(1, pieces):
         value = load(maxima + i * step * bytes_of(zero), zero)
-        best, at = later(best, at, value, load_codes(winners + i * step * 4, zero))
+        best, at = later(best, at, value, load_integers(running_argmax + i * step * 4, zero))
     alive = either(greater(best, broadcast(zero, zero)), is_nan(best))
     store_part(select(alive, best, broadcast(zero, zero)), target, outputs, zero)
     if argmax:
-        store_winners(select(alive, at, broadcast(np.int32(-1), zero)), argmax, code)
+        store_argmax(select(alive, at, broadcast(np.int32(-1), zero)), argmax, argmax_itemsize)
 
 
 @njit(inline="always")
@@ -214,11 +222,11 @@ def store_part(vector: Any, address: int, count: int, zero: Any) -> None:
 
 
 @njit(inline="always")
-def store_winners(at: Any, address: int, size: int) -> None:
-    """Write winners as integers of ``size`` bytes."""
+def store_argmax(at: Any, address: int, size: int) -> None:
+    """Write argmax as integers of ``size`` bytes."""
     if size == 1:
-        store_codes(at, address, np.int8(0))
+        store_integers(at, address, np.int8(0))
     elif size == 2:
-        store_codes(at, address, np.int16(0))
+        store_integers(at, address, np.int16(0))
     else:
-        store_codes(at, address, np.int32(0))
+        store_integers(at, address, np.int32(0))

@@ -35,15 +35,15 @@ __all__ = [
     "is_nan",
     "lanes",
     "load",
-    "load_codes",
     "load_first",
+    "load_integers",
     "load_number",
     "maximum",
     "multiply_add",
     "select",
     "store",
-    "store_codes",
     "store_first",
+    "store_integers",
     "store_number",
 ]
 
@@ -234,7 +234,7 @@ def load(_typing: Any, address: Any, like: Any) -> Any:
 
 
 @intrinsic
-def load_codes(_typing: Any, address: Any, like: Any) -> Any:
+def load_integers(_typing: Any, address: Any, like: Any) -> Any:
     """Return the int32 at ``address``, as many as a vector of ``like`` has lanes."""
     vector = Vector(types.int32, vector_of(like).lanes)
 
@@ -296,17 +296,17 @@ def store_first(_typing: Any, vector: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
-def store_codes(_typing: Any, codes: Any, address: Any, code: Any) -> Any:
-    """Write a vector of int32 to ``address`` as the narrower integers of which ``code`` is one."""
-    element = element_of(code)
+def store_integers(_typing: Any, integers: Any, address: Any, like: Any) -> Any:
+    """Write a vector of int32 to ``address`` as the narrower integers of which ``like`` is one."""
+    element = element_of(like)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        content, kind = arguments[0], ir.VectorType(llvm_number(element), codes.lanes)
+        content, kind = arguments[0], ir.VectorType(llvm_number(element), integers.lanes)
         content = builder.trunc(content, kind) if content.type != kind else content
         write(builder, content, byte_pointer(builder, arguments[1]), size_of(kind.element))
         return context.get_dummy_value()
 
-    return types.void(codes, address, code), generate
+    return types.void(integers, address, like), generate
 
 
 @intrinsic

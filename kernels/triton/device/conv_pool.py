@@ -5,7 +5,7 @@ window's ``p``-th position, is a matrix product over ``r = (k, c)``, the kernel'
 
     acc_p[m, o] = sum over r of x[window m, position p + k, c] * W[o, k, c]
 
-Then come the bias and the running maximum over ``p`` with the number of the phase that won. The same rows of the input
+Then come the bias and the running maximum over ``p`` with its argmax, the phase. The same rows of the input
 serve phase ``p`` at ``k + 1`` and phase ``p + 1`` at ``k`` where a phase is as long a step as the kernel's dilation, so
 ``PHASES`` of them are computed together: row ``j = p + k`` is loaded once and multiplied by every ``W_k`` it meets.
 
@@ -133,7 +133,7 @@ def pool_tile(
     b_start = WINDOW_START + b_q * WINDOW_STEP
     b_first = b_q * POOL_STRIDE - POOL_PADDING  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
     for p0 in range(0, P, PHASES):
         b_at = b_start + p0 * PHASE_STEP
         accs = convolve(
@@ -149,9 +149,9 @@ def pool_tile(
             if HAS_BIAS:
                 b_value += b_bias[None, :]
             b_t = b_first + (p0 + i) * POOL_DILATION
-            b_best, b_won = later_phase(b_best, b_won, b_value, p0 + i, b_t, positions, P, CHECK)
+            b_best, b_argmax = later_phase(b_best, b_argmax, b_value, p0 + i, b_t, positions, P, CHECK)
     store_windows(
-        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, POOL_DILATION,
+        out, argmax, b_best, b_argmax, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, POOL_DILATION,
         O, P, CHECK, OUT_LAST, WANT_ARGMAX, BLOCK_M,
     )  # fmt: skip
 
@@ -282,7 +282,7 @@ def greatest_tile(
     i_n = (tl.full((), 0, tl.int64) + i_tile) * (BLOCK_M // GROUP)
     b_n = i_n + tl.arange(0, BLOCK_M) // GROUP if BLOCK_M > GROUP else i_n
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     p_x, m_n = rows_of(x, index, b_n, b_n < samples, stride_n * ALIGN, index_n, count, ROWS)
     for t0 in range(0, positions, GROUP * PHASES):
         b_t = t0 + tl.arange(0, BLOCK_M) % GROUP * PHASES
@@ -302,8 +302,8 @@ def greatest_tile(
             b_value = accs[i]
             if HAS_BIAS:
                 b_value += b_bias[None, :]
-            b_best, b_won = later_position(b_best, b_won, b_value, b_t + i, positions)
-    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, samples, O, WANT_ARGMAX, GROUP, BLOCK_M, BLOCK_O)
+            b_best, b_argmax = later_position(b_best, b_argmax, b_value, b_t + i, positions)
+    store_greatest(out, argmax, b_best, b_argmax, i_n, b_o, m_o, samples, O, WANT_ARGMAX, GROUP, BLOCK_M, BLOCK_O)
 
 
 @triton.jit(do_not_specialize=SIZES)

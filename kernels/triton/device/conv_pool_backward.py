@@ -1,6 +1,6 @@
 """The fused conv stack's gradients on the device. The gradient of the convolution never exists in memory.
 
-At a convolution's position ``t`` it is ``g[n, o, q]`` where window ``q``'s winner is ``t``, and 0 elsewhere (a sum
+At a convolution's position ``t`` it is ``g[n, o, q]`` where window ``q``'s maximum is at ``t``, and 0 elsewhere (a sum
 over windows where they overlap). Both kernels make tiles of it, positions x outputs, from the pooled gradient and
 ``argmax``:
 
@@ -78,10 +78,10 @@ def arriving(
         b_p = b_rest // pool_dilation
         seen = m_t & (b_q >= 0) & (b_q < windows) & (b_p * pool_dilation == b_rest) & (b_p < pool_size)
         m = seen[:, None] & m_o[None, :]
-        b_won = tl.load(argmax + ((b_n * windows + b_q) * O)[:, None] + b_o[None, :], mask=m, other=-1)
+        b_argmax = tl.load(argmax + ((b_n * windows + b_q) * O)[:, None] + b_o[None, :], mask=m, other=-1)
         b_offset = (b_n * gradient_n + b_q.to(tl.int64) * gradient_q)[:, None]
         b_g = tl.load(gradient + b_offset + b_o[None, :], mask=m, other=0.0)
-        b_dy += tl.where(b_won.to(tl.int32) == b_p[:, None], b_g.to(tl.float32), 0.0)
+        b_dy += tl.where(b_argmax.to(tl.int32) == b_p[:, None], b_g.to(tl.float32), 0.0)
     return b_dy
 
 

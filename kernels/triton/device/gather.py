@@ -2,7 +2,7 @@
 
     acc[m, o] = sum over k of folded[row of window m at position p + k, k, o]
 
-Bias, maxima, winners, naming and arguments are as in :mod:`.conv_pool`. Positions that are padding, or whose
+Bias, maxima, argmax, naming and arguments are as in :mod:`.conv_pool`. Positions that are padding, or whose
 row the table has not, read the folded table's last row, that of zeros: its products are NaN where weights are infinite.
 """
 
@@ -170,7 +170,7 @@ def folded_windows_kernel(
     b_start = window_start + b_q * window_step
     b_first = b_q * pool_stride - pool_padding  # the convolution's position at phase 0
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
     for p in range(P):
         b_value = add_rows(
             folded, p_index, b_start + p * phase_step, m_q, b_o, length, index_l, count, step, empty, tap_step,
@@ -179,9 +179,9 @@ def folded_windows_kernel(
         if HAS_BIAS:
             b_value += b_bias[None, :]
         b_t = b_first + p * pool_dilation
-        b_best, b_won = later_phase(b_best, b_won, b_value, p, b_t, positions, P, CHECK)
+        b_best, b_argmax = later_phase(b_best, b_argmax, b_value, p, b_t, positions, P, CHECK)
     store_windows(
-        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
+        out, argmax, b_best, b_argmax, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
         O, P, CHECK, True, WANT_ARGMAX, BLOCK_M,
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def folded_global_kernel(
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     p_index = index + i_n * index_n + tl.zeros((BLOCK_M,), tl.int64)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     for t0 in range(0, positions, BLOCK_M):
         b_t = t0 + tl.arange(0, BLOCK_M)
         b_value = add_rows(
@@ -232,5 +232,5 @@ def folded_global_kernel(
         )  # fmt: skip
         if HAS_BIAS:
             b_value += b_bias[None, :]
-        b_best, b_won = later_position(b_best, b_won, b_value, b_t, positions)
-    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, i_n + 1, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)
+        b_best, b_argmax = later_position(b_best, b_argmax, b_value, b_t, positions)
+    store_greatest(out, argmax, b_best, b_argmax, i_n, b_o, m_o, i_n + 1, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)

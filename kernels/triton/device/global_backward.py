@@ -1,10 +1,10 @@
-"""Gradients of the global maximum on the device: of a sample and an output, one position won.
+"""Gradients of the global maximum on the device: of a sample and an output, one position has a gradient.
 
     dx[n, i, c] = sum over o, k of where(from[n, o] + k * dilation == i, g[n, o], 0) * W[o, k, c]
     dW[o, k, c] = sum over n, i of where(from[n, o] + k * dilation == i, g[n, o], 0) * x[n, i, c]
 
-``from[n, o] = argmax[n, o] * stride - left`` is where the winner's first tap lies. A tile is positions of one sample:
-it reads the sample's winners once, and each row of the input once. Zeros are multiplied, too, so that NaN and
+``from[n, o] = argmax[n, o] * stride - left`` is where the first tap of the maximum lies. A tile is positions of one
+sample: it reads the sample's argmax once, and each row of the input once. Zeros are multiplied, too, so that NaN and
 infinities reach the gradients that they reach in torch; a sum that meets one is computed again without the taps that
 the convolution has at no position. Naming and arguments are as in :mod:`.conv_pool`.
 """
@@ -35,7 +35,7 @@ SIZES = [
 
 
 @triton.jit
-def winners(
+def load_maxima(
     gradient: tl.tensor,
     argmax: tl.tensor,
     w: tl.tensor,  # of whose dtype products are
@@ -48,12 +48,12 @@ def winners(
     STRIDE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
-    """Return where the first taps of a sample's winners lie, out of every tap's reach where none won, and gradients."""
-    b_won = tl.load(argmax + i_n * O + b_o, mask=m_o, other=-1).to(tl.int32)
+    """Return where the first taps of a sample's maxima lie, out of reach where argmax is -1, and their gradients."""
+    b_argmax = tl.load(argmax + i_n * O + b_o, mask=m_o, other=-1).to(tl.int32)
     b_g = tl.load(gradient + i_n * gradient_n + b_o, mask=m_o, other=0.0).to(w.dtype.element_ty)
     if INTERPRETED:
         b_g = b_g.to(tl.float32)
-    return tl.where(b_won >= 0, b_won * STRIDE - LEFT, NOWHERE), b_g
+    return tl.where(b_argmax >= 0, b_argmax * STRIDE - LEFT, NOWHERE), b_g
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def global_input_gradient_kernel(
     for o0 in range(0, O, BLOCK_O):
         b_o = o0 + tl.arange(0, BLOCK_O)
         m_o = b_o < O
-        b_from, b_g = winners(gradient, argmax, w, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+        b_from, b_g = load_maxima(gradient, argmax, w, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
         b_g = rounded(b_g, ROUND)
         for k in range(K):
             p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
@@ -125,7 +125,9 @@ def global_input_gradient_kernel(
             total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
             for step in range(O * K):
                 i_o, i_k = tl.full((), 0, tl.int64) + step // K, step % K
-                i_from, i_g = winners(gradient, argmax, w, i_n, i_o, i_o < O, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+                i_from, i_g = load_maxima(
+                    gradient, argmax, w, i_n, i_o, i_o < O, gradient_n, O, LEFT, STRIDE, INTERPRETED
+                )
                 b_w = tl.load(w + i_o * PITCH + i_k * C + b_c, mask=m_c, other=0.0).to(tl.float32)
                 b_dy = tl.where(b_i == i_from + i_k * DILATION, i_g.to(tl.float32), 0.0)
                 m_t = has_tap(b_i, i_k, positions, LEFT, STRIDE, DILATION)
@@ -221,7 +223,7 @@ def global_weight_gradient_kernel(
         i_first = (i_tile % tiles).to(tl.int32) * BLOCK_M
         b_i = i_first + tl.arange(0, BLOCK_M)
         m_i = b_i < length
-        b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+        b_from, b_g = load_maxima(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
         if i_first == 0:
             b_db += tl.where(b_from > NOWHERE, b_g.to(tl.float32), 0.0)
         b_x = load_rows(
@@ -253,7 +255,9 @@ def global_weight_gradient_kernel(
                         x, i_n, b_i, m_i, b_c, m_c, stride_n, stride_l, index, index_n, index_l, count,
                         ROWS, ROUND, INTERPRETED,
                     )  # fmt: skip
-                    b_from, b_g = winners(gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED)
+                    b_from, b_g = load_maxima(
+                        gradient, argmax, x, i_n, b_o, m_o, gradient_n, O, LEFT, STRIDE, INTERPRETED
+                    )
                     b_g = rounded(b_g, ROUND)
                     b_dy = tl.where((b_from + i_k * DILATION)[None, :] == b_i[:, None], b_g[None, :], 0.0).to(b_g.dtype)
                     acc = tl.dot(b_x, b_dy, acc, input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""Running maxima on the device, with their winners: of pooling windows, tile by tile, and of all positions of a sample.
+"""Running maxima on the device, with their argmax: of pooling windows, tile by tile, and of all positions of a sample.
 
 Naming and arguments are as in :mod:`.conv_pool`.
 """
@@ -16,7 +16,7 @@ NOWHERE = tl.constexpr(2**31 - 1)  # a position that none has
 @triton.jit
 def later_phase(
     b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
     b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
     phase: tl.tensor,
     b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
@@ -24,11 +24,11 @@ def later_phase(
     P: tl.constexpr,
     CHECK: tl.constexpr,
 ) -> tl.tensor:
-    """Return the maxima of windows, and the phases that won, after one more phase."""
-    wins = (b_value > b_best) | (b_value != b_value)  # of several NaN the last one, as in torch
+    """Return the maxima of windows, and their argmax, after one more phase."""
+    replaces = (b_value > b_best) | (b_value != b_value)  # of several NaN the last one, as in torch
     if CHECK:
-        wins = wins & ((b_t >= 0) & (b_t < positions) & (phase < P))[:, None]
-    return tl.where(wins, b_value, b_best), tl.where(wins, phase, b_won)
+        replaces = replaces & ((b_t >= 0) & (b_t < positions) & (phase < P))[:, None]
+    return tl.where(replaces, b_value, b_best), tl.where(replaces, phase, b_argmax)
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def store_windows(
     out: tl.tensor,
     argmax: tl.tensor,
     b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
     i_row: tl.tensor,
     b_n: tl.tensor,  # (BLOCK_M,)
     b_q: tl.tensor,  # (BLOCK_M,)
@@ -54,7 +54,7 @@ def store_windows(
     WANT_ARGMAX: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> tl.tensor:
-    """Store the positive parts of a tile's maxima and their winners."""
+    """Store the positive parts of a tile's maxima and their argmax."""
     b_out = b_best.to(out.dtype.element_ty)
     b_rounded = b_out.to(tl.float32)
     alive = (b_rounded > 0) | (b_rounded != b_rounded)
@@ -71,22 +71,22 @@ def store_windows(
     else:
         tl.store(out + ((b_n * O)[:, None] + b_o[None, :]) * windows + b_q[:, None], b_out, mask=m)
     if WANT_ARGMAX:
-        tl.store(argmax + p_last, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m)
+        tl.store(argmax + p_last, tl.where(alive, b_argmax, -1).to(argmax.dtype.element_ty), mask=m)
 
 
 @triton.jit
 def later_position(
     b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
     b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
     b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
     positions: tl.tensor,
 ) -> tl.tensor:
-    """Return every row's maxima, and the positions that won, after one more position of each row."""
+    """Return every row's maxima, and their argmax, after one more position of each row."""
     # A row's positions ascend: its first NaN stays, and so does the first of equal values.
-    wins = (b_value > b_best) | ((b_value != b_value) & (b_best == b_best))
-    wins = wins & (b_t < positions)[:, None]
-    return tl.where(wins, b_value, b_best), tl.where(wins, b_t[:, None], b_won)
+    replaces = (b_value > b_best) | ((b_value != b_value) & (b_best == b_best))
+    replaces = replaces & (b_t < positions)[:, None]
+    return tl.where(replaces, b_value, b_best), tl.where(replaces, b_t[:, None], b_argmax)
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def store_greatest(
     out: tl.tensor,
     argmax: tl.tensor,
     b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_won: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
     i_n: tl.tensor,  # the first of the samples
     b_o: tl.tensor,  # (BLOCK_O,)
     m_o: tl.tensor,  # (BLOCK_O,)
@@ -106,15 +106,15 @@ def store_greatest(
     BLOCK_O: tl.constexpr,
 ) -> tl.tensor:
     """Store the positive parts of the greatest of each ``GROUP`` of rows' maxima, a sample's, and their positions."""
-    # Of all rows' maxima the first NaN wins, else the first of the greatest.
+    # Of all rows' maxima the first NaN is taken, else the first of the greatest.
     SAMPLES: tl.constexpr = BLOCK_M // GROUP
     b_best = tl.reshape(b_best, (SAMPLES, GROUP, BLOCK_O))
-    b_won = tl.reshape(b_won, (SAMPLES, GROUP, BLOCK_O))
+    b_argmax = tl.reshape(b_argmax, (SAMPLES, GROUP, BLOCK_O))
     is_nan = b_best != b_best
-    b_nan_at = tl.min(tl.where(is_nan, b_won, NOWHERE), axis=1)
+    b_nan_at = tl.min(tl.where(is_nan, b_argmax, NOWHERE), axis=1)
     b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=1)
-    b_won = tl.min(tl.where(b_best == b_most[:, None, :], b_won, NOWHERE), axis=1)
-    b_won = tl.where(b_nan_at < NOWHERE, b_nan_at, b_won)
+    b_argmax = tl.min(tl.where(b_best == b_most[:, None, :], b_argmax, NOWHERE), axis=1)
+    b_argmax = tl.where(b_nan_at < NOWHERE, b_nan_at, b_argmax)
     b_out = tl.where(b_nan_at < NOWHERE, float("nan"), b_most).to(out.dtype.element_ty)
     b_rounded = b_out.to(tl.float32)
     alive = (b_rounded > 0) | (b_rounded != b_rounded)
@@ -123,4 +123,4 @@ def store_greatest(
     p = (b_n * O)[:, None] + b_o[None, :]
     tl.store(out + p, tl.where(alive, b_out, 0.0), mask=m)
     if WANT_ARGMAX:
-        tl.store(argmax + p, tl.where(alive, b_won, -1).to(argmax.dtype.element_ty), mask=m)
+        tl.store(argmax + p, tl.where(alive, b_argmax, -1).to(argmax.dtype.element_ty), mask=m)

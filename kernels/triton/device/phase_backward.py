@@ -86,9 +86,9 @@ def load_windows(
     SAME: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ) -> tl.tensor:
-    """Return the gradients of a span's window and of those before it that its taps meet, and the phases that won.
+    """Return the gradients of a span's window and of those before it that its taps meet, and their argmax.
 
-    A tuple of ``(BLOCK_M, BLOCK_O)``: gradient and phase of the span's own window, of the one before it, and so on.
+    A tuple of ``(BLOCK_M, BLOCK_O)``: gradient and argmax of the span's own window, of the one before it, and so on.
     """
     seen: tl.tuple = ()
     for back in tl.static_range((BEHIND + P - 1) // P + 1):
@@ -96,8 +96,8 @@ def load_windows(
         m = (m_n & (b_window >= 0) & (b_window < windows))[:, None] & m_o[None, :]
         b_w = b_dn * windows + b_window - i_q  # windows behind the tile's first
         b_place = (b_w * O)[:, None] + b_o[None, :]
-        # Where there is no window, its gradient is 0 and it does not matter which phase won.
-        b_won = tl.load(argmax + (i_n * windows + i_q) * O + b_place, mask=m, other=0).to(tl.int32)
+        # Where there is no window, its gradient is 0 and its argmax does not matter.
+        b_argmax = tl.load(argmax + (i_n * windows + i_q) * O + b_place, mask=m, other=0).to(tl.int32)
         if SAME:
             p_g = gradient + (i_n * windows + i_q) * O + b_place
         else:
@@ -106,7 +106,7 @@ def load_windows(
         b_g = tl.load(p_g, mask=m, other=0.0).to(w.dtype.element_ty)
         if INTERPRETED:
             b_g = b_g.to(tl.float32)
-        seen = seen + (b_g, b_won)  # noqa: RUF005
+        seen = seen + (b_g, b_argmax)  # noqa: RUF005
     return seen
 
 
@@ -144,12 +144,12 @@ def arriving_from(
     """Return the gradient that arrives at positions of any phases, ``(BLOCK_M, BLOCK_O)``."""
     b_window = b_u // P
     m = (m_u & (b_window < windows))[:, None] & m_o[None, :]
-    b_won = tl.load(argmax + ((b_n * windows + b_window) * O)[:, None] + b_o[None, :], mask=m, other=-1).to(tl.int32)
+    b_argmax = tl.load(argmax + ((b_n * windows + b_window) * O)[:, None] + b_o[None, :], mask=m, other=-1).to(tl.int32)
     p_g = gradient + (b_n * gradient_n + b_window * gradient_q)[:, None] + b_o[None, :]
     b_g = tl.load(p_g, mask=m, other=0.0).to(w.dtype.element_ty)
     if INTERPRETED:
         b_g = b_g.to(tl.float32)
-    return rounded(tl.where(b_won == (b_u - b_window * P)[:, None], b_g, 0.0).to(b_g.dtype), ROUND)
+    return rounded(tl.where(b_argmax == (b_u - b_window * P)[:, None], b_g, 0.0).to(b_g.dtype), ROUND)
 
 
 @triton.jit

@@ -133,15 +133,15 @@ def pool_sums_kernel(
     b_first = b_q * POOL_STRIDE - POOL_PADDING  # the convolution's position at phase 0
     b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), -1, tl.int32)
     for p in range(P):
         b_t = b_first + p * POOL_DILATION
         m_t = m_q & (b_t >= 0) & (b_t < positions)
         p_sums = sums + ((b_n * positions + b_t) * O)[:, None] + b_o[None, :]
         b_value = summed(p_sums, m_t[:, None] & m_o[None, :], b_bias, samples * positions * O, splits, HAS_BIAS)
-        b_best, b_won = later_phase(b_best, b_won, b_value, p, b_t, positions, P, True)
+        b_best, b_argmax = later_phase(b_best, b_argmax, b_value, p, b_t, positions, P, True)
     store_windows(
-        out, argmax, b_best, b_won, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, POOL_DILATION,
+        out, argmax, b_best, b_argmax, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, POOL_DILATION,
         O, P, True, OUT_LAST, WANT_ARGMAX, BLOCK_M,
     )  # fmt: skip
 
@@ -168,11 +168,11 @@ def pool_sums_globally_kernel(
     m_o = below(b_o, O, BLOCK_O)
     b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32) if HAS_BIAS else None
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
-    b_won = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
+    b_argmax = tl.full((BLOCK_M, BLOCK_O), NOWHERE, tl.int32)
     for t0 in range(0, positions, BLOCK_M):
         b_t = t0 + tl.arange(0, BLOCK_M)
         p_sums = sums + ((i_n * positions + b_t) * O)[:, None] + b_o[None, :]
         m = (b_t < positions)[:, None] & m_o[None, :]
         b_value = summed(p_sums, m, b_bias, samples * positions * O, splits, HAS_BIAS)
-        b_best, b_won = later_position(b_best, b_won, b_value, b_t, positions)
-    store_greatest(out, argmax, b_best, b_won, i_n, b_o, m_o, samples, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)
+        b_best, b_argmax = later_position(b_best, b_argmax, b_value, b_t, positions)
+    store_greatest(out, argmax, b_best, b_argmax, i_n, b_o, m_o, samples, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)

@@ -19,7 +19,7 @@ def forward(x, w, b, convolution, pool, want_argmax=True):
 
 
 def expected(x, w, b, convolution, pool):
-    """Return the reference's result in float64, and the position of every window's winner, -1 where none is active."""
+    """Return the reference's result in float64, and every window's argmax, -1 where none is active."""
     x, w = x.double(), w.double()
     b = torch.zeros(len(w)).double() if b is None else b.double()
     value = reference.compose(Dense(x), w, b, convolution, pool)
@@ -32,8 +32,8 @@ def expected(x, w, b, convolution, pool):
     arguments = (pool.size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
     top, place = torch.nn.functional.max_pool1d(active, *arguments, return_indices=True)
     start = torch.arange(top.size(2)) * pool.stride - pool.padding
-    won = torch.where(top > 0, torch.div(place - start, pool.dilation, rounding_mode="floor"), -1)
-    return value, won.transpose(1, 2)
+    at = torch.where(top > 0, torch.div(place - start, pool.dilation, rounding_mode="floor"), -1)
+    return value, at.transpose(1, 2)
 
 
 # Samples, channels, length, outputs, kernel size, convolution, pool: what each makes the plan do.
@@ -73,10 +73,10 @@ def test_equals_the_reference_on_exact_sums(shared, name, layout):
     generator = torch.Generator().manual_seed(4)
     x = LAYOUTS[layout](integers(generator, samples, channels, length))
     w, b = integers(generator, outputs, channels, size), integers(generator, outputs)
-    value, won = expected(x, w, b, convolution, pool)
+    value, at = expected(x, w, b, convolution, pool)
     out, argmax = forward(x, w, b, convolution, pool)
     assert torch.equal(out.double(), value)
-    assert torch.equal(argmax[..., :outputs].long(), won)
+    assert torch.equal(argmax[..., :outputs].long(), at)
     assert torch.equal(forward(x, w, b, convolution, pool, want_argmax=False)[0], out)
 
 
@@ -90,10 +90,10 @@ def test_equals_the_reference_in_float64(shared, name):
         integers(generator, *one, dtype=torch.float64)
         for one in ((samples, channels, length), (outputs, channels, size))
     )
-    value, won = expected(x, w, None, convolution, pool)
+    value, at = expected(x, w, None, convolution, pool)
     out, argmax = forward(x, w, None, convolution, pool)
     assert torch.equal(out, value)
-    assert torch.equal(argmax[..., :outputs].long(), won)
+    assert torch.equal(argmax[..., :outputs].long(), at)
 
 
 @pytest.mark.parametrize("name", ["one sample, global", "one sample, few windows", "weights beyond a cache"])
@@ -164,16 +164,16 @@ def test_special_values_in_every_place(shared, pool, layout):
         special = torch.rand(x.shape, generator=generator) < chance
         x = LAYOUTS[layout](torch.where(special, choice[torch.randint(9, x.shape, generator=generator)], x))
         out, argmax = forward(x, w, None, PLAIN, pool)
-        value, won = expected_by_hand(x[:, 0].double(), pool)
+        value, at = expected_by_hand(x[:, 0].double(), pool)
         np.testing.assert_array_equal(out[:, 3].double().flatten(), value.flatten())
-        np.testing.assert_array_equal(argmax[:, :, 3].flatten(), won.flatten())
+        np.testing.assert_array_equal(argmax[:, :, 3].flatten(), at.flatten())
 
 
 def expected_by_hand(x, pool):
-    """Pool ``(N, L)`` position by position: of several NaN the last wins in a window, the first of all positions."""
+    """Pool ``(N, L)`` position by position: of several NaN the last is a window's maximum, the first that of all."""
     size, stride, padding = (x.size(1), 1, 0) if pool is None else (pool.size, pool.stride, pool.padding)
     windows = 1 if pool is None else pool.output_length(x.size(1))
-    values, winners = torch.zeros(len(x), windows).double(), torch.full((len(x), windows), -1)
+    values, argmax = torch.zeros(len(x), windows).double(), torch.full((len(x), windows), -1)
     for n in range(len(x)):
         for q in range(windows):
             best = 0.0
@@ -182,9 +182,9 @@ def expected_by_hand(x, pool):
                 if 0 <= at < x.size(1):
                     value = float(x[n, at])
                     if value > best or (value != value and (pool is not None or best == best)):
-                        best, winners[n, q] = value, p
+                        best, argmax[n, q] = value, p
             values[n, q] = best
-    return values, winners
+    return values, argmax
 
 
 def test_large_weights_are_packed_by_several_threads(shared):

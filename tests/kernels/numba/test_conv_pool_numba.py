@@ -55,7 +55,7 @@ def expected(x, w, b, convolution, pool, upstream=None):
 @example(((2, 2, 1), 3, 2, Convolution(1, (1, 1), 2), None), "channels-last", torch.float32, False, 0)  # strides all 1
 @example(((2, 1, 2), 3, 2, Convolution(1, (2, 2), 2), Pool(1, 1)), "contiguous", torch.float32, False, 0)
 def test_equals_the_reference_on_exact_sums(shared, turn, call, layout, dtype, has_bias, seed):
-    """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
+    """Values and gradients to the bit: of equal values the first must be the argmax, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
     generator = torch.Generator().manual_seed(seed)
     x = LAYOUTS[layout](integers(generator, *shape, dtype=dtype))
@@ -136,7 +136,7 @@ def test_gradients_are_as_precise_as_torch(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("globally", [False, True])
 def test_special_values_go_where_torch_sends_them(values, dtype, globally):
-    """The weight is one: the activation is the input's positive part; the gradient shows which position won."""
+    """The weight is one: the activation is the input's positive part; the gradient shows the argmax."""
     x = torch.tensor(values, dtype=dtype).reshape(1, 1, -1)
     w, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
     pool = None if globally else Pool(len(values), len(values))
@@ -202,7 +202,7 @@ def test_computes_only_the_gradients_asked_for(wanted):
     ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
 )
 def test_argmax_is_as_narrow_as_the_window_allows(pool, dtype):
-    """The last position of the window wins: its number is the largest that must fit."""
+    """The last position of the window has the maximum: its number is the largest that must fit."""
     x = torch.arange(1.0, 301).reshape(1, 1, -1)
     w = torch.ones(1, 1, 1)
     out, argmax = forward(x, w, None, PLAIN, pool)

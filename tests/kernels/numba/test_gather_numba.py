@@ -17,7 +17,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
-from tests.conv_cases import clearly_won, median_ratios, wide_layer
+from tests.conv_cases import has_clear_argmax, median_ratios, wide_layer
 from tests.grids import grid, rounds
 from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
 from tests.kernels.numba.conftest import THREADS
@@ -210,7 +210,7 @@ def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels
             if kind == "rows twice":
                 table, rows = table[: len(table) // 2], rows // 2
             case = Case(rows, table, PLAIN, pool)
-        clear = clearly_won(table[rows].transpose(1, 2), w, b, pool_size)
+        clear = has_clear_argmax(table[rows].transpose(1, 2), w, b, pool_size)
         upstream = torch.randn(clear.shape, generator=torch.Generator().manual_seed(seed)) * clear
 
         class Step(torch.autograd.Function):
@@ -231,8 +231,8 @@ def test_is_as_precise_as_torch_whatever_is_summed(plan, kind, samples, channels
 
 
 @pytest.mark.parametrize("plan", ["folded", "direct"])
-def test_is_as_precise_as_torch_where_few_rows_win_often(plan):
-    """Five rows that thousands of winners read: positions of the same row are equal, and the first of them wins."""
+def test_is_as_precise_as_torch_where_few_rows_hold_all_maxima(plan):
+    """Five rows that thousands of maxima read: positions of the same row are equal, the first is the argmax."""
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -265,7 +265,7 @@ def test_is_as_precise_as_torch_where_few_rows_win_often(plan):
     overlaps=[False, True],
 )
 def test_special_values_go_where_torch_sends_them(values, dtype, globally, plan, overlaps):
-    """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
+    """The weight is one: the activation is the row's positive part; the gradient shows the argmax."""
     table = torch.tensor(values, dtype=dtype).reshape(-1, 1)
     size = len(values) - overlaps  # windows that overlap are pooled from a scratch
     pool = None if globally else Pool(size, 1 if overlaps else size)
@@ -368,7 +368,7 @@ def test_windows_of_padding_alone_are_minus_infinity(plan):
     ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
 )
 def test_argmax_is_as_narrow_as_the_window_allows(pool, dtype, plan):
-    """The last position of the window wins: its number is the largest that must fit."""
+    """The last position of the window has the maximum: its number is the largest that must fit."""
     case = Case(torch.arange(300).reshape(1, -1), torch.arange(1.0, 301).reshape(-1, 1), PLAIN, pool)
     w = torch.ones(1, 1, 1)
     out, argmax = case.forward(w, None, plan)
@@ -429,7 +429,7 @@ def test_reruns_give_the_same_bits(shared, samples, plan):
         assert all(map(torch.equal, first, step(samples=samples, pool=Pool(3, 3), plan=plan)))
 
 
-def test_winners_of_many_samples_are_listed_together(shared):
+def test_windows_of_many_samples_are_listed_together(shared):
     """In several lists, of which the last is shorter, and over padding; the table's sums do not depend on threads."""
     generator = torch.Generator().manual_seed(3)
     table, w, b = (integers(generator, *shape) for shape in ((50, 19), (9, 19, 3), (9,)))
@@ -473,7 +473,7 @@ def test_folds_every_row_or_those_listed(shared, dtype, rows, channels, outputs,
 
 
 def test_plans_follow_the_counts():
-    """A vocabulary that recurs is folded, rows that occur once are not; few winners are multiplied one by one."""
+    """A vocabulary that recurs is folded, rows that occur once are not; few maxima are multiplied one by one."""
     imdb = {"channels": 128, "outputs": 32, "size": 7}
     assert plans.forward_plan(plans.CPU, 128, 494, 10_000, **imdb).name == "folded"
     assert plans.forward_plan(plans.CPU, 1, 494, 500, **imdb).name == "direct"

@@ -14,15 +14,15 @@ from seqconv.kernels.numba.micro.simd import (
     is_nan,
     lanes,
     load,
-    load_codes,
     load_first,
+    load_integers,
     load_number,
     maximum,
     multiply_add,
     select,
     store,
-    store_codes,
     store_first,
+    store_integers,
     store_number,
 )
 from seqconv.kernels.numba.runtime.compilation import compiled
@@ -84,16 +84,16 @@ def test_blocks_equal_numpy(dtype):
 
 
 @compiled
-def codes(source, target, zero, code):
-    store_codes(load_codes(source, zero), target, code)
+def narrowed(source, target, zero, integer):
+    store_integers(load_integers(source, zero), target, integer)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_codes_are_narrowed(dtype, kind):
+def test_integers_are_narrowed(dtype, kind):
     source = np.resize(np.array([-1, 0, 127, 5], np.int32), count(dtype))
     target = np.full(count(dtype) + 1, 77, kind)
-    codes(address(source), address(target), dtype(0), kind(0))
+    narrowed(address(source), address(target), dtype(0), kind(0))
     np.testing.assert_array_equal(target, [*source, 77])
 
 

@@ -138,7 +138,7 @@ def test_a_second_batch_size_or_length_compiles_nothing(floor, pool, channels_la
 @pytest.mark.parametrize("kind", ["tf32", "ieee", "16"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_is_as_precise_as_torch_in_the_same_precision(floor, shape, outputs, size, pool, kind, channels_last):
-    """Of the result and all gradients; upstream gradients go to windows whose winner is clear in every precision."""
+    """Of the result and all gradients; upstream gradients go to windows whose argmax is clear in every precision."""
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     x, w, b = tensors(shape, outputs, size, dtype=torch.bfloat16 if kind == "16" else torch.float32)
     x = x if channels_last else x.contiguous()

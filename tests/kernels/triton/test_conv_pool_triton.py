@@ -66,7 +66,7 @@ SEVERAL_TILES = ((3, 66, 45), 66, 3, Convolution(1, (1, 1)), Pool(2, 2))
 @example(((1, 3, 130), 5, 3, PLAIN, Pool(70, 9, 35)), "channels-last", torch.float32, True, 1)
 @example(((2, 16, 300), 20, 3, PLAIN, None), "channels-last", torch.float32, True, 1)
 def test_equals_the_reference_on_exact_sums(device, floor, turn, call, layout, dtype, has_bias, seed):
-    """Values and gradients to the bit: of equal values the first must win, or the gradients differ."""
+    """Values and gradients to the bit: of equal values the first must be the argmax, or the gradients differ."""
     shape, outputs, size, convolution, pool = call
     most = 1 if dtype == torch.bfloat16 else 3  # no sum takes more bits than the dtype has
     x = LAYOUTS[layout](integers(seed, *shape, dtype=dtype, device=device, most=most))
@@ -113,7 +113,7 @@ def test_is_as_precise_as_torch(device, floor, dtype, globally, layout):
 
 @grid(indirect=["way"], way=WAYS, values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True])
 def test_special_values_go_where_torch_sends_them(device, floor, way, values, dtype, globally):
-    """The weight is one: the activation is the input's positive part; the gradient shows which position won."""
+    """The weight is one: the activation is the input's positive part; the gradient shows the argmax."""
     x = torch.tensor(values, dtype=dtype, device=device).reshape(1, 1, -1)
     w, b = torch.ones(1, 1, 1, dtype=dtype, device=device), torch.zeros(1, dtype=dtype, device=device)
     pool = None if globally else Pool(len(values), len(values))
@@ -132,7 +132,7 @@ def test_special_values_go_where_torch_sends_them(device, floor, way, values, dt
     special=[NAN, 9.0],
     places=[[10, 74, 138, 202], [20, 21], [21, 20 + 128]],
 )
-def test_the_first_of_several_global_maxima_wins(device, floor, way, channels, special, places):
+def test_argmax_is_the_first_of_several_global_maxima(device, floor, way, channels, special, places):
     """Wherever they lie in tiles of positions, and NaN before all."""
     x = integers(0, 1, channels, 210, device=device, most=1)
     x[0, 0, places] = special
@@ -183,15 +183,15 @@ def test_windows_of_padding_alone_are_minus_infinity(device, floor):
     ("pool", "dtype"), [(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)]
 )
 def test_argmax_is_as_narrow_as_the_window_allows(device, floor, pool, dtype):
-    """The last position of the window wins: its number is the largest that must fit."""
+    """The last position of the window has the maximum: its number is the largest that must fit."""
     x = torch.arange(1.0, 261, device=device).reshape(1, 1, -1)
     w = torch.ones(1, 1, 1, device=device)
     out, argmax = floor.forward(x, w, None, PLAIN, pool)
     assert argmax.dtype == dtype
     assert argmax[0, 0, 0] == (259 if pool is None else pool.size - 1)
     dx, _, _ = floor.backward(torch.ones_like(out), argmax, x, w, PLAIN, pool)
-    winners = [259] if pool is None else [pool.size - 1, 2 * pool.size - 1]
-    assert dx.flatten().nonzero().flatten().tolist() == winners
+    maxima_at = [259] if pool is None else [pool.size - 1, 2 * pool.size - 1]
+    assert dx.flatten().nonzero().flatten().tolist() == maxima_at
 
 
 def test_computes_argmax_only_if_asked_for(device, floor):

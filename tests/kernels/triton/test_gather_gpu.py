@@ -144,7 +144,7 @@ def test_a_second_batch_size_or_length_compiles_nothing(kind, pool, plan):
 def test_is_as_precise_as_torch_in_the_same_precision(
     shape, rows, channels, outputs, size, pool, precision, plan, kind
 ):
-    """Of the result and all gradients; upstream gradients go to windows whose winner is clear in every precision."""
+    """Of the result and all gradients; upstream gradients go to windows whose argmax is clear in every precision."""
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dtype = torch.bfloat16 if precision == "16" else torch.float32
     case, w, b, upstream = layer(kind, pool, shape, rows, channels, outputs, size, dtype)

@@ -165,7 +165,7 @@ def test_gradients_are_as_precise_as_torch(device, dtype, rows, plan):
 
 @grid(together=1, values=SPECIAL_VALUES, dtype=DTYPES, globally=[False, True], plan=PLANS)
 def test_special_values_go_where_torch_sends_them(device, values, dtype, globally, plan):
-    """The weight is one: the activation is the row's positive part; the gradient shows which position won."""
+    """The weight is one: the activation is the row's positive part; the gradient shows the argmax."""
     table = torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1)
     pool = None if globally else Pool(len(values), len(values))
     w, b = torch.ones(1, 1, 1, dtype=dtype, device=device), torch.zeros(1, dtype=dtype, device=device)
@@ -306,7 +306,7 @@ def test_windows_of_padding_alone_are_minus_infinity(device, plan):
     narrow=[(Pool(128, 128), torch.int8), (Pool(129, 129), torch.int16), (None, torch.int16)],
 )
 def test_argmax_is_as_narrow_as_the_window_allows(device, plan, narrow):
-    """The last position of the window wins: its number is the largest that must fit."""
+    """The last position of the window has the maximum: its number is the largest that must fit."""
     pool, dtype = narrow
     table = torch.arange(1.0, 261, device=device).reshape(-1, 1)
     case = Case(torch.arange(260, device=device).reshape(1, -1), table, PLAIN, pool)
@@ -315,8 +315,8 @@ def test_argmax_is_as_narrow_as_the_window_allows(device, plan, narrow):
     assert argmax.dtype == dtype
     assert argmax[0, 0, 0] == (259 if pool is None else pool.size - 1)
     dtable, _, _ = case.backward(torch.ones_like(out), argmax, w, plan=plan)
-    winners = [259] if pool is None else [pool.size - 1, 2 * pool.size - 1]
-    assert dtable.flatten().nonzero().flatten().tolist() == winners
+    maxima_at = [259] if pool is None else [pool.size - 1, 2 * pool.size - 1]
+    assert dtable.flatten().nonzero().flatten().tolist() == maxima_at
 
 
 @grid(

@@ -31,7 +31,7 @@ from .micro.simd import (
     read_first,
     size_of,
     splat,
-    store_codes,
+    store_integers,
     store_number,
     suffix,
     vector_of,
@@ -40,7 +40,7 @@ from .micro.simd import (
 from .micro.transposition import transpose
 from .runtime.compilation import intrinsic
 
-__all__ = ["list_winners", "load_wide_codes"]
+__all__ = ["list_windows", "load_argmax"]
 
 # LLVM has an intrinsic that compresses lanes since version 19. Without AVX-512 it works through memory, more slowly.
 COMPRESSES = REGISTERS.width == 64 and binding.llvm_version_info[0] >= 19
@@ -49,9 +49,9 @@ INTEGER = np.int32(0)
 
 
 @njit
-def list_winners(
+def list_windows(
     argmax: int,
-    code_stride: int,
+    argmax_stride: int,
     gradient: int,
     channel_stride: int,
     window_stride: int,
@@ -60,7 +60,7 @@ def list_winners(
     group: int,
     base: int,
     window_step: int,
-    code_step: int,
+    argmax_step: int,
     capacity: int,
     rows: int,
     factors: int,
@@ -69,29 +69,29 @@ def list_winners(
     sum_stride: int,
     scratch: int,
     zero: Any,
-    code: Any,
+    argmax_zero: Any,
 ) -> None:
-    """List the windows of every output channel that have a winner, and add their gradients to ``sums``.
+    """List the windows of every output channel that have a gradient, and add the gradients to ``sums``.
 
-    ``argmax`` and ``gradient`` are the addresses of the first window's numbers, strides are in bytes. The winner ``c``
-    of window ``q`` lies in row ``base + q * window_step + c * code_step``. Channel ``o``'s list begins at number ``o *
-    capacity`` of ``rows`` (int32) and ``factors``; ``bounds[o, g]`` counts its entries before group ``g`` of windows,
-    a multiple of the lanes. A sum is as many float64 as a vector has lanes, still to be added.
+    ``argmax`` and ``gradient`` are the addresses of the first window's numbers, strides are in bytes. The maximum
+    of window ``q`` with argmax ``p`` lies in row ``base + q * window_step + p * argmax_step``. Channel ``o``'s list
+    begins at number ``o * capacity`` of ``rows`` (int32) and ``factors``; ``bounds[o, g]`` counts its entries before
+    group ``g`` of windows, a multiple of the lanes. A sum is as many float64 as a vector has lanes, still to be added.
     ``capacity`` is a vector more than the windows, rounded up to whole vectors; ``scratch`` has three such rows for
     each lane.
     """
     width, size = lanes(zero), bytes_of(zero)
     whole = (windows + width - 1) // width * width
-    codes = scratch + capacity * width * 4
-    turned = codes + capacity * width * 4
+    turned_argmax = scratch + capacity * width * 4
+    turned = turned_argmax + capacity * width * 4
     for first in range(0, outputs, width):
         high = min(width, outputs - first)
         for q in range(windows):
-            place = argmax + q * code_stride + first * bytes_of(code)
-            store_codes(load_wide_codes(place, code, zero), scratch + q * width * 4, INTEGER)
+            place = argmax + q * argmax_stride + first * bytes_of(argmax_zero)
+            store_integers(load_argmax(place, argmax_zero, zero), scratch + q * width * 4, INTEGER)
         for q in range(windows, whole):
-            store_codes(broadcast(np.int32(-1), zero), scratch + q * width * 4, INTEGER)
-        transpose(scratch, width * 4, codes, capacity * 4, whole, width, np.float32(0))
+            store_integers(broadcast(np.int32(-1), zero), scratch + q * width * 4, INTEGER)
+        transpose(scratch, width * 4, turned_argmax, capacity * 4, whole, width, np.float32(0))
         source, stride = gradient + first * channel_stride, channel_stride
         if window_stride != size:
             if channel_stride == size:
@@ -110,12 +110,12 @@ def list_winners(
                     bounds[o, q // group] = count
                 at = o * capacity + count
                 count += list_vector(
-                    codes + (i * capacity + q) * 4,
+                    turned_argmax + (i * capacity + q) * 4,
                     source + i * stride + q * size,
                     windows - q,
                     base + q * window_step,
                     window_step,
-                    code_step,
+                    argmax_step,
                     rows + at * 4,
                     factors + at * size,
                     sums + o * sum_stride,
@@ -125,28 +125,28 @@ def list_winners(
 
 
 @intrinsic
-def load_wide_codes(_typing: Any, address: Any, code: Any, like: Any) -> Any:
-    """Return as many integers of ``code``'s type as a vector of ``like`` has lanes, widened to int32."""
+def load_argmax(_typing: Any, address: Any, argmax_zero: Any, like: Any) -> Any:
+    """Return as many integers of ``argmax_zero``'s type as a vector of ``like`` has lanes, widened to int32."""
     kind = llvm_vector(vector_of(like))
-    code_type = ir.VectorType(llvm_number(types.unliteral(code)), kind.count)
+    argmax_type = ir.VectorType(llvm_number(types.unliteral(argmax_zero)), kind.count)
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        codes = read(builder, byte_pointer(builder, arguments[0]), code_type, size_of(code_type.element))
+        argmax = read(builder, byte_pointer(builder, arguments[0]), argmax_type, size_of(argmax_type.element))
         wide = ir.VectorType(ir.IntType(32), kind.count)
-        return codes if code_type == wide else builder.sext(codes, wide)
+        return argmax if argmax_type == wide else builder.sext(argmax, wide)
 
-    return Vector(types.int32, kind.count)(address, code, like), generate
+    return Vector(types.int32, kind.count)(address, argmax_zero, like), generate
 
 
 @intrinsic
 def list_vector(
     _typing: Any,
-    codes: Any,
+    argmax: Any,
     gradient: Any,
     rest: Any,
     base: Any,
     window_step: Any,
-    code_step: Any,
+    argmax_step: Any,
     rows: Any,
     factors: Any,
     sums: Any,
@@ -157,16 +157,16 @@ def list_vector(
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         integers = ir.VectorType(ir.IntType(32), kind.count)
-        codes, gradient, rows, factors, sums = (byte_pointer(builder, arguments[i]) for i in (0, 1, 6, 7, 8))
-        base, window_step, code_step = (
+        argmax_at, gradient, rows, factors, sums = (byte_pointer(builder, arguments[i]) for i in (0, 1, 6, 7, 8))
+        base, window_step, argmax_step = (
             splat(builder, builder.trunc(arguments[i], integers.element), kind.count) for i in (3, 4, 5)
         )
         size = size_of(kind.element)
-        winner = read(builder, codes, integers, 4)
-        alive = builder.icmp_signed(">", winner, ir.Constant(integers, [-1] * kind.count))
+        argmax = read(builder, argmax_at, integers, 4)
+        alive = builder.icmp_signed(">", argmax, ir.Constant(integers, [-1] * kind.count))
         factor = read_first(builder, gradient, arguments[2], kind)
         number = builder.mul(ir.Constant(integers, list(range(kind.count))), window_step)
-        row = builder.add(builder.add(base, number), builder.mul(winner, code_step))
+        row = builder.add(builder.add(base, number), builder.mul(argmax, argmax_step))
         active = builder.select(alive, factor, ir.Constant(kind, [0.0] * kind.count))
         add_doubles(builder, active, sums)
         if COMPRESSES:
