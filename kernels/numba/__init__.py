@@ -14,12 +14,12 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
 
     windows, rmsprop                                                          kernels of their own
     support                                                                   which calls are served; imports no Numba
-    micro/      simd, control, memory, igemm, gemm, sparse_products, packing, transposition, argmaxpool, half_floats,
-                channel_blocks
+    micro/      simd, control, memory, tile, igemm, gemm, sparse_products, packing, transposition, argmaxpool,
+                half_floats, channel_blocks
     runtime/    compilation, threads
 
 To change: which calls are served, :mod:`.support`; how a call is cut into parts, ``*_blocking``; when a table is
-folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.igemm`; how kernels are compiled and kept,
+folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tile`; how kernels are compiled and kept,
 :mod:`.runtime.compilation`.
 
 Words:

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
-from .micro.igemm import TILE, VECTORS
 from .micro.simd import REGISTERS
+from .micro.tile import TILE, VECTORS
 from .runtime.threads import thread_count
 
 __all__ = ["ForwardBlocking", "KernelArguments", "forward_blocking"]

@@ -10,10 +10,11 @@ from numba import types
 
 from .conv_pool_blocking import KernelArguments
 from .micro.argmaxpool import clear_windows, finish_whole, pool_whole, pool_windows
-from .micro.igemm import TILE, VECTORS, igemm, igemm_few_outputs
+from .micro.igemm import igemm, igemm_few_outputs
 from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import copy_padded_rows, pack_bias, pack_panel
 from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_integers, store_number
+from .micro.tile import TILE, VECTORS
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner, intrinsic
 from .runtime.threads import share

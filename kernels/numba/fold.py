@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .dense import DTYPES, lane_count, padded_outputs
 from .micro.gemm import gemm, odd_lines
-from .micro.igemm import TILE
 from .micro.memory import keep
 from .micro.packing import copy_row
 from .micro.simd import bytes_of, lanes, load_number
+from .micro.tile import TILE
 from .runtime.compilation import compiled
 from .runtime.threads import run, share, thread_count
 

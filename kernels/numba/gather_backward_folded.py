@@ -29,8 +29,7 @@ from .gather_backward_spread import spread_parts
 from .gathered import Descriptor, Index
 from .micro.channel_blocks import carry_sums
 from .micro.control import of_size, repeat
-from .micro.gemm import TAPS, gemm, odd_lines, store_sums
-from .micro.igemm import TILE
+from .micro.gemm import TAPS, gemm, odd_lines
 from .micro.memory import aligned, keep
 from .micro.packing import clear, copy_row
 from .micro.simd import (
@@ -44,6 +43,7 @@ from .micro.simd import (
     store_number,
     vector_of,
 )
+from .micro.tile import TILE, store_sums
 from .occurrences import row_is_finite
 from .runtime.compilation import compiled, intrinsic
 from .runtime.threads import run, share, thread_count
@@ -298,7 +298,7 @@ def sum_listed(
 
             zeros = [ir.Constant(kind, [0.0] * kind.count)] * vectors
             totals = repeat(builder, [arguments[3], offsets, *zeros], add_row)[2:]
-            store_sums(builder, totals, [builder.gep(target, [step]) for step in steps], arguments[4], kind)
+            store_sums(builder, kind, totals, [builder.gep(target, [step]) for step in steps], arguments[4])
 
         of_size(builder, arguments[6], (WIDE, 4, 2, 1), emit)
         return context.get_dummy_value()

@@ -16,23 +16,12 @@ from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
-from .control import chosen, of_size, repeat
-from .igemm import TILE, VECTORS
+from .control import of_size, repeat
 from .memory import LINE
-from .simd import (
-    byte_pointer,
-    bytes_of,
-    fmuladd,
-    lanes,
-    llvm_vector,
-    read,
-    size_of,
-    splat,
-    vector_of,
-    write,
-)
+from .simd import byte_pointer, bytes_of, lanes, llvm_vector, vector_of
+from .tile import TILE, VECTORS, Step, emit_sums, store_sums, vector_places
 
-__all__ = ["TAPS", "gemm", "odd_lines", "store_sums"]
+__all__ = ["TAPS", "gemm", "odd_lines"]
 
 # Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
@@ -138,43 +127,25 @@ def gemm_tile(
 def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width: int) -> None:
     """Emit the sums of ``rows`` x ``width`` vectors; ``given`` are the first arguments of :func:`gemm_tile`."""
     target, target_stride, x, row_stride, taps, y, y_stride, fresh = given
-    size, number = size_of(kind.element), ir.IntType(64)
+    number = ir.IntType(64)
     outer, outer_stride, inner, inner_stride = (builder.extract_value(taps, i) for i in range(4))
     none, one = (ir.Constant(number, i) for i in (0, 1))
-    steps = [ir.Constant(number, v * kind.count * size) for v in range(width)]
     offsets = [builder.mul(row_stride, ir.Constant(number, i)) for i in range(rows)]
 
-    def add_tap(b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
-        panel = [read(builder, builder.gep(row, [step]), kind, size) for step in steps]
-        totals = []
-        for i, offset in enumerate(offsets):
-            scalar = splat(builder, read(builder, builder.gep(source, [offset]), kind.element, size), kind.count)
-            totals += [fmuladd(builder, scalar, panel[v], sums[i * width + v]) for v in range(width)]
-        following = builder.add(b, one)
-        more = builder.icmp_signed("<", following, inner)
-        return [following, builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals], more
+    def walk(add_tap: Step, zeros: list[Any]) -> list[Any]:
+        def step(b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+            totals = add_tap([builder.gep(source, [offset]) for offset in offsets], row, sums)
+            following = builder.add(b, one)
+            more = builder.icmp_signed("<", following, inner)
+            return [following, builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals], more
 
-    def add_taps(a: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
-        _, _, row, *totals = repeat(builder, [none, source, row, *sums], add_tap)
-        following = builder.add(a, one)
-        more = builder.icmp_signed("<", following, outer)
-        return [following, builder.gep(source, [outer_stride]), row, *totals], more
+        def run(a: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+            _, _, row, *totals = repeat(builder, [none, source, row, *sums], step)
+            following = builder.add(a, one)
+            more = builder.icmp_signed("<", following, outer)
+            return [following, builder.gep(source, [outer_stride]), row, *totals], more
 
-    zeros = [ir.Constant(kind, [0.0] * kind.count)] * (rows * width)
-    start = [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros]
-    totals = repeat(builder, start, add_taps)[3:]
-    result = byte_pointer(builder, target)
-    goals = [builder.gep(result, [builder.mul(target_stride, ir.Constant(number, i))]) for i in range(rows)]
-    store_sums(builder, totals, [builder.gep(goal, [step]) for goal in goals for step in steps], fresh, kind)
+        return repeat(builder, [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros], run)[3:]
 
-
-def store_sums(builder: Any, totals: Sequence[Any], places: Sequence[Any], fresh: Any, kind: Any) -> None:
-    """Emit stores of vectors, of their sums with what is there unless ``fresh``."""
-    size = size_of(kind.element)
-
-    def added() -> list[Any]:
-        before = [read(builder, place, kind, size) for place in places]
-        return [builder.fadd(content, total) for content, total in zip(before, totals, strict=True)]
-
-    for place, content in zip(places, chosen(builder, fresh, lambda: list(totals), added), strict=True):
-        write(builder, content, place, size)
+    sums = emit_sums(builder, kind, rows, width, walk)
+    store_sums(builder, kind, sums, vector_places(builder, kind, target, target_stride, rows, width), fresh)

@@ -19,14 +19,11 @@ from numba import njit, types
 
 from ..runtime.compilation import intrinsic
 from .control import of_size, repeat
-from .simd import REGISTERS, byte_pointer, bytes_of, fmuladd, lanes, llvm_vector, read, size_of, splat, vector_of, write
+from .simd import REGISTERS, byte_pointer, bytes_of, lanes, llvm_vector, read, vector_of
+from .tile import TILE, Step, emit_sums, store_sums, vector_places
 
-__all__ = ["TILE", "VECTORS", "igemm", "igemm_few_outputs"]
+__all__ = ["igemm", "igemm_few_outputs"]
 
-# Positions of a register tile two vectors wide. With 32 registers 14 x 2 sums, 2 weights and the input fill all but
-# one: 250 of 258 GFLOP/s on one core of a Zen 5, whose multiply-adds need 2 x 4 sums under way. With 16, 6 x 2.
-TILE = 14 if REGISTERS.number == 32 else 6
-VECTORS = 2
 TILES = (14, 10, 6, 4, 2, 1) if TILE == 14 else (6, 4, 2, 1)  # a rest is cut into these
 
 # Vectors of positions in a tile of 1, 2, 4 and 8 output channels.
@@ -171,47 +168,36 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width
     else to the vectors behind ``start``, ``start_step`` bytes apart: one for each column, or for each row if ``few``.
     """
     table, offsets, taps, operand, step, start, start_step, target, target_row, more = given
-    number, size = ir.IntType(64), size_of(kind.element)
-    places = [(i, v) for i in range(rows) for v in range(width)]
+    number = ir.IntType(64)
 
     def listed(place: Any, i: Any) -> Any:
         return read(builder, builder.gep(place, [builder.mul(i, ir.Constant(number, 8))]), number, 8)
-
-    def times(stride: Any, i: int) -> Any:
-        return builder.mul(stride, ir.Constant(number, i))
-
-    def vector(pointer: Any, v: int) -> Any:
-        return builder.gep(pointer, [ir.Constant(number, v * kind.count * size)])
 
     addresses = byte_pointer(builder, table)
     sources = [byte_pointer(builder, listed(addresses, ir.Constant(number, i))) for i in range(rows)]
     behind, content, nothing = byte_pointer(builder, offsets), byte_pointer(builder, operand), ir.Constant(number, 0)
 
-    def add_tap(tap: Any, hidden: Any, here: Any, *sums: Any) -> tuple[list[Any], Any]:
-        offset = _opaque(builder, hidden)  # loaded one tap ahead, there is one behind the last
-        panel = builder.gep(content, [offset]) if few else here
-        vectors = [read(builder, vector(panel, v), kind, size) for v in range(width)]
-        scalars = [read(builder, builder.gep(one, [here if few else offset]), kind.element, size) for one in sources]
-        factors = [splat(builder, one, kind.count) for one in scalars]
-        totals = [fmuladd(builder, factors[i], vectors[v], sums[i * width + v]) for i, v in places]
-        ahead = builder.add(tap, ir.Constant(number, 1))
-        further = builder.add(here, step) if few else builder.gep(here, [step])
-        seen = _opaque(builder, ahead)
-        return [seen, listed(behind, ahead), further, *totals], builder.icmp_signed("<", seen, taps)
+    def walk(add_tap: Step, zeros: list[Any]) -> list[Any]:
+        def follow(tap: Any, hidden: Any, here: Any, *sums: Any) -> tuple[list[Any], Any]:
+            offset = _opaque(builder, hidden)  # loaded one tap ahead, there is one behind the last
+            vectors = builder.gep(content, [offset]) if few else here
+            totals = add_tap([builder.gep(row, [here if few else offset]) for row in sources], vectors, sums)
+            ahead = builder.add(tap, ir.Constant(number, 1))
+            further = builder.add(here, step) if few else builder.gep(here, [step])
+            seen = _opaque(builder, ahead)
+            return [seen, listed(behind, ahead), further, *totals], builder.icmp_signed("<", seen, taps)
 
-    zeros = [ir.Constant(kind, [0.0] * kind.count)] * len(places)
-    starts = [nothing, listed(behind, nothing), nothing if few else content, *zeros]
-    totals = repeat(builder, starts, add_tap)[3:]
-    goal, first = byte_pointer(builder, target), byte_pointer(builder, start)
-    goals = [vector(builder.gep(goal, [times(target_row, i)]), v) for i, v in places]
-    with builder.if_else(more) as (adding, starting):
-        with adding:
-            for place, total in zip(goals, totals, strict=True):
-                write(builder, builder.fadd(read(builder, place, kind, size), total), place, size)
-        with starting:
-            for (i, v), place, total in zip(places, goals, totals, strict=True):
-                begin = builder.gep(first, [times(start_step, i if few else v)])
-                write(builder, builder.fadd(read(builder, begin, kind, size), total), place, size)
+        starts = [nothing, listed(behind, nothing), nothing if few else content, *zeros]
+        return repeat(builder, starts, follow)[3:]
+
+    sums = emit_sums(builder, kind, rows, width, walk)
+    goals = vector_places(builder, kind, target, target_row, rows, width)
+    begins = [
+        builder.gep(byte_pointer(builder, start), [builder.mul(start_step, ir.Constant(number, i if few else v))])
+        for i in range(rows)
+        for v in range(width)
+    ]
+    store_sums(builder, kind, sums, goals, builder.not_(more), begins)
 
 
 def _opaque(builder: Any, number: Any) -> Any:

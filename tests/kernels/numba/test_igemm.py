@@ -7,6 +7,7 @@ import pytest
 from numba import int64, njit
 
 from seqconv.kernels.numba.micro import igemm, simd
+from seqconv.kernels.numba.micro.tile import TILE
 from seqconv.kernels.numba.runtime.compilation import compiled
 
 
@@ -25,7 +26,7 @@ def test_every_number_of_rows_from_anywhere(dtype, more, taps):
     x = generator.integers(-5, 6, 500).astype(dtype)
     w = generator.integers(-5, 6, (taps, 2 * lanes)).astype(dtype)
     start = generator.integers(-5, 6, 2 * lanes).astype(dtype)
-    for count in range(3 * igemm.TILE):
+    for count in range(3 * TILE):
         at, behind = generator.integers(0, 250, count), generator.integers(0, 250, taps)
         table, offsets = x.ctypes.data + at * x.itemsize, np.append(behind, 0) * x.itemsize
         target = generator.integers(-5, 6, (count + 1, 2 * lanes)).astype(dtype)
@@ -48,7 +49,7 @@ def test_the_sums_stay_in_registers():
     assembly = next(iter(tile.inspect_asm().values()))
     if "vfmadd" not in assembly:
         pytest.skip("the assembly of this CPU is not read here")
-    loops = [block for block in re.split(r"\n(?=\.LBB)", assembly) if block.count("vfmadd") >= 2 * igemm.TILE]
+    loops = [block for block in re.split(r"\n(?=\.LBB)", assembly) if block.count("vfmadd") >= 2 * TILE]
     assert loops
     for loop in loops:
         body = loop[: max(loop.rfind("\tj" + kind) for kind in ("l", "ne", "ge"))]
