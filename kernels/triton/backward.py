@@ -16,6 +16,7 @@ from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
+from .groups import Access, Products, Tile, Weights, taps_of
 from .launch import Layout, device_code, layout_of, on_device, precision, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
@@ -107,7 +108,7 @@ def _launch_weight_gradient(
     wanted: tuple[bool, bool],
 ) -> Tensor:
     """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
-    kernels, tile = device_code("conv_pool_backward"), weight_gradient_configuration(layer)
+    tile = weight_gradient_configuration(layer)
     source, layout, positions = rows.source, rows.layout, convolution.output_length(rows.length, layer.size)
     taps, channels_of = (layer.size, layer.channels) if layer.tokens else (1, layer.channels * layer.size)
     blocks = (taps * -(-channels_of // tile.block_r) if wanted[0] else 1) * -(-layer.outputs // tile.block_o)
@@ -116,17 +117,14 @@ def _launch_weight_gradient(
     splits = -(-tiles // tiles_of_split)
     partials = empty(source, (splits, layer.outputs * (layer.channels * layer.size + 1)), torch.float32)
     launch(
-        kernels.weight_gradient_kernel, (splits * blocks,),
+        device_code("conv_pool_backward").weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
-        gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l,
-        layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
-        convolution.padding[0], convolution.stride, convolution.dilation,
-        pool.size, pool.stride, pool.padding, pool.dilation,
-        C=layer.channels, O=layer.outputs, K=layer.size, OVERLAP=overlap(pool),
-        GRADIENT_ALIGN=upstream.align, ALIGN=layout.align,
-        CHECK=convolution.padding != (0, 0), ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
-        BLOCK_M=tile.block_m, BLOCK_R=tile.block_r, BLOCK_O=tile.block_o,
-        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        gradient.size(2), positions, upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
+        *taps_of(convolution), *pool[:4],
+        W=Weights(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
+        ROWS=Access(rows.mode, layout.align), WANT_W=wanted[0], WANT_B=wanted[1],
+        TILE=Tile(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(precision(source.dtype), layer.rounds),
+        CHECK=convolution.padding != (0, 0),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials
@@ -145,18 +143,16 @@ def _launch_input_gradient(
     pool: Pool,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    kernels, tile = device_code("conv_pool_backward"), input_gradient_configuration(layer._replace(tokens=False))
+    tile = input_gradient_configuration(layer._replace(tokens=False))
     tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
     launch(
-        kernels.input_gradient_kernel, (tiles,),
+        device_code("conv_pool_backward").input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
-        convolution.padding[0], convolution.stride, convolution.dilation,
-        pool.size, pool.stride, pool.padding, pool.dilation,
-        C=layer.channels, O=layer.outputs, K=layer.size, PITCH=packed.size(1), OVERLAP=overlap(pool),
-        ALIGN=upstream.align,
-        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
-        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
+        *taps_of(convolution), *pool[:4],
+        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
+        ALIGN=upstream.align, TILE=Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 

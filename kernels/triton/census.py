@@ -22,6 +22,7 @@ import torch
 from ..geometry import Convolution, Pool
 from ..source import Dense, Source, Tokens, Windows
 from . import configurations, conv_pool
+from .groups import constants
 from .launch import Imagined, imagining
 
 __all__ = [
@@ -112,12 +113,12 @@ HARMLESS = {
     "input_gradient_kernel": 24,
     "sum_occurrences_kernel": 8,  # a frame that nothing reads or writes: ptxas reserves it for TextCNN
 }
-# What the rows of a product are, where they are not BLOCK_M.
+# What of a tile the rows of a product are, where they are not M.
 PRODUCT_ROWS = {
-    "weight_gradient_kernel": "BLOCK_R",
-    "phase_weight_gradient_kernel": "BLOCK_C",
-    "global_weight_gradient_kernel": "BLOCK_C",
-    "table_weight_gradient_kernel": "BLOCK_O",
+    "weight_gradient_kernel": "R",
+    "phase_weight_gradient_kernel": "C",
+    "global_weight_gradient_kernel": "C",
+    "table_weight_gradient_kernel": "O",
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 PROCESSORS = 132  # of an H100
@@ -151,7 +152,8 @@ class Launch(NamedTuple):
         for number, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
             if parameter.is_constexpr or value is None:
-                types[parameter.name], values[(number,)] = "constexpr", value
+                types[parameter.name] = "constexpr"
+                values[(number,)] = constants(value) if isinstance(value, tuple) else value
             elif isinstance(value, torch.Tensor):
                 types[parameter.name], known[(number,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
             else:
@@ -263,11 +265,11 @@ def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
         wrong.append(f"takes {taken.shared} of {TARGETS[target]} bytes of shared memory")
     multiplies = launch.name not in NO_PRODUCTS
     expected = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}.get(target, "mfma")
-    if launch.arguments.get(PRODUCT_ROWS.get(launch.name, "BLOCK_M"), 64) < 64:
+    if multiplies and getattr(launch.arguments["TILE"], PRODUCT_ROWS.get(launch.name, "M")) < 64:
         expected = "mfma" if expected == "mfma" else "mma"  # the larger instructions take 64 rows
     if multiplies and kind != "ieee" and expected not in taken.matrix.split("+"):
         wrong.append(f"multiplies by {taken.matrix}, not {expected}")
-    exact = taken.matrix in ("fma", "mfma") or launch.arguments.get("PRECISION") == "tf32x3"
+    exact = taken.matrix in ("fma", "mfma") or (multiplies and launch.arguments["PRODUCTS"].precision == "tf32x3")
     if kind == "ieee" and not exact:  # of these matrix instructions only AMD's have float32 products
         wrong.append(f"multiplies by {taken.matrix}, which is not exact")
     return wrong

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from .groups import Products
+
 __all__ = [
     "TILES",
     "TILES_FILE",
@@ -126,6 +128,11 @@ class Layer(NamedTuple):
         if self.kind == "ieee" and self.architecture == "sm_90":
             return "tf32x3"
         return "tf32" if self.kind == "tf32" else "ieee"
+
+    @property
+    def products(self) -> Products:
+        """What the forward kernels are told of it all."""
+        return Products(self.precision, self.rounds, self.registers)
 
     @property
     def columns(self) -> bool:

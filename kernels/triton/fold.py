@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .configurations import forward_configuration
 from .forward import describe, launch_over_weights
+from .groups import Tile, Weights
 from .launch import VECTOR_BYTES, device_code, on_device
 from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
@@ -48,18 +49,16 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     source = Rows("own", table, layout, None, 0, 0, 0, table.size(0), 1)  # V samples of one position
     layer = describe(source, weight[:, :, :1], 1, False)
     tile = forward_configuration(layer)
-    kernels = device_code("gather")
     with on_device(table):
         packed = launch_over_weights(weight, True)
         assert packed is not None
+        weights = Weights(channels, outputs, size, packed.size(1))
         tiles = -(-folded.size(0) // tile.block_m)
         launch(
-            kernels.fold_kernel, (tiles * size * -(-outputs // tile.block_o),),
+            device_code("gather").fold_kernel, (tiles * size * -(-outputs // tile.block_o),),
             table, packed, folded, table.size(0), layout.stride_n,
-            C=channels, O=outputs, K=size, PITCH=packed.size(1), WIDTH=folded.size(2),
-            ALIGN=layout.align,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-            INTERPRETED=kernels.INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            W=weights, TAP=weights._replace(K=1), ALIGN=layout.align, WIDTH=folded.size(2),
+            TILE=Tile(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=layer.products,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return folded

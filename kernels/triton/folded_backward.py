@@ -22,6 +22,7 @@ from ..geometry import Convolution, Pool
 from .backward import Gradients, launch_backward, new_gradient, overlap
 from .configurations import Layer, power_of_two, shared_phases
 from .forward import describe, launch_over_weights
+from .groups import Products, Tile, Weights, taps_of
 from .launch import device_code, layout_of, on_device, processors
 from .occurrences import join_spans, sorted_tokens, spans_of
 from .phase_backward import is_packed
@@ -77,9 +78,8 @@ def backward(
                 device_code("folded_backward").table_gradient_kernel,
                 (-(-count // ROWS) * -(-channels // blocks[0]),),
                 dfolded, seen, packed, dtable, count, skipped,
-                C=channels, O=outputs, K=size, PITCH=packed.size(1),
-                BLOCK_M=ROWS, BLOCK_C=blocks[0], BLOCK_O=blocks[1], **multiplied,
-                num_warps=8 if multiplied["PRECISION"] == "ieee" else 4, num_stages=3,
+                W=Weights(channels, outputs, size, packed.size(1)), TILE=Tile(ROWS, blocks[1], C=blocks[0]),
+                PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=3,
             )  # fmt: skip
         if wanted[2] and whole is None:
             _, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, (False, True), None)
@@ -93,15 +93,15 @@ def whole_tap(length: int, size: int, convolution: Convolution) -> int | None:
     return next((tap for tap, start in starts if start >= 0 and start + last < length), None)
 
 
-def products_of(layer: Layer) -> dict[str, object]:
+def products_of(layer: Layer) -> Products:
     """Return how sums of gradients are multiplied with 16-bit numbers, too: as TF32, which holds all of these.
 
     Exactly where the tensor cores are not NVIDIA's, of which only some know TF32.
     """
     if layer.kind == "16":
         rounds = layer.architecture.startswith("sm_")
-        return {"PRECISION": "tf32" if rounds else "ieee", "ROUND": rounds}
-    return {"PRECISION": layer.precision, "ROUND": layer.rounds}
+        return Products("tf32" if rounds else "ieee", rounds)
+    return Products(layer.precision, layer.rounds)
 
 
 def _sum_occurrences(
@@ -130,8 +130,7 @@ def _sum_occurrences(
         device_code("folded_backward").sum_occurrences_kernel, (spans * -(-outputs // block_o),),
         gradient, argmax, in_order, order, dfolded, seen, partials, in_order.numel(), span,
         gradient.size(2), rows.length, positions, upstream.stride_n, upstream.stride_l, pool.size, pool.stride,
-        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        P=side_by_side, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
+        TAPS=taps_of(convolution), P=side_by_side, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
         O=outputs, K=size, OVERLAP=overlap(pool), ALIGN=upstream.align,
         SAME=is_packed(upstream, outputs, gradient.size(2)), NARROW=in_order.numel() < 2**31,
         STEP=STEP // 2 if outputs % 4 or block_k * block_o > SUMS // 2 else STEP,
@@ -147,7 +146,7 @@ def _launch_weight_gradient(
     rows: Rows,
     layer: Layer,
     blocks_of: tuple[int, int],
-    multiplied: dict[str, object],
+    multiplied: Products,
     whole: int,
     want_w: bool,
 ) -> Tensor:
@@ -166,9 +165,9 @@ def _launch_weight_gradient(
     launch(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
-        C=layer.channels, O=layer.outputs, K=layer.size, ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w, TAPS=taps,
-        BLOCK_M=TERMS, BLOCK_C=block_c, BLOCK_O=block_o, **multiplied, num_warps=8,
-        num_stages=1 if multiplied["PRECISION"] == "tf32x3" else 2,  # an exact product's parts take registers
+        W=Weights(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
+        SHARED=taps, TILE=Tile(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8,
+        num_stages=1 if multiplied.precision == "tf32x3" else 2,  # an exact product's parts take registers
     )  # fmt: skip
     return partials
 

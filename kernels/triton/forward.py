@@ -24,6 +24,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration
+from .groups import Access, Steps, Tile, Weights
 from .launch import Layout, architecture, argmax_dtype, device_code, kind_of, on_device, precision, processors
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
@@ -79,35 +80,29 @@ def launch_windows(
     layer = describe(rows, weight, sharing, padded)
     tile = forward_configuration(layer)
     count = rows.samples * windows
-    kernels = device_code("conv_pool")
     tiles, tiles_o = -(-count // tile.block_m), -(-outputs // tile.block_o)
     steps = split.steps_of(tile, layer, pool.size)
     splits = rows.mode != "tokens" and split.serves(tiles * tiles_o, steps, source.device)
     with on_device(source):
         resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
+        weights = Weights(channels, outputs, size, pitch, pitch * layer.columns)
         if splits:
-            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            sums = split.launch_sums(rows, filters, weights, layer, layout, convolution)
             split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
             return out, argmax
         programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_windows_kernel, (programs * tiles_o,),
-            source, filters, neighbours(bias), out, argmax, count, windows, rows.length, positions,
-            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            C=channels, O=outputs, K=size, P=pool.size,
-            WINDOW_STEP=pool.stride * convolution.stride,
-            WINDOW_START=-pool.padding * convolution.stride - convolution.padding[0],
-            PHASE_STEP=phase_step, TAP_STEP=convolution.dilation,
-            POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns,
-            ALIGN=layout.align, DENSE=is_dense(layout, channels),
-            CHECK=padded or pool.size % tile.phases > 0, ROWS=rows.mode, OUT_LAST=last,
-            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=resident,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-            INTERPRETED=kernels.INTERPRETED,
+            device_code("conv_pool").forward_windows_kernel, (programs * tiles_o,),
+            source, filters, neighbours(bias), out, argmax, count, windows, positions, *rows.arguments(layout),
+            W=weights,
+            STEPS=Steps(
+                -pool.padding * convolution.stride - convolution.padding[0], phase_step, convolution.dilation,
+                pool.stride * convolution.stride,
+            ),
+            POOL=windows_alone(pool), ROWS=Access(rows.mode, layout.align, is_dense(layout, channels)),
+            TILE=Tile(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, resident=resident),
+            PRODUCTS=layer.products, CHECK=padded or pool.size % tile.phases > 0, OUT_LAST=last,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -127,7 +122,6 @@ def launch_global(
     sharing = 0 if convolution.stride == convolution.dilation else -1
     layer = describe(rows, weight, sharing, convolution.padding != (0, 0))
     tile = forward_configuration(layer)
-    kernels = device_code("conv_pool")
     group = min(GROUP, tile.block_m) if tile.phases > 1 else tile.block_m
     tiles, tiles_o = -(-rows.samples // (tile.block_m // group)), -(-outputs // tile.block_o)
     steps = split.steps_of(tile, layer, -(-positions // group))
@@ -135,24 +129,20 @@ def launch_global(
     with on_device(source):
         resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
+        weights = Weights(channels, outputs, size, pitch, pitch * layer.columns)
         if splits:
-            sums = split.launch_sums(rows, filters, pitch, layer, layout, convolution)
+            sums = split.launch_sums(rows, filters, weights, layer, layout, convolution)
             split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
             return out, argmax
         programs = programs_of(tile, resident, tiles, source.device)
         launch(
-            kernels.forward_global_kernel, (programs * tiles_o,),
-            source, filters, neighbours(bias), out, argmax, rows.samples, rows.length, positions,
-            layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.index_l, rows.below,
-            C=channels, O=outputs, K=size,
-            WINDOW_START=-convolution.padding[0], PHASE_STEP=convolution.stride, TAP_STEP=convolution.dilation,
-            PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align,
-            DENSE=is_dense(layout, channels), ROWS=rows.mode,
-            HAS_BIAS=bias is not None, WANT_ARGMAX=want_argmax,
-            PHASES=tile.phases, RESIDENT=resident, GROUP=group,
-            BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-            PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-            INTERPRETED=kernels.INTERPRETED,
+            device_code("conv_pool").forward_global_kernel, (programs * tiles_o,),
+            source, filters, neighbours(bias), out, argmax, rows.samples, positions, *rows.arguments(layout),
+            W=weights,
+            STEPS=Steps(-convolution.padding[0], convolution.stride, convolution.dilation),
+            ROWS=Access(rows.mode, layout.align, is_dense(layout, channels)),
+            TILE=Tile(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, group=group, resident=resident),
+            PRODUCTS=layer.products,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, argmax
@@ -179,6 +169,11 @@ def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:
     filters = launch_over_weights(weight, True, columns=columns)
     assert filters is not None
     return filters, filters.size(1)
+
+
+def windows_alone(pool: Pool) -> Pool:
+    """Return a pool without what its kernels need not know, so that fewer are compiled."""
+    return pool._replace(ceil_mode=False, contiguous=False)
 
 
 def neighbours(bias: Tensor | None) -> Tensor | None:

@@ -92,7 +92,6 @@ def _add(
     tiles_o = -(-outputs // tile.block_o)
     index = (rows.numbers, rows.index_n, rows.index_l, rows.below, step, folded.size(0) - 1)
     shape = {"O": outputs, "K": size, "WIDTH": folded.size(2), "TOKENS": rows.mode == "tokens"}
-    wants = {"HAS_BIAS": bias is not None, "WANT_ARGMAX": want_argmax}
     blocks = {"UNROLL": tile.unroll, "BLOCK_M": tile.block_m, "BLOCK_O": tile.block_o, "num_warps": tile.num_warps}
     with on_device(folded):
         if pool is None:
@@ -100,7 +99,7 @@ def _add(
                 kernels.folded_global_kernel, (rows.samples * tiles_o,),
                 folded, neighbours(bias), out, argmax, rows.length, positions, *index,
                 window_start=-convolution.padding[0], phase_step=convolution.stride, tap_step=convolution.dilation,
-                CHECK=convolution.padding != (0, 0), **shape, **wants, **blocks,
+                CHECK=convolution.padding != (0, 0), **shape, **blocks,
             )  # fmt: skip
         else:
             count = rows.samples * windows
@@ -111,7 +110,7 @@ def _add(
                 window_start=-pool.padding * convolution.stride - convolution.padding[0],
                 phase_step=pool.dilation * convolution.stride, tap_step=convolution.dilation,
                 pool_stride=pool.stride, pool_padding=pool.padding, pool_dilation=pool.dilation,
-                P=pool.size, CHECK=is_padded(convolution, pool), **shape, **wants, **blocks,
+                P=pool.size, CHECK=is_padded(convolution, pool), **shape, **blocks,
             )  # fmt: skip
     if pool is not None and pool.contiguous:
         result = compute(_turned, out)

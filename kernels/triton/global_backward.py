@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..geometry import Convolution
 from .configurations import Layer, power_of_two
+from .groups import Access, Products, Tile, Weights, taps_of
 from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -36,18 +37,15 @@ def launch_input_gradient(
     convolution: Convolution,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    kernels = device_code("global_backward")
     block_c = min(max(power_of_two(layer.channels), 16), 64)
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
     launch(
-        kernels.global_input_gradient_kernel, (tiles,),
+        device_code("global_backward").global_input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, length, convolution.output_length(length, layer.size),
         upstream.stride_n * upstream.align,
-        C=layer.channels, O=layer.outputs, K=layer.size,
-        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        PITCH=packed.size(1),
-        BLOCK_M=POSITIONS, BLOCK_C=block_c, BLOCK_O=min(max(power_of_two(layer.outputs), 16), 32),
-        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
+        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
+        TILE=Tile(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
+        PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
 
@@ -62,7 +60,7 @@ def launch_weight_gradient(
     wanted: tuple[bool, bool],  # noqa: ARG001  (both are computed at once)
 ) -> Tensor:
     """Return partial gradients of weights and bias, ``(splits, O * K * C + O)``."""
-    kernels, source, layout = device_code("global_backward"), rows.source, rows.layout
+    source, layout = rows.source, rows.layout
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     block_c = 16 if layer.channels <= 16 else 64  # 64 rows make the larger matrix instructions
     while block_c > 16 and layer.size * block_c * block_o > SUMS:
@@ -75,16 +73,12 @@ def launch_weight_gradient(
     numbers = layer.outputs * (layer.channels * layer.size + 1)
     partials = empty(source, (splits, numbers), torch.float32)
     launch(
-        kernels.global_weight_gradient_kernel, (splits * blocks,),
-        gradient, argmax, source, partials, rows.samples, rows.length,
-        convolution.output_length(rows.length, layer.size),
-        upstream.stride_n * upstream.align, layout.stride_n, layout.stride_l,
-        rows.numbers, rows.index_n, rows.index_l, rows.below,
-        C=layer.channels, O=layer.outputs, K=layer.size,
-        LEFT=convolution.padding[0], STRIDE=convolution.stride, DILATION=convolution.dilation,
-        ALIGN=layout.align, ROWS=rows.mode,
-        BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_O=block_o,
-        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED, APART=layer.apart,
+        device_code("global_backward").global_weight_gradient_kernel, (splits * blocks,),
+        gradient, argmax, source, partials, rows.samples, convolution.output_length(rows.length, layer.size),
+        upstream.stride_n * upstream.align, *rows.arguments(layout),
+        W=Weights(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution),
+        ROWS=Access(rows.mode, layout.align), TILE=Tile(block_m, block_o, C=block_c),
+        PRODUCTS=Products(precision(source.dtype), layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return partials

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from . import groups
 from .configurations import Layer, power_of_two
+from .groups import Access, Products, Weights
 from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -167,23 +169,19 @@ def launch_input_gradient(
     pool: Pool,
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
-    tile, windows, kernels = (
-        input_tile(layer, pool.stride, convolution.dilation),
-        gradient.size(2),
-        device_code("phase_backward"),
-    )
+    tile, windows = input_tile(layer, pool.stride, convolution.dilation), gradient.size(2)
     assert tile is not None
     spans, shift = spans_of(length, windows, convolution, pool)
     tiles_c = -(-layer.channels // tile.block_c)
     programs = min(-(-samples * spans // tile.block_m), max(1, tile.programs * processors(gradient.device) // tiles_c))
     launch(
-        kernels.phase_input_gradient_kernel, (programs * tiles_c,),
-        gradient, argmax, packed, dx, samples * spans, spans, windows, length, shift,
-        *positions_seen(length, layer.size, convolution, pool), upstream.stride_n, upstream.stride_l,
-        C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
-        PITCH=packed.size(1), SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align,
-        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
-        PRECISION=precision(packed.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
+        device_code("phase_backward").phase_input_gradient_kernel, (programs * tiles_c,),
+        gradient, argmax, packed, dx, samples * spans, spans, windows, shift,
+        *positions_seen(length, layer.size, convolution, pool), upstream.stride_n, upstream.stride_l, length,
+        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), P=pool.stride,
+        DILATION=convolution.dilation, SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
+        TILE=groups.Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        PRODUCTS=Products(precision(packed.dtype), layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 
@@ -199,9 +197,10 @@ def launch_weight_gradient(
     wanted: tuple[bool, bool],
 ) -> Tensor:
     """Return partial gradients of weights and bias, of those that are wanted, ``(splits, O * K * C + O)``."""
-    windows, kernels = gradient.size(2), device_code("phase_backward")
+    windows = gradient.size(2)
     spans, shift = spans_of(rows.length, windows, convolution, pool)
     source, layout = rows.source, rows.layout
+    packed = rows.mode == "own" and is_packed(layout, layer.channels, rows.length)
     numbers = layer.outputs * (layer.channels * layer.size + 1)
     tile = weight_tile(layer, pool.stride, convolution.dilation)
     assert tile is not None
@@ -209,17 +208,15 @@ def launch_weight_gradient(
     splits = splits_of(tile, rows.samples * spans, blocks, processors(source.device))
     partials = empty(source, (splits, numbers), torch.float32)
     launch(
-        kernels.phase_weight_gradient_kernel, (splits * blocks,),
-        gradient, argmax, source, partials, rows.samples * spans, spans, windows, rows.length, shift,
+        device_code("phase_backward").phase_weight_gradient_kernel, (splits * blocks,),
+        gradient, argmax, source, partials, rows.samples * spans, spans, windows, shift,
         *positions_seen(rows.length, layer.size, convolution, pool),
-        upstream.stride_n, upstream.stride_l, layout.stride_n, layout.stride_l,
-        rows.numbers, rows.index_n, rows.index_l, rows.below,
-        C=layer.channels, O=layer.outputs, K=layer.size, P=pool.stride, DILATION=convolution.dilation,
-        SAME=is_packed(upstream, layer.outputs, windows), GRADIENT_ALIGN=upstream.align, ALIGN=layout.align,
-        PACKED=rows.mode == "own" and is_packed(layout, layer.channels, rows.length),
-        ROWS=rows.mode, WANT_W=wanted[0], WANT_B=wanted[1],
-        PRECISION=precision(source.dtype), ROUND=layer.rounds, INTERPRETED=kernels.INTERPRETED,
-        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, BLOCK_O=tile.block_o,
+        upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
+        W=Weights(layer.channels, layer.outputs, layer.size), P=pool.stride, DILATION=convolution.dilation,
+        SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
+        ROWS=Access(rows.mode, layout.align, packed=packed),
+        WANT_W=wanted[0], WANT_B=wanted[1], TILE=groups.Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        PRODUCTS=Products(precision(source.dtype), layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials

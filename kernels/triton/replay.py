@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..source import Dense, Tokens, Windows
+from .groups import constants
 from .launch import imagined, on_device
 
 __all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "layouts", "remembered", "replayed", "serves"]
@@ -119,10 +120,11 @@ def compute(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
-    """Launch ``kernel[grid](*arguments, **named)``."""
+    """Launch ``kernel[grid](*arguments, **named)``, groups as constants."""
     if (gpu := imagined()) is not None:
         gpu.note(kernel, grid, arguments, named)
         return
+    named = {name: constants(one) if isinstance(one, tuple) else one for name, one in named.items()}
     compiled = kernel[grid](*arguments, **named)
     if _thread.tape is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | named

@@ -33,6 +33,12 @@ class Rows(NamedTuple):
     samples: int
     length: int
 
+    def arguments(self, layout: Layout) -> tuple[int, int, int, Tensor | None, int, int, int]:
+        """Return what kernels are given of rows, loaded as ``layout`` tells: ``length`` to ``count``."""
+        return (
+            self.length, layout.stride_n, layout.stride_l, self.numbers, self.index_n, self.index_l, self.below
+        )  # fmt: skip
+
 
 def rows_of(source: Source) -> Rows:
     """Return a source's rows; an input or a table is copied if its channels are no neighbours in memory."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Forward, Layer, forward_configuration
+from .groups import Access, Steps, Tile, Weights
 from .launch import Layout, device_code, imagined, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -38,11 +39,11 @@ def serves(programs: int, steps: int, device: torch.device) -> bool:
 
 
 def launch_sums(
-    rows: Rows, filters: Tensor, pitch: int, layer: Layer, layout: Layout, convolution: Convolution
+    rows: Rows, filters: Tensor, weights: Weights, layer: Layer, layout: Layout, convolution: Convolution
 ) -> Tensor:
     """Return the parts of the convolution's sums, ``(splits, N * positions, O)`` in float32."""
     padded = convolution.padding != (0, 0)
-    tile, kernels = forward_configuration(layer._replace(phases=1, padded=padded)), device_code("split")
+    tile = forward_configuration(layer._replace(phases=1, padded=padded))
     positions = convolution.output_length(rows.length, layer.size)
     total, reduction = rows.samples * positions, layer.size * layer.channels
     tiles = -(-total // tile.block_m) * -(-layer.outputs // tile.block_o)
@@ -52,15 +53,11 @@ def launch_sums(
     splits = -(-reduction // part)
     sums = empty(rows.source, (splits, total, layer.outputs), torch.float32)
     launch(
-        kernels.sums_kernel, (splits * tiles,),
-        rows.source, filters, sums, total, rows.length, positions, part,
-        layout.stride_n, layout.stride_l, rows.numbers, rows.index_n, rows.below,
-        C=layer.channels, O=layer.outputs, K=layer.size,
-        START=-convolution.padding[0], STEP=convolution.stride, TAP_STEP=convolution.dilation,
-        PITCH=pitch, COLUMNS=pitch * layer.columns, ALIGN=layout.align, CHECK=padded, ROWS=rows.mode,
-        BLOCK_M=tile.block_m, BLOCK_O=tile.block_o, BLOCK_R=tile.block_r,
-        PRECISION=layer.precision, ROUND=layer.rounds, REGISTERS=layer.registers,
-        INTERPRETED=kernels.INTERPRETED,
+        device_code("split").sums_kernel, (splits * tiles,),
+        rows.source, filters, sums, total, positions, part, *rows.arguments(layout),
+        W=weights, STEPS=Steps(-convolution.padding[0], convolution.stride, convolution.dilation),
+        ROWS=Access(rows.mode, layout.align), TILE=Tile(tile.block_m, tile.block_o, tile.block_r),
+        PRODUCTS=layer.products, CHECK=padded,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return sums
@@ -74,8 +71,7 @@ def launch_pool(
     launch(
         device_code("split").pool_sums_kernel, (-(-samples * windows // WINDOWS) * -(-outputs // OUTPUTS),),
         sums, bias, out, argmax, samples * windows, samples, windows, positions, sums.size(0),
-        O=outputs, P=pool.size, POOL_STRIDE=pool.stride, POOL_PADDING=pool.padding, POOL_DILATION=pool.dilation,
-        OUT_LAST=last, HAS_BIAS=bias is not None, WANT_ARGMAX=argmax is not None,
+        O=outputs, POOL=pool._replace(ceil_mode=False, contiguous=False), OUT_LAST=last,
         BLOCK_M=WINDOWS, BLOCK_O=OUTPUTS, num_warps=2,
     )  # fmt: skip
 
@@ -86,6 +82,5 @@ def launch_pool_globally(sums: Tensor, bias: Tensor | None, out: Tensor, argmax:
     launch(
         device_code("split").pool_sums_globally_kernel, (samples * -(-outputs // OUTPUTS),),
         sums, bias, out, argmax, samples, positions, sums.size(0),
-        O=outputs, HAS_BIAS=bias is not None, WANT_ARGMAX=argmax is not None,
-        BLOCK_M=POSITIONS, BLOCK_O=OUTPUTS, num_warps=4,
+        O=outputs, BLOCK_M=POSITIONS, BLOCK_O=OUTPUTS, num_warps=4,
     )  # fmt: skip

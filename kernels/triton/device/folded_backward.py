@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .convolution import below, rounded
+from .convolution import below, factor
 
 __all__ = ["sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
 
@@ -60,9 +60,7 @@ def sum_occurrences_kernel(
     gradient_q: tl.int64,
     pool_size: tl.int32,
     pool_stride: tl.int32,
-    LEFT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DILATION: tl.constexpr,
+    TAPS: tl.constexpr,
     P: tl.constexpr,  # the size of windows that lie side by side; 0 for others
     POOL_PADDING: tl.constexpr,
     POOL_DILATION: tl.constexpr,
@@ -108,10 +106,10 @@ def sum_occurrences_kernel(
             if NARROW:
                 i_at = i_at.to(tl.int32)
             i_n = i_at // length
-            b_from = (i_at - i_n * length).to(tl.int32) + LEFT - b_k * DILATION
+            b_from = (i_at - i_n * length).to(tl.int32) + TAPS.left - b_k * TAPS.dilation
             i_n = i_n.to(tl.int64)
-            b_t = b_from // STRIDE
-            m_t = m & m_k & (b_from >= 0) & (b_t * STRIDE == b_from) & (b_t < positions)
+            b_t = b_from // TAPS.stride
+            m_t = m & m_k & (b_from >= 0) & (b_t * TAPS.stride == b_from) & (b_t < positions)
             b_u = b_t + POOL_PADDING
             p_argmax = argmax + i_n * windows * O
             p_g = gradient + (i_n * windows * O if SAME else i_n * (gradient_n * ALIGN))
@@ -155,40 +153,34 @@ def sum_occurrences_kernel(
 def table_gradient_kernel(
     dfolded: tl.tensor,  # (V + 1, K, O) float32
     seen: tl.tensor,  # (V + 1, K)
-    w: tl.tensor,  # (O, PITCH), packed: (K, C)
+    w: tl.tensor,  # packed
     dtable: tl.tensor,  # (V, C), contiguous
     count: tl.int64,  # V
     skipped: tl.int64,  # the row that gets no gradient
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
-    PITCH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND: tl.constexpr,
+    W: tl.constexpr,
+    TILE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ) -> tl.tensor:
-    """Multiply ``BLOCK_M`` rows' gradients with the weights of ``BLOCK_C`` channels."""
-    TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    b_v = (tl.program_id(0) // TILES_C).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    b_c = tl.program_id(0) % TILES_C * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_v, m_c = b_v < count, below(b_c, C, BLOCK_C)
-    acc = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
-    for step in range(K * TILES_O):
+    """Multiply ``M`` rows' gradients with the weights of ``C`` channels."""
+    TILES_C: tl.constexpr = (W.C + TILE.C - 1) // TILE.C
+    TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
+    b_v = (tl.program_id(0) // TILES_C).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
+    b_c = tl.program_id(0) % TILES_C * TILE.C + tl.arange(0, TILE.C)
+    m_v, m_c = b_v < count, below(b_c, W.C, TILE.C)
+    acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
+    for step in range(W.K * TILES_O):
         k = step // TILES_O
-        b_o = (step % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
-        m_o = below(b_o, O, BLOCK_O)
-        m_seen = tl.load(seen + b_v * K + k, mask=m_v, other=0) != 0
-        p_f = dfolded + ((b_v * K + k) * O)[:, None] + b_o[None, :]
+        b_o = (step % TILES_O) * TILE.O + tl.arange(0, TILE.O)
+        m_o = below(b_o, W.O, TILE.O)
+        m_seen = tl.load(seen + b_v * W.K + k, mask=m_v, other=0) != 0
+        p_f = dfolded + ((b_v * W.K + k) * W.O)[:, None] + b_o[None, :]
         b_f = tl.load(p_f, mask=m_seen[:, None] & m_o[None, :], other=0.0)
-        p_w = w + (b_o.to(tl.int64) * PITCH)[:, None] + (k * C + b_c)[None, :]
+        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
         b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0).to(tl.float32)
-        b_product = tl.dot(rounded(b_f, ROUND), b_w, input_precision=PRECISION)
+        b_product = tl.dot(factor(b_f, PRODUCTS.rounds), b_w, input_precision=PRODUCTS.precision)
         acc += tl.where(m_seen[:, None], b_product, 0.0)
     acc = tl.where((b_v == skipped)[:, None], 0.0, acc)
-    p = dtable + (b_v * C)[:, None] + b_c[None, :]
+    p = dtable + (b_v * W.C)[:, None] + b_c[None, :]
     tl.store(p, acc.to(dtable.dtype.element_ty), mask=m_v[:, None] & m_c[None, :])
 
 
@@ -199,62 +191,59 @@ def table_weight_gradient_kernel(
     table: tl.tensor,  # (V, C), rows as given
     partials: tl.tensor,  # (splits, O * K * C + O), of the weights as (O, K, C), then of the bias
     count: tl.int64,  # V
-    rows: tl.int64,  # of a split, a multiple of BLOCK_M
+    rows: tl.int64,  # of a split, a multiple of TILE.M
     stride: tl.int64,  # between rows of the table
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
+    W: tl.constexpr,
     ALIGN: tl.constexpr,
     WHOLE: tl.constexpr,  # a tap that reads a row at every position, or -1 if there is none
     WANT_W: tl.constexpr,
-    TAPS: tl.constexpr,  # that a program serves
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND: tl.constexpr,
+    SHARED: tl.constexpr,  # that a program serves
+    TILE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ) -> tl.tensor:
-    """Sum one split's gradient of ``TAPS`` x ``BLOCK_C`` weights of ``BLOCK_O`` outputs, and of their bias."""
-    TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C if WANT_W else 1
-    TILES_K: tl.constexpr = (K + TAPS - 1) // TAPS if WANT_W else 1
-    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    """Sum one split's gradient of ``SHARED`` taps x ``C`` weights of ``O`` outputs, and of their bias."""
+    TILES_C: tl.constexpr = (W.C + TILE.C - 1) // TILE.C if WANT_W else 1
+    TILES_K: tl.constexpr = (W.K + SHARED - 1) // SHARED if WANT_W else 1
+    TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
     i_split = (tl.program_id(0) // (TILES_C * TILES_K * TILES_O)).to(tl.int64)
     i_c = tl.program_id(0) % TILES_C
     i_k = tl.program_id(0) // TILES_C % TILES_K
-    b_o = tl.program_id(0) // (TILES_C * TILES_K) % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
-    b_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_o, m_c = below(b_o, O, BLOCK_O), below(b_c, C, BLOCK_C)
-    b_db = tl.full((BLOCK_O,), 0.0, tl.float32)
+    b_o = tl.program_id(0) // (TILES_C * TILES_K) % TILES_O * TILE.O + tl.arange(0, TILE.O)
+    b_c = i_c * TILE.C + tl.arange(0, TILE.C)
+    m_o, m_c = below(b_o, W.O, TILE.O), below(b_c, W.C, TILE.C)
+    b_db = tl.full((TILE.O,), 0.0, tl.float32)
     accs: tl.tuple = ()
-    for _ in tl.static_range(TAPS):
-        accs = accs + (tl.full((BLOCK_O, BLOCK_C), 0.0, tl.float32),)  # noqa: RUF005
+    for _ in tl.static_range(SHARED):
+        accs = accs + (tl.full((TILE.O, TILE.C), 0.0, tl.float32),)  # noqa: RUF005
     first = i_split * rows
-    for i_v in range(first, tl.minimum(first + rows, count + 1), BLOCK_M):
-        b_v = i_v + tl.arange(0, BLOCK_M)
+    for i_v in range(first, tl.minimum(first + rows, count + 1), TILE.M):
+        b_v = i_v + tl.arange(0, TILE.M)
         if WHOLE >= 0:
-            m_f = (b_v <= count) & (tl.load(seen + b_v * K + WHOLE, mask=b_v <= count, other=0) != 0)
-            p_f = dfolded + ((b_v * K + WHOLE) * O)[:, None] + b_o[None, :]
+            m_f = (b_v <= count) & (tl.load(seen + b_v * W.K + WHOLE, mask=b_v <= count, other=0) != 0)
+            p_f = dfolded + ((b_v * W.K + WHOLE) * W.O)[:, None] + b_o[None, :]
             b_db += tl.sum(tl.load(p_f, mask=m_f[:, None] & m_o[None, :], other=0.0), axis=0)
         if WANT_W:
             p_x = table + (b_v * (stride * ALIGN))[:, None] + b_c[None, :]
             b_x = tl.load(p_x, mask=(b_v < count)[:, None] & m_c[None, :], other=0.0).to(tl.float32)
-            b_x = rounded(b_x, ROUND)
+            b_x = factor(b_x, PRODUCTS.rounds)
             sums: tl.tuple = ()
-            for j in tl.static_range(TAPS):
-                k = i_k * TAPS + j
-                m_f = (b_v < count) & (k < K)
-                m_f = m_f & (tl.load(seen + b_v * K + k, mask=m_f, other=0) != 0)
-                p_f = dfolded + ((b_v * K + k) * O)[:, None] + b_o[None, :]
+            for j in tl.static_range(SHARED):
+                k = i_k * SHARED + j
+                m_f = (b_v < count) & (k < W.K)
+                m_f = m_f & (tl.load(seen + b_v * W.K + k, mask=m_f, other=0) != 0)
+                p_f = dfolded + ((b_v * W.K + k) * W.O)[:, None] + b_o[None, :]
                 b_f = tl.load(p_f, mask=m_f[:, None] & m_o[None, :], other=0.0)
                 b_row = tl.where(m_f[:, None], b_x, 0.0)
-                product = tl.dot(tl.trans(rounded(b_f, ROUND)), b_row, accs[j], input_precision=PRECISION)
+                product = tl.dot(
+                    tl.trans(factor(b_f, PRODUCTS.rounds)), b_row, accs[j], input_precision=PRODUCTS.precision
+                )
                 sums = sums + (product,)  # noqa: RUF005
             accs = sums
-    p_split = partials + i_split * (O * K * C + O)
+    p_split = partials + i_split * (W.O * W.K * W.C + W.O)
     if WANT_W:
-        for j in tl.static_range(TAPS):
-            k = i_k * TAPS + j
-            p = p_split + (b_o * (K * C))[:, None] + (k * C + b_c)[None, :]
-            tl.store(p, accs[j], mask=m_o[:, None] & m_c[None, :] & (k < K))
+        for j in tl.static_range(SHARED):
+            k = i_k * SHARED + j
+            p = p_split + (b_o * (W.K * W.C))[:, None] + (k * W.C + b_c)[None, :]
+            tl.store(p, accs[j], mask=m_o[:, None] & m_c[None, :] & (k < W.K))
     if WHOLE >= 0:
-        tl.store(p_split + O * K * C + b_o, b_db, mask=m_o & (i_c == 0) & (i_k == 0))
+        tl.store(p_split + W.O * W.K * W.C + b_o, b_db, mask=m_o & (i_c == 0) & (i_k == 0))

@@ -11,11 +11,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool import INTERPRETED
+from ..groups import Input, Outputs
 from .convolution import convolve_one, look_up
 from .maxima import NOWHERE, later_phase, later_position, store_greatest, store_windows
 
-__all__ = ["INTERPRETED", "fold_kernel", "folded_global_kernel", "folded_windows_kernel"]
+__all__ = ["fold_kernel", "folded_global_kernel", "folded_windows_kernel"]
 
 # Numbers that differ from call to call.
 SIZES = [
@@ -46,33 +46,24 @@ def fold_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     rows: tl.int64,  # V
     stride_v: tl.int64,
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
-    PITCH: tl.constexpr,
-    WIDTH: tl.constexpr,  # O, rounded up to whole vectors
+    W: tl.constexpr,
+    TAP: tl.constexpr,  # the weights of one tap, as W
     ALIGN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND: tl.constexpr,
-    REGISTERS: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    WIDTH: tl.constexpr,  # O, rounded up to whole vectors
+    TILE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ) -> tl.tensor:
-    """Multiply ``BLOCK_M`` rows with one tap's weights of ``BLOCK_O`` outputs."""
-    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    b_o = tl.program_id(0) % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
-    k = tl.program_id(0) // TILES_O % K
-    b_v = (tl.program_id(0) // (TILES_O * K)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_v = b_v < rows
-    p_w = w + b_o.to(tl.int64) * PITCH + k * C
+    """Multiply ``M`` rows with one tap's weights of ``O`` outputs."""
+    TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
+    b_o = tl.program_id(0) % TILES_O * TILE.O + tl.arange(0, TILE.O)
+    k = tl.program_id(0) // TILES_O % W.K
+    b_v = (tl.program_id(0) // (TILES_O * W.K)).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
+    outputs = Outputs(w + b_o.to(tl.int64) * W.pitch + k * W.C, b_o, b_o < W.O)
     acc = convolve_one(
-        table + b_v * (stride_v * ALIGN), None, m_v, p_w, b_o < O, None, 0,
-        None, None, None, None,
-        C, 1, 1, True, 0, BLOCK_M, BLOCK_O, BLOCK_R, False, False, PRECISION, ROUND, REGISTERS, INTERPRETED,
+        Input(table, None, None, 0, None, None, None, None), table + b_v * (stride_v * ALIGN), None, None, b_v < rows,
+        outputs, TAP, 1, TILE, PRODUCTS, False,
     )  # fmt: skip
-    p = folded + (b_v * (K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
+    p = folded + (b_v * (W.K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
     tl.store(p, acc.to(folded.dtype.element_ty), mask=(b_v <= rows)[:, None] & (b_o < WIDTH)[None, :])
 
 
@@ -123,9 +114,9 @@ def add_rows(
 @triton.jit(do_not_specialize=SIZES)
 def folded_windows_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
-    bias: tl.tensor,  # (O,), contiguous
+    bias: tl.tensor,  # (O,), contiguous, or None
     out: tl.tensor,  # (N, Q, O), contiguous
-    argmax: tl.tensor,  # (N, Q, O)
+    argmax: tl.tensor,  # (N, Q, O), or None
     rows: tl.int64,  # N * Q
     windows: tl.int32,  # Q
     length: tl.int32,  # L
@@ -149,8 +140,6 @@ def folded_windows_kernel(
     WIDTH: tl.constexpr,
     CHECK: tl.constexpr,
     TOKENS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WANT_ARGMAX: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -159,7 +148,7 @@ def folded_windows_kernel(
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
-    if HAS_BIAS:
+    if bias is not None:
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     i_row = (tl.program_id(0) // TILES_O).to(tl.int64) * BLOCK_M
     b_q = (i_row % windows).to(tl.int32) + tl.arange(0, BLOCK_M)
@@ -176,22 +165,22 @@ def folded_windows_kernel(
             folded, p_index, b_start + p * phase_step, m_q, b_o, length, index_l, count, step, empty, tap_step,
             K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
         )  # fmt: skip
-        if HAS_BIAS:
+        if bias is not None:
             b_value += b_bias[None, :]
         b_t = b_first + p * pool_dilation
         b_best, b_argmax = later_phase(b_best, b_argmax, b_value, p, b_t, positions, P, CHECK)
     store_windows(
         out, argmax, b_best, b_argmax, i_row, b_n, b_q, b_first, m_q, b_o, m_o, windows, positions, pool_dilation,
-        O, P, CHECK, True, WANT_ARGMAX, BLOCK_M,
+        O, P, CHECK, True,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def folded_global_kernel(
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
-    bias: tl.tensor,  # (O,), contiguous
+    bias: tl.tensor,  # (O,), contiguous, or None
     out: tl.tensor,  # (N, O), contiguous
-    argmax: tl.tensor,  # (N, O)
+    argmax: tl.tensor,  # (N, O), or None
     length: tl.int32,  # L
     positions: tl.int32,  # the convolution's
     index: tl.tensor,  # (N, L) tokens or (N,) starts, strides as given
@@ -208,8 +197,6 @@ def folded_global_kernel(
     WIDTH: tl.constexpr,
     CHECK: tl.constexpr,
     TOKENS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WANT_ARGMAX: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -219,7 +206,7 @@ def folded_global_kernel(
     i_n = (tl.program_id(0) // TILES_O).to(tl.int64)
     b_o = (tl.program_id(0) % TILES_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_o = b_o < O
-    if HAS_BIAS:
+    if bias is not None:
         b_bias = tl.load(bias + b_o, mask=m_o, other=0.0).to(tl.float32)
     p_index = index + i_n * index_n + tl.zeros((BLOCK_M,), tl.int64)
     b_best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), tl.float32)
@@ -230,7 +217,7 @@ def folded_global_kernel(
             folded, p_index, window_start + b_t * phase_step, b_t < positions, b_o, length,
             index_l, count, step, empty, tap_step, K, WIDTH, CHECK, TOKENS, UNROLL, BLOCK_M, BLOCK_O,
         )  # fmt: skip
-        if HAS_BIAS:
+        if bias is not None:
             b_value += b_bias[None, :]
         b_best, b_argmax = later_position(b_best, b_argmax, b_value, b_t, positions)
-    store_greatest(out, argmax, b_best, b_argmax, i_n, b_o, m_o, i_n + 1, O, WANT_ARGMAX, BLOCK_M, BLOCK_M, BLOCK_O)
+    store_greatest(out, argmax, b_best, b_argmax, i_n, b_o, m_o, i_n + 1, O, BLOCK_M)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv_pool import INTERPRETED
+from .convolution import INTERPRETED
 
 __all__ = ["INTERPRETED", "check_index_kernel", "keys_kernel"]
 

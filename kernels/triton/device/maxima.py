@@ -15,11 +15,11 @@ NOWHERE = tl.constexpr(2**31 - 1)  # a position that none has
 
 @triton.jit
 def later_phase(
-    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    b_best: tl.tensor,  # (M, O)
+    b_argmax: tl.tensor,  # (M, O)
+    b_value: tl.tensor,  # (M, O)
     phase: tl.tensor,
-    b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
+    b_t: tl.tensor,  # (M,) the convolution's positions
     positions: tl.tensor,
     P: tl.constexpr,
     CHECK: tl.constexpr,
@@ -34,16 +34,16 @@ def later_phase(
 @triton.jit
 def store_windows(
     out: tl.tensor,
-    argmax: tl.tensor,
-    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    argmax: tl.tensor,  # or None
+    b_best: tl.tensor,  # (M, O)
+    b_argmax: tl.tensor,  # (M, O)
     i_row: tl.tensor,
-    b_n: tl.tensor,  # (BLOCK_M,)
-    b_q: tl.tensor,  # (BLOCK_M,)
-    b_first: tl.tensor,  # (BLOCK_M,) the convolution's position at phase 0
-    m_q: tl.tensor,  # (BLOCK_M,)
-    b_o: tl.tensor,  # (BLOCK_O,)
-    m_o: tl.tensor,  # (BLOCK_O,)
+    b_n: tl.tensor,  # (M,)
+    b_q: tl.tensor,  # (M,)
+    b_first: tl.tensor,  # (M,) the convolution's position at phase 0
+    m_q: tl.tensor,  # (M,)
+    b_o: tl.tensor,  # (O,)
+    m_o: tl.tensor,  # (O,)
     windows: tl.tensor,
     positions: tl.tensor,
     pool_dilation: tl.tensor,
@@ -51,8 +51,6 @@ def store_windows(
     P: tl.constexpr,
     CHECK: tl.constexpr,
     OUT_LAST: tl.constexpr,
-    WANT_ARGMAX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
 ) -> tl.tensor:
     """Store the positive parts of a tile's maxima and their argmax."""
     b_out = b_best.to(out.dtype.element_ty)
@@ -65,21 +63,21 @@ def store_windows(
     else:
         b_out = tl.where(alive, b_out, 0.0)
     m = m_q[:, None] & m_o[None, :]
-    p_last = (i_row + tl.arange(0, BLOCK_M))[:, None] * O + b_o[None, :]
+    p_last = (i_row + tl.arange(0, b_best.shape[0]))[:, None] * O + b_o[None, :]
     if OUT_LAST:
         tl.store(out + p_last, b_out, mask=m)
     else:
         tl.store(out + ((b_n * O)[:, None] + b_o[None, :]) * windows + b_q[:, None], b_out, mask=m)
-    if WANT_ARGMAX:
+    if argmax is not None:
         tl.store(argmax + p_last, tl.where(alive, b_argmax, -1).to(argmax.dtype.element_ty), mask=m)
 
 
 @triton.jit
 def later_position(
-    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_value: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_t: tl.tensor,  # (BLOCK_M,) the convolution's positions
+    b_best: tl.tensor,  # (M, O)
+    b_argmax: tl.tensor,  # (M, O)
+    b_value: tl.tensor,  # (M, O)
+    b_t: tl.tensor,  # (M,) the convolution's positions
     positions: tl.tensor,
 ) -> tl.tensor:
     """Return every row's maxima, and their argmax, after one more position of each row."""
@@ -92,24 +90,21 @@ def later_position(
 @triton.jit
 def store_greatest(
     out: tl.tensor,
-    argmax: tl.tensor,
-    b_best: tl.tensor,  # (BLOCK_M, BLOCK_O)
-    b_argmax: tl.tensor,  # (BLOCK_M, BLOCK_O)
+    argmax: tl.tensor,  # or None
+    b_best: tl.tensor,  # (M, O)
+    b_argmax: tl.tensor,  # (M, O)
     i_n: tl.tensor,  # the first of the samples
-    b_o: tl.tensor,  # (BLOCK_O,)
-    m_o: tl.tensor,  # (BLOCK_O,)
+    b_o: tl.tensor,  # (O,)
+    m_o: tl.tensor,  # (O,)
     samples: tl.tensor,
     O: tl.constexpr,  # noqa: E741
-    WANT_ARGMAX: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
 ) -> tl.tensor:
     """Store the positive parts of the greatest of each ``GROUP`` of rows' maxima, a sample's, and their positions."""
     # Of all rows' maxima the first NaN is taken, else the first of the greatest.
-    SAMPLES: tl.constexpr = BLOCK_M // GROUP
-    b_best = tl.reshape(b_best, (SAMPLES, GROUP, BLOCK_O))
-    b_argmax = tl.reshape(b_argmax, (SAMPLES, GROUP, BLOCK_O))
+    SAMPLES: tl.constexpr = b_best.shape[0] // GROUP
+    b_best = tl.reshape(b_best, (SAMPLES, GROUP, b_o.shape[0]))
+    b_argmax = tl.reshape(b_argmax, (SAMPLES, GROUP, b_o.shape[0]))
     is_nan = b_best != b_best
     b_nan_at = tl.min(tl.where(is_nan, b_argmax, NOWHERE), axis=1)
     b_most = tl.max(tl.where(is_nan, float("-inf"), b_best), axis=1)
@@ -122,5 +117,5 @@ def store_greatest(
     m = (b_n < samples)[:, None] & m_o[None, :]
     p = (b_n * O)[:, None] + b_o[None, :]
     tl.store(out + p, tl.where(alive, b_out, 0.0), mask=m)
-    if WANT_ARGMAX:
+    if argmax is not None:
         tl.store(argmax + p, tl.where(alive, b_argmax, -1).to(argmax.dtype.element_ty), mask=m)
