@@ -11,6 +11,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
     rmsprop                                                          a kernel of its own
     rows, transposition      where rows lie; tensors whose channels are no neighbours
     configurations           tiles by dtype, channels and windows; tiles.json has those of single layers
+    groups                   what kernels are given in groups: weights, steps, tile, how to multiply, where rows lie
     launch, replay           device, precision, layout; a call like an earlier one, launched again
     support                  which calls are served; imports no Triton
     census                   every kernel compiled for GPUs that need not be there, and what it takes

@@ -16,7 +16,7 @@ from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
-from .groups import Access, Products, Tile, Weights, taps_of
+from .groups import Access, Blocks, Filters, Products, taps_of
 from .launch import Layout, device_code, layout_of, on_device, precision, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
@@ -121,9 +121,9 @@ def _launch_weight_gradient(
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
         gradient.size(2), positions, upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
         *taps_of(convolution), *pool[:4],
-        W=Weights(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
+        W=Filters(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
         ROWS=Access(rows.mode, layout.align), WANT_W=wanted[0], WANT_B=wanted[1],
-        TILE=Tile(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(precision(source.dtype), layer.rounds),
+        TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(precision(source.dtype), layer.rounds),
         CHECK=convolution.padding != (0, 0),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -150,8 +150,8 @@ def _launch_input_gradient(
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
         *taps_of(convolution), *pool[:4],
-        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
-        ALIGN=upstream.align, TILE=Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
+        ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
         PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

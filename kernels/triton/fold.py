@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .configurations import forward_configuration
 from .forward import describe, launch_over_weights
-from .groups import Tile, Weights
+from .groups import Blocks, Filters
 from .launch import VECTOR_BYTES, device_code, on_device
 from .replay import empty, launch, replayed
 from .rows import Rows, layout_of_rows
@@ -52,13 +52,13 @@ def fold(table: Tensor, weight: Tensor, rows: Tensor | None = None, *, dtype: to
     with on_device(table):
         packed = launch_over_weights(weight, True)
         assert packed is not None
-        weights = Weights(channels, outputs, size, packed.size(1))
+        weights = Filters(channels, outputs, size, packed.size(1))
         tiles = -(-folded.size(0) // tile.block_m)
         launch(
             device_code("gather").fold_kernel, (tiles * size * -(-outputs // tile.block_o),),
             table, packed, folded, table.size(0), layout.stride_n,
             W=weights, TAP=weights._replace(K=1), ALIGN=layout.align, WIDTH=folded.size(2),
-            TILE=Tile(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=layer.products,
+            TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=layer.products,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return folded

@@ -22,7 +22,7 @@ from ..geometry import Convolution, Pool
 from .backward import Gradients, launch_backward, new_gradient, overlap
 from .configurations import Layer, power_of_two, shared_phases
 from .forward import describe, launch_over_weights
-from .groups import Products, Tile, Weights, taps_of
+from .groups import Blocks, Filters, Products, taps_of
 from .launch import device_code, layout_of, on_device, processors
 from .occurrences import join_spans, sorted_tokens, spans_of
 from .phase_backward import is_packed
@@ -78,7 +78,7 @@ def backward(
                 device_code("folded_backward").table_gradient_kernel,
                 (-(-count // ROWS) * -(-channels // blocks[0]),),
                 dfolded, seen, packed, dtable, count, skipped,
-                W=Weights(channels, outputs, size, packed.size(1)), TILE=Tile(ROWS, blocks[1], C=blocks[0]),
+                W=Filters(channels, outputs, size, packed.size(1)), TILE=Blocks(ROWS, blocks[1], C=blocks[0]),
                 PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=3,
             )  # fmt: skip
         if wanted[2] and whole is None:
@@ -165,8 +165,8 @@ def _launch_weight_gradient(
     launch(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
-        W=Weights(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
-        SHARED=taps, TILE=Tile(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8,
+        W=Filters(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
+        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8,
         num_stages=1 if multiplied.precision == "tf32x3" else 2,  # an exact product's parts take registers
     )  # fmt: skip
     return partials

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration
-from .groups import Access, Steps, Tile, Weights
+from .groups import Access, Blocks, Filters, Steps
 from .launch import Layout, architecture, argmax_dtype, device_code, kind_of, on_device, precision, processors
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
@@ -86,7 +86,7 @@ def launch_windows(
     with on_device(source):
         resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        weights = Weights(channels, outputs, size, pitch, pitch * layer.columns)
+        weights = Filters(channels, outputs, size, pitch, pitch * layer.columns)
         if splits:
             sums = split.launch_sums(rows, filters, weights, layer, layout, convolution)
             split.launch_pool(sums, neighbours(bias), out, argmax, positions, pool, last=last)
@@ -101,7 +101,7 @@ def launch_windows(
                 pool.stride * convolution.stride,
             ),
             POOL=windows_alone(pool), ROWS=Access(rows.mode, layout.align, is_dense(layout, channels)),
-            TILE=Tile(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, resident=resident),
+            TILE=Blocks(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, resident=resident),
             PRODUCTS=layer.products, CHECK=padded or pool.size % tile.phases > 0, OUT_LAST=last,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -129,7 +129,7 @@ def launch_global(
     with on_device(source):
         resident = keeps_weights(tile, channels) and not splits
         filters, pitch = packed(weight, resident, layer.columns)
-        weights = Weights(channels, outputs, size, pitch, pitch * layer.columns)
+        weights = Filters(channels, outputs, size, pitch, pitch * layer.columns)
         if splits:
             sums = split.launch_sums(rows, filters, weights, layer, layout, convolution)
             split.launch_pool_globally(sums, neighbours(bias), out, argmax, positions)
@@ -141,7 +141,7 @@ def launch_global(
             W=weights,
             STEPS=Steps(-convolution.padding[0], convolution.stride, convolution.dilation),
             ROWS=Access(rows.mode, layout.align, is_dense(layout, channels)),
-            TILE=Tile(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, group=group, resident=resident),
+            TILE=Blocks(tile.block_m, tile.block_o, tile.block_r, phases=tile.phases, group=group, resident=resident),
             PRODUCTS=layer.products,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

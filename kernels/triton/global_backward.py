@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..geometry import Convolution
 from .configurations import Layer, power_of_two
-from .groups import Access, Products, Tile, Weights, taps_of
+from .groups import Access, Blocks, Filters, Products, taps_of
 from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -43,8 +43,8 @@ def launch_input_gradient(
         device_code("global_backward").global_input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, length, convolution.output_length(length, layer.size),
         upstream.stride_n * upstream.align,
-        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
-        TILE=Tile(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
+        TILE=Blocks(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
         PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -76,8 +76,8 @@ def launch_weight_gradient(
         device_code("global_backward").global_weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples, convolution.output_length(rows.length, layer.size),
         upstream.stride_n * upstream.align, *rows.arguments(layout),
-        W=Weights(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution),
-        ROWS=Access(rows.mode, layout.align), TILE=Tile(block_m, block_o, C=block_c),
+        W=Filters(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution),
+        ROWS=Access(rows.mode, layout.align), TILE=Blocks(block_m, block_o, C=block_c),
         PRODUCTS=Products(precision(source.dtype), layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip

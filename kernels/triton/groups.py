@@ -13,20 +13,20 @@ from ..geometry import Convolution
 
 __all__ = [
     "Access",
+    "Blocks",
+    "Filters",
     "Input",
     "Outputs",
     "Products",
     "Steps",
     "Taps",
-    "Tile",
     "Upstream",
-    "Weights",
     "constants",
     "taps_of",
 ]
 
 
-class Weights(NamedTuple):
+class Filters(NamedTuple):
     """Weights ``(O, C, K)``, and how they lie in memory.
 
     If ``pitch`` is 0, contiguous as they are. Else packed, in the order of the reduction, and rounded where factors of
@@ -75,7 +75,7 @@ class Access(NamedTuple):
     packed: bool = False
 
 
-class Tile(NamedTuple):
+class Blocks(NamedTuple):
     """A tile: ``M`` rows x ``O`` outputs or ``C`` channels, ``R`` numbers of the reduction at a time.
 
     ``phases`` share what they load; of a global maximum's rows, ``group`` are of one sample. Where weights are

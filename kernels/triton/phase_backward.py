@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from . import groups
 from .configurations import Layer, power_of_two
-from .groups import Access, Products, Weights
+from .groups import Access, Blocks, Filters, Products
 from .launch import Layout, device_code, precision, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -178,9 +177,9 @@ def launch_input_gradient(
         device_code("phase_backward").phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, shift,
         *positions_seen(length, layer.size, convolution, pool), upstream.stride_n, upstream.stride_l, length,
-        W=Weights(layer.channels, layer.outputs, layer.size, packed.size(1)), P=pool.stride,
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), P=pool.stride,
         DILATION=convolution.dilation, SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
-        TILE=groups.Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
         PRODUCTS=Products(precision(packed.dtype), layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -212,10 +211,10 @@ def launch_weight_gradient(
         gradient, argmax, source, partials, rows.samples * spans, spans, windows, shift,
         *positions_seen(rows.length, layer.size, convolution, pool),
         upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
-        W=Weights(layer.channels, layer.outputs, layer.size), P=pool.stride, DILATION=convolution.dilation,
+        W=Filters(layer.channels, layer.outputs, layer.size), P=pool.stride, DILATION=convolution.dilation,
         SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
         ROWS=Access(rows.mode, layout.align, packed=packed),
-        WANT_W=wanted[0], WANT_B=wanted[1], TILE=groups.Tile(tile.block_m, tile.block_o, C=tile.block_c),
+        WANT_W=wanted[0], WANT_B=wanted[1], TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
         PRODUCTS=Products(precision(source.dtype), layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Forward, Layer, forward_configuration
-from .groups import Access, Steps, Tile, Weights
+from .groups import Access, Blocks, Filters, Steps
 from .launch import Layout, device_code, imagined, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -39,7 +39,7 @@ def serves(programs: int, steps: int, device: torch.device) -> bool:
 
 
 def launch_sums(
-    rows: Rows, filters: Tensor, weights: Weights, layer: Layer, layout: Layout, convolution: Convolution
+    rows: Rows, filters: Tensor, weights: Filters, layer: Layer, layout: Layout, convolution: Convolution
 ) -> Tensor:
     """Return the parts of the convolution's sums, ``(splits, N * positions, O)`` in float32."""
     padded = convolution.padding != (0, 0)
@@ -56,7 +56,7 @@ def launch_sums(
         device_code("split").sums_kernel, (splits * tiles,),
         rows.source, filters, sums, total, positions, part, *rows.arguments(layout),
         W=weights, STEPS=Steps(-convolution.padding[0], convolution.stride, convolution.dilation),
-        ROWS=Access(rows.mode, layout.align), TILE=Tile(tile.block_m, tile.block_o, tile.block_r),
+        ROWS=Access(rows.mode, layout.align), TILE=Blocks(tile.block_m, tile.block_o, tile.block_r),
         PRODUCTS=layer.products, CHECK=padded,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

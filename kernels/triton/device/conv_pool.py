@@ -120,7 +120,7 @@ def pool_tile(
 @triton.jit(do_not_specialize=SIZES)
 def forward_windows_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
-    w: tl.tensor,  # see Weights
+    w: tl.tensor,  # see Filters
     bias: tl.tensor,  # (O,), contiguous, or None
     out: tl.tensor,  # (N, Q, O) or (N, O, Q), contiguous
     argmax: tl.tensor,  # (N, Q, O), or None
@@ -209,7 +209,7 @@ def greatest_tile(
 @triton.jit(do_not_specialize=SIZES)
 def forward_global_kernel(
     x: tl.tensor,  # (N, C, L), or (V, C) whose rows are found through the index, strides as given
-    w: tl.tensor,  # see Weights
+    w: tl.tensor,  # see Filters
     bias: tl.tensor,  # (O,), contiguous, or None
     out: tl.tensor,  # (N, O), contiguous
     argmax: tl.tensor,  # (N, O), or None
