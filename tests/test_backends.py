@@ -1,5 +1,6 @@
 """The choice of a backend, on an operation of made-up kernels."""
 
+import gc
 import logging
 import sys
 import threading
@@ -242,6 +243,22 @@ def test_threads_load_once():
         for done in [executor.submit(work) for _ in range(8)]:
             done.result()
     assert len(loads) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_behind_a_load_as_before(enabled, monkeypatch):
+    """During it, it is not; whether or not the module can be imported."""
+    during = []
+    monkeypatch.setattr(backends.importlib, "import_module", lambda _: during.append(gc.isenabled()) or 1 / 0)
+    was_enabled = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            backends.load("kernels")
+        assert during == [False]
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
 
 
 def test_says_what_cannot_run_here():

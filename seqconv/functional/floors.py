@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from typing import Any
+
+from seqconv import backends
 
 __all__ = ["floor"]
 
@@ -12,4 +13,4 @@ __all__ = ["floor"]
 @cache
 def floor(backend: str) -> Any:
     """Return a backend's module ``conv_pool``: ``forward``, ``backward`` and their formats."""
-    return importlib.import_module(f"seqconv.kernels.{backend}.conv_pool")
+    return backends.load(f"seqconv.kernels.{backend}.conv_pool")

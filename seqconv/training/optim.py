@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from seqconv import backends
 from seqconv.functional.following import unfollowed
 from seqconv.kernels.numba.support import MISSING
 from seqconv.kernels.triton.launch import refuse_device
@@ -79,7 +79,7 @@ def _update(
             [one for one, mine in zip(of, floors, strict=True) if mine == floor]
             for of in (parameters, gradients, mean_squares, steps)
         ]
-        kernel = importlib.import_module(f"seqconv.kernels.{floor[0]}.rmsprop")
+        kernel = backends.load(f"seqconv.kernels.{floor[0]}.rmsprop")
         kernel.rmsprop_step(*chosen[:3], rate=group["lr"], decay=group["alpha"], epsilon=group["eps"])
         torch._foreach_add_(chosen[3], 1)
     for tensors in (parameters, gradients, mean_squares, steps):

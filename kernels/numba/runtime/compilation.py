@@ -24,6 +24,7 @@ from typing import Any
 import numba
 from numba import extending, njit
 from numba.core import event
+from numba.core.registry import cpu_target
 from numba.misc.appdirs import AppDirs
 
 __all__ = ["compiled", "folder", "inner", "intrinsic", "watched"]
@@ -32,6 +33,10 @@ inner: Any = njit  # for functions that only compiled ones call; njit's result t
 intrinsic: Any = extending.intrinsic  # takes the typing context off the signature, unseen by a type checker
 
 config: Any = numba.config
+
+# What Numba would load at the first call: here while nothing looks for garbage, see seqconv.backends.load.
+cpu_target.typing_context.refresh()
+cpu_target.target_context.refresh()
 
 logger = logging.getLogger("seqconv")
 
