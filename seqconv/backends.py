@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -129,13 +130,42 @@ def load(module: str) -> Any:
     Numba makes many objects and drops few. To look through them beside torch's took half of a first call: 0.46 and then
     0.22 s.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    found = sys.modules.get(module)
+    if found is not None and not getattr(found.__spec__, "_initializing", False):
+        return found
+    with _at_rest:
         return importlib.import_module(module)
-    finally:
-        if was_enabled:
+
+
+class _AtRest:
+    """Within such a block of any thread, Python does not look for garbage; behind the last one as before the first."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.was_enabled = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                self.was_enabled = gc.isenabled()
+                gc.disable()
+            self.blocks += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks and self.was_enabled:
+                gc.enable()
+
+    def leave_to_child(self) -> None:
+        """Begin anew in a forked process, where the threads that would have left their blocks are not."""
+        if self.blocks and self.was_enabled:
             gc.enable()
+        self.__init__()  # type: ignore[misc]
+
+
+_at_rest = _AtRest()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_rest.leave_to_child)
 
 
 def operations() -> tuple[str, ...]:

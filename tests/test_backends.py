@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import threading
 import time
@@ -259,6 +260,43 @@ def test_garbage_is_collected_behind_a_load_as_before(enabled, monkeypatch):
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if was_enabled else gc.disable)()
+
+
+def test_garbage_is_collected_behind_the_last_of_several_loads(monkeypatch):
+    first_began, second_ended = threading.Event(), threading.Event()
+
+    def wait(module):
+        if module == "first":
+            first_began.set()
+            assert second_ended.wait(10)
+
+    monkeypatch.setattr(backends.importlib, "import_module", wait)
+    assert gc.isenabled()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(backends.load, "first")
+        assert first_began.wait(10)
+        backends.load("second")
+        assert not gc.isenabled()
+        second_ended.set()
+        first.result()
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_during_a_load_collects_garbage(monkeypatch):
+    """It has not the thread that would begin to again."""
+    began, ends = threading.Event(), threading.Event()
+    monkeypatch.setattr(backends.importlib, "import_module", lambda _: (began.set(), ends.wait(10)))
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(backends.load, "kernels")
+        assert began.wait(10)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if gc.isenabled() else 1)
+        ends.set()
+        load.result()
+    assert os.waitpid(child, 0)[1] == 0
+    assert gc.isenabled()
 
 
 def test_says_what_cannot_run_here():

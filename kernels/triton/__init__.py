@@ -14,7 +14,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
     groups                   what kernels are given in groups: weights, steps, tile, how to multiply, where rows lie
     launch, replay           device, precision, layout; a call like an earlier one, launched again
     support                  which calls are served; imports no Triton
-    census                   every kernel compiled for GPUs that need not be there, and what it takes
+    census, loops            every kernel compiled for GPUs that need not be there, what it takes and its main loop
     device/                  what runs on the GPU: conv_pool, convolution and maxima are shared by the others
 
 To change: which calls are served, :mod:`.support`; when a table is folded, :mod:`~seqconv.kernels.plans`; the tile of a

@@ -17,7 +17,7 @@ from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
 from .groups import Access, Blocks, Filters, Products, taps_of
-from .launch import Layout, device_code, layout_of, on_device, precision, processors
+from .launch import Layout, device_code, layout_of, on_device, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
 from .transposition import channels_together, positions_together
@@ -123,7 +123,7 @@ def _launch_weight_gradient(
         *taps_of(convolution), *pool[:4],
         W=Filters(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
         ROWS=Access(rows.mode, layout.align), WANT_W=wanted[0], WANT_B=wanted[1],
-        TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(precision(source.dtype), layer.rounds),
+        TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(layer.precision, layer.rounds),
         CHECK=convolution.padding != (0, 0),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def _launch_input_gradient(
         *taps_of(convolution), *pool[:4],
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
         ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
-        PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
+        PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 

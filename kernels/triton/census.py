@@ -21,7 +21,7 @@ import torch
 
 from ..geometry import Convolution, Pool
 from ..source import Dense, Source, Tokens, Windows
-from . import configurations, conv_pool
+from . import configurations, conv_pool, loops
 from .groups import constants
 from .launch import Imagined, imagining
 
@@ -89,6 +89,8 @@ LAYERS = {
     "padded tokens": layer(64, 64, 3, 2, padding=(1, 1), rows="tokens"),
     "jena1, windows": layer(14, 32, 5, 3, rows="windows"),
 }
+SAMPLES = 4096  # of the launches whose times are estimated
+WINDOWS = {"imdb1": 98, "imdb2": 88, "jena1": 78, "jena2": 24, "jena3": 20}  # of the notebook's; 64 of the others
 # Kernels that multiply nothing with tensor cores, or at all.
 NO_PRODUCTS = {
     "weights_kernel",
@@ -240,6 +242,55 @@ def figures(launch: Launch, target: str) -> Figures:
     return Figures(registers, stack, int(made.metadata.shared), "+".join(found) or "fma")
 
 
+class Cost(NamedTuple):
+    """What a kernel with products takes: its figures, its main loop, its times."""
+
+    figures: Figures
+    loop: loops.Loop
+    times: loops.Times
+
+
+def cost(layer: Layer, launch: Launch, kind: str, target: str) -> Cost | None:
+    """Compile a launch's kernel for an NVIDIA GPU and return what it costs, ``None`` if it multiplies in no loop."""
+    if launch.name in NO_PRODUCTS:
+        return None
+    made, taken = compiled(launch, target), figures(launch, target)
+    warps = int(made.metadata.num_warps)
+    loop = loops.main_loop(loops.instructions(loops.disassembled(made.asm["cubin"])), warps)
+    if loop is None:
+        return None
+    useful, executed = _multiply_adds(layer, launch)
+    if launch.arguments["PRODUCTS"].precision == "tf32x3":
+        kind, useful, executed = "tf32", 3 * useful, 3 * executed
+    moved = sum(one.numel() * one.element_size() for one in launch.arguments.values() if isinstance(one, torch.Tensor))
+    return Cost(taken, loop, loops.times(loop, kind, warps, taken, useful, executed, moved))
+
+
+def _multiply_adds(layer: Layer, launch: Launch) -> tuple[float, float]:
+    """Return the multiply-adds that a launch's result needs, and those of its tiles, which cover more than there is."""
+    given = launch.arguments
+    weights, tile = given["W"], given["TILE"]
+    if launch.name in ("fold_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"):
+        table = given["dtable"] if launch.name == "table_gradient_kernel" else given["table"]
+        rows = computed = table.size(0)
+    else:
+        like = given.get("gradient", given.get("out"))
+        rows = computed = given["rows"] if like is None else like.size(0) * _positions(layer, given)
+        if launch.name == "forward_windows_kernel":
+            computed = given["rows"] * layer.pool.size  # type: ignore[union-attr]
+    numbers, block = weights.C, tile.C or tile.R
+    if not tile.C and tile.phases == 1 and layer.rows != "tokens" and launch.name != "fold_kernel":
+        numbers *= weights.K  # taps and channels are one axis
+    whole = -(-numbers // block) * block / numbers * -(-weights.O // tile.O) * tile.O / weights.O
+    each = weights.K * weights.C * weights.O
+    return rows * each, computed * each * whole
+
+
+def _positions(layer: Layer, given: dict[str, Any]) -> int:
+    """Return the convolution's positions in a launch that has the input's length."""
+    return given.get("positions") or layer.convolution.output_length(given["length"], layer.size)
+
+
 def _resources(binary: bytes) -> tuple[int, int]:
     """Return registers and stack bytes a thread, as the disassembler in Triton's package reads them."""
     import triton
@@ -281,7 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="*", default=list(LAYERS), choices=list(LAYERS), metavar="NAME")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--targets", nargs="*", default=list(CHECKED), choices=list(TARGETS))
+    parser.add_argument("--loops", action="store_true", help="main loops instead, and estimated times on an H100")
     options = parser.parse_args(arguments)
+    if options.loops:
+        print_loops(options.layers, options.kinds)
+        return 0
     wrong = 0
     print(f"{'layer':18}{'kind':6}{'target':8}{'kernel':26}{'registers':>10}{'stack':>7}{'shared':>8}  multiplies by")
     for name in options.layers:
@@ -298,6 +353,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         flush=True,
                     )
     return int(wrong > 0)
+
+
+def print_loops(layers: Sequence[str], kinds: Sequence[str]) -> None:
+    """Print what the main loops cost, on sm_90, and the times that follow for :data:`SAMPLES` samples."""
+    print(
+        f"{'layer':18}{'kind':6}{'kernel':30}{'blocks':>7}{'loop':>10}  {'loads: bytes x':18}{'spilled':8}{'waits':6}"
+        f"{'issue':>7}{'products':>10}{'us':>8}{'floor':>8}{'x':>6}"
+    )
+    for name in layers:
+        for kind in kinds:
+            for launch in launches(LAYERS[name], kind, "sm_90", SAMPLES, WINDOWS.get(name.partition(",")[0], 64)):
+                if (found := cost(LAYERS[name], launch, kind, "sm_90")) is None:
+                    continue
+                loop, times = found.loop, found.times
+                widths = " ".join(f"{width}x{count}" for width, count in sorted(loop.loads.items()))
+                print(
+                    f"{name:18}{kind:6}{launch.name:30}{times.programs:7}"
+                    f"{loop.instructions:6}x{launch.options['num_warps']:<3}  {widths:18}"
+                    f"{loop.spilled or '':<8}{'all' * loop.waits:6}"
+                    f"{times.issue:7.1f}{times.products:10.1f}{times.estimate * 1e6:8.1f}{times.floor * 1e6:8.1f}"
+                    f"{times.estimate / times.floor:6.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from . import split
 from .configurations import Forward, Layer, forward_configuration
-from .groups import Access, Blocks, Filters, Steps
+from .groups import Access, Blocks, Filters, Steps, windows_alone
 from .launch import Layout, architecture, argmax_dtype, device_code, kind_of, on_device, precision, processors
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
@@ -169,11 +169,6 @@ def packed(weight: Tensor, resident: bool, columns: bool) -> tuple[Tensor, int]:
     filters = launch_over_weights(weight, True, columns=columns)
     assert filters is not None
     return filters, filters.size(1)
-
-
-def windows_alone(pool: Pool) -> Pool:
-    """Return a pool without what its kernels need not know, so that fewer are compiled."""
-    return pool._replace(ceil_mode=False, contiguous=False)
 
 
 def neighbours(bias: Tensor | None) -> Tensor | None:

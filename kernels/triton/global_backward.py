@@ -79,6 +79,6 @@ def launch_weight_gradient(
         W=Filters(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution),
         ROWS=Access(rows.mode, layout.align), TILE=Blocks(block_m, block_o, C=block_c),
         PRODUCTS=Products(precision(source.dtype), layer.rounds), APART=layer.apart,
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=2 if layer.kind == "16" else 1,
     )  # fmt: skip
     return partials

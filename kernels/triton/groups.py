@@ -1,7 +1,8 @@
 """What kernels are given in groups: numbers that a compilation depends on, and where tensors lie.
 
 The first are passed as they are, ``launch`` makes constants of them; their parameters have names in capitals. The
-others are put together by a kernel for its functions. Letters are those of the reference.
+others are put together by a kernel for its functions, by the fields' names: Triton's cache of compiled kernels does not
+see the order of fields. Letters are those of the reference.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from ..geometry import Convolution
+from ..geometry import Convolution, Pool
 
 __all__ = [
     "Access",
@@ -23,6 +24,7 @@ __all__ = [
     "Upstream",
     "constants",
     "taps_of",
+    "windows_alone",
 ]
 
 
@@ -135,6 +137,11 @@ class Upstream(NamedTuple):
     windows: Any
     stride_n: Any
     stride_q: Any
+
+
+def windows_alone(pool: Pool) -> Pool:
+    """Return a pool without what its kernels need not know, so that fewer are compiled."""
+    return pool._replace(ceil_mode=False, contiguous=False)
 
 
 def taps_of(convolution: Convolution) -> Taps:

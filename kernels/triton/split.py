@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from .configurations import Forward, Layer, forward_configuration
-from .groups import Access, Blocks, Filters, Steps
+from .groups import Access, Blocks, Filters, Steps, windows_alone
 from .launch import Layout, device_code, imagined, processors
 from .replay import empty, launch
 from .rows import Rows
@@ -49,8 +49,8 @@ def launch_sums(
     tiles = -(-total // tile.block_m) * -(-layer.outputs // tile.block_o)
     steps = -(-reduction // tile.block_r)
     splits = max(min(PROGRAMS * processors(rows.source.device) // tiles, steps // LEAST), 1)
-    part = -(-steps // splits) * tile.block_r
-    splits = -(-reduction // part)
+    part = -(-steps // splits)
+    splits = -(-steps // part)
     sums = empty(rows.source, (splits, total, layer.outputs), torch.float32)
     launch(
         device_code("split").sums_kernel, (splits * tiles,),
@@ -71,7 +71,7 @@ def launch_pool(
     launch(
         device_code("split").pool_sums_kernel, (-(-samples * windows // WINDOWS) * -(-outputs // OUTPUTS),),
         sums, bias, out, argmax, samples * windows, samples, windows, positions, sums.size(0),
-        O=outputs, POOL=pool._replace(ceil_mode=False, contiguous=False), OUT_LAST=last,
+        O=outputs, POOL=windows_alone(pool), OUT_LAST=last,
         BLOCK_M=WINDOWS, BLOCK_O=OUTPUTS, num_warps=2,
     )  # fmt: skip
 

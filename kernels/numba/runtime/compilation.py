@@ -24,6 +24,7 @@ from typing import Any
 import numba
 from numba import extending, njit
 from numba.core import event
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.misc.appdirs import AppDirs
 
@@ -35,8 +36,9 @@ intrinsic: Any = extending.intrinsic  # takes the typing context off the signatu
 config: Any = numba.config
 
 # What Numba would load at the first call: here while nothing looks for garbage, see seqconv.backends.load.
-cpu_target.typing_context.refresh()
-cpu_target.target_context.refresh()
+with global_compiler_lock:  # another thread may be compiling a function of its own
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 logger = logging.getLogger("seqconv")
 

@@ -147,7 +147,10 @@ def forward_windows_kernel(
     TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
     outputs = outputs_of(tl.program_id(0) % TILES_O, w, W, TILE)
     stride_l = W.C if ROWS.dense else stride_l * ROWS.align
-    input = Input(x, length, stride_n * ROWS.align, stride_l, index, index_n, index_l, count)
+    input = Input(
+        x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l,
+        index=index, index_n=index_n, index_l=index_l, count=count,
+    )  # fmt: skip
     b_bias = tl.load(bias + outputs.b, mask=outputs.m, other=0.0).to(tl.float32) if bias is not None else None
     resident: tl.tuple = ()
     i_first = tl.program_id(0) // TILES_O
@@ -236,7 +239,10 @@ def forward_global_kernel(
     SAMPLES: tl.constexpr = TILE.M // TILE.group
     outputs = outputs_of(tl.program_id(0) % TILES_O, w, W, TILE)
     stride_l = W.C if ROWS.dense else stride_l * ROWS.align
-    input = Input(x, length, stride_n * ROWS.align, stride_l, index, index_n, index_l, count)
+    input = Input(
+        x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l,
+        index=index, index_n=index_n, index_l=index_l, count=count,
+    )  # fmt: skip
     b_bias = tl.load(bias + outputs.b, mask=outputs.m, other=0.0).to(tl.float32) if bias is not None else None
     resident: tl.tuple = ()
     i_first = tl.program_id(0) // TILES_O

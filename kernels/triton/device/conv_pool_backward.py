@@ -160,9 +160,12 @@ def input_gradient_kernel(
     TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
     # Exact products are added up as torch does: a tap's, then the taps. One sum over 1,024 outputs x 7 taps has twice
     # torch's error.
-    BY_TAP: tl.constexpr = PRODUCTS.precision == "ieee" and TILES_O > 1
-    upstream = Upstream(gradient, argmax, windows, gradient_n * ALIGN, gradient_q * ALIGN)
-    taps, pool = Taps(left, stride, dilation), Pool(pool_size, pool_stride, pool_padding, pool_dilation)
+    BY_TAP: tl.constexpr = PRODUCTS.precision != "tf32" and TILES_O > 1
+    upstream = Upstream(
+        gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
+    )  # fmt: skip
+    taps = Taps(left=left, stride=stride, dilation=dilation)
+    pool = Pool(size=pool_size, stride=pool_stride, padding=pool_padding, dilation=pool_dilation)
     i_row = (tl.program_id(0) // TILES_C).to(tl.int64) * TILE.M
     b_c = (tl.program_id(0) % TILES_C) * TILE.C + tl.arange(0, TILE.C)
     m_c = b_c < W.C
@@ -256,8 +259,10 @@ def weight_gradient_kernel(
     b_o = tl.program_id(0) // TILES_R % TILES_O * TILE.O + tl.arange(0, TILE.O)
     m_o = b_o < W.O
     b_k = b_r // W.C
-    upstream = Upstream(gradient, argmax, windows, gradient_n * ALIGN, gradient_q * ALIGN)
-    pool = Pool(pool_size, pool_stride, pool_padding, pool_dilation)
+    upstream = Upstream(
+        gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
+    )  # fmt: skip
+    pool = Pool(size=pool_size, stride=pool_stride, padding=pool_padding, dilation=pool_dilation)
     stride_l = stride_l * ROWS.align
     b_tap = (b_k * dilation).to(tl.int64) * stride_l + (b_r % W.C).to(tl.int64)
     acc = tl.full((TILE.R, TILE.O), 0.0, tl.float32)

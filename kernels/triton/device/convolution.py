@@ -70,7 +70,7 @@ def outputs_of(i_o: tl.tensor, w: tl.tensor, W: tl.constexpr, TILE: tl.constexpr
     """Return the ``i_o``-th tile's outputs."""
     b_o = i_o * TILE.O + tl.arange(0, TILE.O)
     p_w = w + b_o.to(tl.int64) * (1 if W.columns else W.pitch if W.pitch else W.C * W.K)
-    return Outputs(p_w, b_o, below(b_o, W.O, TILE.O))
+    return Outputs(p_w=p_w, b=b_o, m=below(b_o, W.O, TILE.O))
 
 
 @triton.jit

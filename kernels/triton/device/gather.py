@@ -42,7 +42,7 @@ SIZES = [
 @triton.jit(do_not_specialize=SIZES)
 def fold_kernel(
     table: tl.tensor,  # (V, C), strides as given
-    w: tl.tensor,  # (O, PITCH), of which K * C are used
+    w: tl.tensor,  # packed
     folded: tl.tensor,  # (V + 1, K, WIDTH), contiguous
     rows: tl.int64,  # V
     stride_v: tl.int64,
@@ -58,10 +58,10 @@ def fold_kernel(
     b_o = tl.program_id(0) % TILES_O * TILE.O + tl.arange(0, TILE.O)
     k = tl.program_id(0) // TILES_O % W.K
     b_v = (tl.program_id(0) // (TILES_O * W.K)).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
-    outputs = Outputs(w + b_o.to(tl.int64) * W.pitch + k * W.C, b_o, b_o < W.O)
+    outputs = Outputs(p_w=w + b_o.to(tl.int64) * W.pitch + k * W.C, b=b_o, m=b_o < W.O)
+    input = Input(x=table, length=0, stride_n=0, stride_l=0, index=None, index_n=0, index_l=0, count=0)
     acc = convolve_one(
-        Input(table, None, None, 0, None, None, None, None), table + b_v * (stride_v * ALIGN), None, None, b_v < rows,
-        outputs, TAP, 1, TILE, PRODUCTS, False,
+        input, table + b_v * (stride_v * ALIGN), None, None, b_v < rows, outputs, TAP, 1, TILE, PRODUCTS, False
     )  # fmt: skip
     p = folded + (b_v * (W.K * WIDTH) + k * WIDTH)[:, None] + b_o[None, :]
     tl.store(p, acc.to(folded.dtype.element_ty), mask=(b_v <= rows)[:, None] & (b_o < WIDTH)[None, :])

@@ -185,7 +185,10 @@ def global_weight_gradient_kernel(
     b_o = tl.program_id(0) // TILES_C % TILES_O * TILE.O + tl.arange(0, TILE.O)
     m_o = b_o < W.O
     i_split = tl.program_id(0) // (TILES_C * TILES_O)
-    input = Input(x, length, stride_n * ROWS.align, stride_l * ROWS.align, index, index_n, index_l, count)
+    input = Input(
+        x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l * ROWS.align,
+        index=index, index_n=index_n, index_l=index_l, count=count,
+    )  # fmt: skip
     accs: tl.tuple = ()
     for _ in tl.static_range(W.K):
         accs = accs + (tl.full((TILE.C, TILE.O), 0.0, tl.float32),)  # noqa: RUF005

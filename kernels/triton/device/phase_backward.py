@@ -73,7 +73,8 @@ def tile_of_spans(
     i_q = (i_row % spans).to(tl.int32)
     b_q = i_q + tl.arange(0, M)
     b_dn = b_q // spans
-    return Spans(i_row // spans, i_q, b_dn, b_q - b_dn * spans, i_row + tl.arange(0, M) < rows)
+    m = i_row + tl.arange(0, M) < rows
+    return Spans(i_n=i_row // spans, i_q=i_q, b_dn=b_dn, b_q=b_q - b_dn * spans, m=m)
 
 
 @triton.jit
@@ -290,7 +291,9 @@ def phase_input_gradient_kernel(
     b_c = tl.program_id(0) % TILES_C * TILE.C + tl.arange(0, TILE.C)
     m_c = b_c < W.C
     b_o = tl.arange(0, TILE.O)
-    upstream = Upstream(gradient, argmax, windows, gradient_n * ALIGN, gradient_q * ALIGN)
+    upstream = Upstream(
+        gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
+    )  # fmt: skip
     resident: tl.tuple = ()
     is_finite = 1
     if RESIDENT:
@@ -422,8 +425,13 @@ def phase_weight_gradient_kernel(
     b_o = tl.program_id(0) // TILES_C % TILES_O * TILE.O + tl.arange(0, TILE.O)
     m_o = b_o < W.O
     i_split = tl.program_id(0) // (TILES_C * TILES_O)
-    upstream = Upstream(gradient, argmax, windows, gradient_n * ALIGN, gradient_q * ALIGN)
-    input = Input(x, length, stride_n * ROWS.align, stride_l * ROWS.align, index, index_n, index_l, count)
+    upstream = Upstream(
+        gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
+    )  # fmt: skip
+    input = Input(
+        x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l * ROWS.align,
+        index=index, index_n=index_n, index_l=index_l, count=count,
+    )  # fmt: skip
     accs: tl.tuple = ()
     if WANT_W:
         for _ in tl.static_range(W.K):

@@ -31,7 +31,7 @@ def sums_kernel(
     sums: tl.tensor,  # (splits, N * positions, O) float32
     rows: tl.int64,  # N * positions
     positions: tl.int32,  # the convolution's
-    part: tl.int32,  # of the reduction, for a program: a multiple of R
+    part: tl.int32,  # of the reduction, for a program: blocks of R
     length: tl.int32,  # L
     stride_n: tl.int64,
     stride_l: tl.int64,
@@ -52,13 +52,17 @@ def sums_kernel(
     i_tile = (tl.program_id(0) // TILES_O).to(tl.int64)
     i_split, i_row = i_tile // tiles, i_tile % tiles * TILE.M
     outputs = outputs_of(tl.program_id(0) % TILES_O, w, W, TILE)
-    input = Input(x, length, stride_n * ROWS.align, stride_l * ROWS.align, index, index_n, index_l, count)
+    input = Input(
+        x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l * ROWS.align,
+        index=index, index_n=index_n, index_l=index_l, count=count,
+    )  # fmt: skip
     b_t = (i_row % positions).to(tl.int32) + tl.arange(0, TILE.M)
     b_n = i_row // positions + (b_t // positions).to(tl.int64)
     b_t = b_t % positions
     m_t = i_row + tl.arange(0, TILE.M) < rows
     p_x, m_x = rows_of(input, b_n, m_t, ROWS)
     b_at = STEPS.start + b_t * STEPS.phase
+    part = part * TILE.R  # known to be a multiple: loads are as wide as the rows allow
     first = i_split.to(tl.int32) * part
     acc = convolve_one(
         input, p_x + b_at.to(tl.int64) * input.stride_l, None, b_at, m_x, outputs,
