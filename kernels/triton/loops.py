@@ -1,11 +1,11 @@
 """What the main loop of a compiled kernel costs, told from its machine code, and the time that follows from that.
 
 The main loop is the innermost one with the most multiply-adds. Its *issue* clocks are those in which the schedulers of
-a multiprocessor, four, issue the instructions of all warps of a program; its *product* clocks those that the
-multiply-adds take at the hardware's rate. Where other programs fill every wait, the longer of both passes. The time of
-a launch is estimated from the loop, or from its bytes where these take longer; its floor knows the useful multiply-adds
-and the bytes alone. Both tell where a kernel stands and whether a change made it worse, not what a clock would show:
-on an H100 kernels took 1.2 to 2 times the estimate, see benchmarks/gpu_notes.md.
+a multiprocessor, four, issue the instructions of all warps of a program: one a clock, of integers, comparisons and
+selections one in two. Its *product* clocks are those that the multiply-adds take at the hardware's rate. Where other
+programs fill every wait, the longer of both passes. The time of a launch is estimated from the loop, or from its bytes
+where these take longer; its floor knows the useful multiply-adds and the bytes alone. Both tell where a kernel stands
+and whether a change made it worse, not what a clock would show: see benchmarks/gpu_notes.md for that.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ H100 = Machine(132, 1.755e9, 3.0e12, {"16": 2048, "tf32": 1024, "ieee": 128})
 # Multiply-adds of one instruction; of HGMMA for a warpgroup, four warps, of the others for a warp.
 SHAPED = re.compile(r"^(HGMMA\.|HMMA\.)(\d+)x(\d+)x(\d+)")
 PACKED_SHAPES = {"HMMA.16816": 16 * 8 * 16, "HMMA.1688": 16 * 8 * 8, "HMMA.1684": 16 * 8 * 4}
+# Operations of the units that have half a warp's lanes.
+HALVED = {
+    "IADD3", "IMAD", "IMNMX", "VIADD", "VIMNMX", "ISETP", "LEA", "LOP3", "SHF", "PRMT", "PLOP3", "SEL", "FSEL", "FSETP",
+    "FMNMX", "IABS", "P2R", "R2P", "FCHK",
+}  # fmt: skip
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)([^;]*);")
 
@@ -52,11 +57,13 @@ class Instruction(NamedTuple):
 class Loop(NamedTuple):
     """A loop: instructions of one turn of a warp, multiply-adds of a program's turn, loads by their bytes a thread.
 
-    ``spilled`` are the loads and stores of registers that did not suffice; ``waits`` tells that a turn which copies to
-    shared memory waits for all copies, those that it began last too.
+    ``halved`` of the instructions take two clocks; ``spilled`` are the loads and stores of registers that did not
+    suffice; ``waits`` tells that a turn which copies to shared memory waits for all copies, those that it began last
+    too.
     """
 
     instructions: int
+    halved: int
     multiply_adds: int
     loads: dict[int, int]
     spilled: int
@@ -64,7 +71,7 @@ class Loop(NamedTuple):
 
     def clocks(self, warps: int, rate: int) -> tuple[float, float]:
         """Return the issue and the product clocks of a turn."""
-        return self.instructions * warps / 4, self.multiply_adds / rate
+        return max(self.instructions, 2 * self.halved) * warps / 4, self.multiply_adds / rate
 
 
 class Times(NamedTuple):
@@ -117,11 +124,12 @@ def _loop(code: list[Instruction], warps: int) -> Loop:
         name, *parts = one.operation.split(".")
         if name in ("LDG", "LDGSTS"):
             loads[next((WIDTHS[part] for part in parts if part in WIDTHS), 4)] += 1
+    halved = sum(one.operation.split(".")[0] in HALVED for one in code)
     spilled = sum(one.operation.startswith(("LDL", "STL")) for one in code)
     copies = any(one.operation.startswith("LDGSTS") for one in code)
     waits = any(one.operation == "DEPBAR.LE" and re.fullmatch(r"SB0, 0x0", one.operands) for one in code)
     products = sum(_multiply_adds(one.operation, warps) for one in code)
-    return Loop(len(code), products, dict(loads), spilled, copies and waits)
+    return Loop(len(code), halved, products, dict(loads), spilled, copies and waits)
 
 
 def _multiply_adds(operation: str, warps: int) -> int:

@@ -28,8 +28,19 @@ CODE = """
 def test_the_innermost_loop_with_the_most_products_is_the_main_one(wait, waits):
     loop = loops.main_loop(loops.instructions(CODE.format(wait=wait)), warps=8)
     by_warps = 8 * (16 * 8 * 16 + 32)
-    assert loop == loops.Loop(8, 2 * 64 * 32 * 16 + by_warps, {16: 1, 2: 1}, 1, waits)
+    assert loop == loops.Loop(8, 0, 2 * 64 * 32 * 16 + by_warps, {16: 1, 2: 1}, 1, waits)
     assert loop.clocks(8, 2048) == (16, loop.multiply_adds / 2048)
+
+
+def test_integers_take_two_clocks():
+    code = loops.instructions(CODE.format(wait="0x0").replace("LDG.E.U16", "ISETP.GE.AND"))
+    code = [
+        one._replace(operation="IMAD.WIDE") if one.operation.startswith(("LD", "STL", "DEP")) else one for one in code
+    ]
+    loop = loops.main_loop(code, warps=4)
+    assert (loop.instructions, loop.halved) == (8, 4)
+    assert loop.clocks(4, 1)[0] == 8
+    assert loop._replace(halved=5).clocks(4, 1)[0] == 10
 
 
 def test_a_kernel_without_products_has_no_main_loop():
@@ -38,7 +49,7 @@ def test_a_kernel_without_products_has_no_main_loop():
 
 
 def test_times_are_those_of_what_takes_longest():
-    loop, machine = loops.Loop(100, 2**16, {}, 0, False), loops.H100
+    loop, machine = loops.Loop(100, 10, 2**16, {}, 0, False), loops.H100
     taken = census.Figures(registers=128, stack=0, shared=100 * 1024, matrix="wgmma")
     by_products = loops.times(loop, "16", 4, taken, 2**30, 2**31, 0, machine)
     assert by_products.programs == 2  # by shared memory; registers would allow four
