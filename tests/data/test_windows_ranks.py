@@ -56,8 +56,9 @@ def of_a_rank(rank: int, meeting: Path) -> list[tuple[int, list[float]]]:
 def test_an_epoch_of_129_windows_ends_on_both_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank steps as one process does with the mean of both ranks' gradients."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    expected = [of_one_process(uneven) for uneven in UNEVEN]  # and what torch imports for it, before the fork
-    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as executor:
+    expected = [of_one_process(uneven) for uneven in UNEVEN]
+    # Not forked: other tests of this process may have left threads, and locks that these would have to release.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
         first, second = executor.map(of_a_rank, range(2), [tmp_path / "meeting"] * 2, timeout=120)
     assert first == second
     assert [batches for batches, _ in first] == [2, 1]
