@@ -8,7 +8,7 @@ from torch import Tensor
 from ..geometry import Convolution
 from .configurations import Layer, power_of_two
 from .groups import Access, Blocks, Filters, Products, taps_of
-from .launch import Layout, device_code, precision, processors
+from .launch import Layout, device_code, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -45,7 +45,7 @@ def launch_input_gradient(
         upstream.stride_n * upstream.align,
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
         TILE=Blocks(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
-        PRODUCTS=Products(precision(packed.dtype), layer.rounds), APART=layer.apart,
+        PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def launch_weight_gradient(
         upstream.stride_n * upstream.align, *rows.arguments(layout),
         W=Filters(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution),
         ROWS=Access(rows.mode, layout.align), TILE=Blocks(block_m, block_o, C=block_c),
-        PRODUCTS=Products(precision(source.dtype), layer.rounds), APART=layer.apart,
+        PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2 if layer.kind == "16" else 1,
     )  # fmt: skip
     return partials

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from .configurations import Layer, power_of_two
 from .groups import Access, Blocks, Filters, Products
-from .launch import Layout, device_code, precision, processors
+from .launch import Layout, device_code, processors
 from .replay import empty, launch
 from .rows import Rows
 
@@ -88,9 +88,8 @@ def input_tile(layer: Layer, pool_stride: int, dilation: int) -> Tile | None:
             phases = 1 if resident else pool_stride
             fits = layer.size * block_o * block_c * width <= RESIDENT if resident else phases * block_c <= 192
             held = (phases * block_c + reach(layer, pool_stride, dilation) * block_o * width / 4) * 64 / 128
-            apart = addresses(layer, tile)
-            most = SCATTERED[layer.kind] if not layer.vectors else apart
-            if fits and apart <= most and held + apart * (not layer.vectors) <= (256 if resident else 224):
+            apart = 0 if layer.vectors else addresses(layer, tile)
+            if fits and apart <= SCATTERED[layer.kind] and held + apart <= (256 if resident else 224):
                 return tile
     return None
 
@@ -193,7 +192,7 @@ def launch_input_gradient(
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), P=pool.stride,
         DILATION=convolution.dilation, SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
         TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
-        PRODUCTS=Products(precision(packed.dtype), layer.rounds),
+        PRODUCTS=Products(layer.precision, layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 
@@ -228,7 +227,7 @@ def launch_weight_gradient(
         SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
         ROWS=Access(rows.mode, layout.align, packed=packed),
         WANT_W=wanted[0], WANT_B=wanted[1], TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
-        PRODUCTS=Products(precision(source.dtype), layer.rounds),
+        PRODUCTS=Products(layer.precision, layer.rounds),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials

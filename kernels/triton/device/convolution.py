@@ -28,7 +28,7 @@ def factor(b: tl.tensor, ROUND: tl.constexpr) -> tl.tensor:
     times the error of rounding; TF32 numbers stay what they are, infinities and NaN too. One multiplication, where
     ``cvt.rna.tf32`` takes four instructions on sm_90.
     """
-    if INTERPRETED:  # which would multiply bfloat16 numbers one by one
+    if INTERPRETED:  # NumPy, by which it multiplies, has no bfloat16
         b = b.to(tl.float32)
     if ROUND:
         b = b * GROWTH
