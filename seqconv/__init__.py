@@ -4,6 +4,7 @@ from seqconv import functional
 from seqconv.backends import BackendError, Explanation
 from seqconv.explanation import ModelExplanation, explain
 from seqconv.functional.folded import clear_cache, frozen
+from seqconv.fusion import FusionReport, fuse, fusion_report, unfuse
 from seqconv.layers import (
     GRU,
     LSTM,
@@ -26,6 +27,7 @@ __all__ = [
     "EmbeddingConvReLUMaxPool1d",
     "EmbeddingConvsReLUGlobalMaxPool1d",
     "Explanation",
+    "FusionReport",
     "ModelExplanation",
     "Windows",
     "clear_cache",
@@ -33,6 +35,9 @@ __all__ = [
     "explain",
     "frozen",
     "functional",
+    "fuse",
+    "fusion_report",
+    "unfuse",
     "warmup",
 ]
 

@@ -1,0 +1,11 @@
+"""Fused calls put into models as they are, by one line.
+
+``tracing`` makes a graph of a forward pass, ``guards`` tells when it holds, ``links`` reads its nodes, ``matching``
+finds what a fused call replaces, ``calls`` are these calls, ``program`` runs the graph in the model's place,
+``report`` tells what was found.
+"""
+
+from seqconv.fusion.program import fuse, unfuse
+from seqconv.fusion.report import FusionReport, fusion_report
+
+__all__ = ["FusionReport", "fuse", "fusion_report", "unfuse"]

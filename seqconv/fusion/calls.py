@@ -1,0 +1,185 @@
+"""What runs in the place of a chain of layers: a fused call, or where that cannot serve, the chain itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqconv.functional import conv
+from seqconv.functional.several import embedding_conv1ds_call
+
+__all__ = ["FusedCall", "FusedConcatenation", "Image", "image_of"]
+
+REFUSALS = (IndexError, TypeError, ValueError)  # of calls that torch itself may take, or refuse in its own words
+
+
+class Image(NamedTuple):
+    """How a ``Conv2d`` is a ``Conv1d``: ``axis``, 2 or 3, is the one that it moves along.
+
+    The other one has length 1, or where ``is_wide`` the kernel is as wide as it: ``(N, 1, L, C)`` then.
+    """
+
+    axis: int
+    is_wide: bool
+
+    @property
+    def squeezes(self) -> tuple[int, int]:
+        """The axis that remains with length 1, counted either way."""
+        return 5 - self.axis, 1 - self.axis
+
+    def convolution(self, options: dict[str, Any]) -> tuple[Any, ...]:
+        """Return stride, padding, dilation and groups along the axis."""
+        return *(_along(options[one], self.axis) for one in ("stride", "padding", "dilation")), options["groups"]
+
+    def pool(self, options: dict[str, Any]) -> tuple[Any, ...] | None:
+        """Return a pool's options along the axis, ``None`` for one that takes more than one position across."""
+        size, stride = options["kernel_size"], options["stride"]
+        stride = size if stride is None or stride == [] else stride
+        across = 5 - self.axis
+        if (_along(size, across), _along(stride, across), _along(options["padding"], across)) != (1, 1, 0):
+            return None
+        sizes = (_along(one, self.axis) for one in (size, stride, options["padding"], options["dilation"]))
+        return *sizes, options["ceil_mode"]
+
+    def input(self, input: Tensor, weight: Tensor) -> Tensor | None:
+        """Return ``(N, C, L)`` of an input of four axes; ``None`` where it is no sequence."""
+        if input.dim() != 4:
+            return None
+        if not self.is_wide:
+            return input.squeeze(5 - self.axis) if input.size(5 - self.axis) == 1 else None
+        if input.size(1) != 1 or input.size(3) != weight.size(3):
+            return None
+        return input.squeeze(1).transpose(1, 2)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Return ``(O, C, K)``."""
+        return weight.squeeze(1).transpose(1, 2) if self.is_wide else weight.squeeze(5 - self.axis)
+
+
+def image_of(options: dict[str, Any]) -> Image | None:
+    """Return how a ``Conv2d`` of these options moves along one axis, ``None`` for another."""
+    if "kernel_size" not in options:
+        return None
+    size, padding = options["kernel_size"], options["padding"]
+    for axis in (2, 3):
+        across = 5 - axis
+        beside = (_along(options["stride"], across), 0 if isinstance(padding, str) else _along(padding, across))
+        if _along(size, across) == 1 and beside == (1, 0):
+            return Image(axis, is_wide=False)
+    if padding in ((0, 0), "valid") and options["dilation"][1] == 1:
+        return Image(2, is_wide=True)
+    return None
+
+
+def _along(value: Any, axis: int) -> Any:
+    return value[axis - 2] if isinstance(value, (tuple, list)) else value
+
+
+class FusedCall:
+    """Convolution, ReLU and maximum of an input or of tokens, with a norm's running statistics folded in.
+
+    ``plain`` is the chain as it was, of its own arguments. ``convolution`` and ``pool`` are options of
+    :mod:`seqconv.functional.conv`; ``keepdim`` keeps the axis of a global maximum, ``eps`` is a norm's.
+    """
+
+    def __init__(
+        self,
+        plain: Callable[..., Tensor],
+        *,
+        convolution: tuple[Any, ...],
+        pool: tuple[Any, ...] | None,
+        contiguous: bool,
+        keepdim: bool,
+        image: Image | None,
+        squeezed: bool,
+        eps: float | None,
+        padding_idx: int | None,
+        of_tokens: bool,
+    ) -> None:
+        self.__name__, self.__module__ = "fused", __name__  # how the code of a graph calls it
+        memory_format = torch.contiguous_format if contiguous else torch.preserve_format
+        self.plain, self.keepdim, self.image, self.squeezed, self.eps = plain, keepdim, image, squeezed, eps
+        geometry = convolution, None if pool is None else (*pool, memory_format)
+        self.options = (padding_idx, *geometry, None) if of_tokens else geometry
+        self.of_tokens, self.is_rank_free = of_tokens, pool is not None and eps is None
+
+    def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
+        """Run the fused call on ``operands``, or ``plain`` on ``given``."""
+        try:
+            output = self._fused(*operands)
+        except REFUSALS:
+            output = None
+        return self.plain(*given) if output is None else output
+
+    def _fused(self, source: Any, table: Any, weight: Any, bias: Any, *norm: Any) -> Tensor | None:
+        if self.image is not None:
+            source = source if self.of_tokens else self.image.input(source, weight)
+            if source is None or (self.of_tokens and table.size(1) != weight.size(3)):
+                return None
+            weight = self.image.weight(weight)
+        if self.eps is not None:
+            if norm[0].dtype != weight.dtype:
+                return None
+            weight, bias = _folded(weight, bias, self.eps, *norm)
+        if self.of_tokens:
+            if source.dim() != 2:
+                return None
+            output = conv.run(conv.embedding_call, (source, table, None, weight, bias), self.options, "auto")
+        else:
+            if source.dim() != 3 and not (self.is_rank_free and self.image is None):
+                return None
+            output = conv.run(conv.conv_call, (source, None, weight, bias), self.options, "auto")
+        if self.keepdim:
+            output = output.unsqueeze(-1)
+        return output if self.squeezed else output.unsqueeze(5 - self.image.axis)  # type: ignore[union-attr]
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution whose result is that of a convolution, normalised."""
+    factor = torch.rsqrt(var + eps)
+    if scale is not None:
+        factor = factor * scale
+    centred = -mean if bias is None else bias - mean
+    moved = centred * factor if shift is None else torch.addcmul(shift, centred, factor)
+    return weight * factor[:, None, None], moved
+
+
+class FusedConcatenation:
+    """The global maxima of several convolutions over one embedding, side by side."""
+
+    def __init__(
+        self,
+        plain: Callable[..., Tensor],
+        *,
+        convolution: tuple[Any, ...],
+        padding_idx: int | None,
+        images: list[Image | None],
+    ) -> None:
+        self.__name__, self.__module__ = "fused_several", __name__
+        self.plain, self.convolution, self.padding_idx, self.images = plain, convolution, padding_idx, images
+
+    def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
+        """Run the fused call on ``operands``, or ``plain`` on ``given``."""
+        tokens, table, *tensors = operands
+        weights, biases = tensors[: len(self.images)], tensors[len(self.images) :]
+        try:
+            weights = [
+                one if image is None else image.weight(one) for one, image in zip(weights, self.images, strict=True)
+            ]
+            if tokens.dim() == 2:
+                call = embedding_conv1ds_call(tokens, table, None, weights, biases, self.padding_idx, self.convolution)
+                return call.run("auto")
+        except REFUSALS:
+            pass
+        return self.plain(*given)

@@ -1,0 +1,142 @@
+"""What a traced graph takes for granted of its modules, and whether it still holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Keeper", "guards", "own_call_reason"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.memory_format)
+FOREIGN = ("forward", "_is_torch_compile", "_compiled_call_impl")  # put there by fuse, and by torch.compile
+DEPTH = 4  # of containers and objects in an attribute
+
+
+def own_call_reason(module: nn.Module) -> str | None:
+    """Return why a module must be called itself, or ``None`` where its class's ``forward`` says all that it does."""
+    own = module.__dict__
+    if any(own[name] for name in HOOKS):
+        return "hooks need the module's own call"
+    if "_conv_forward" in own or not hasattr(own.get("forward", guards), "is_replaceable"):
+        return "the module has a forward of its own"
+    return None
+
+
+def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
+    """Return a function that tells whether all modules are as they are now, but for the numbers in their tensors.
+
+    Compared are classes, hooks, children, which parameters and buffers exist, and every attribute: numbers, words and
+    containers of them by value, objects by identity and by their own attributes.
+    """
+    checks = [_guard(module) for module in modules]
+
+    def hold() -> bool:
+        return all(check() for check in checks)
+
+    return hold
+
+
+guards.is_replaceable = True  # type: ignore[attr-defined]  # what stands for no forward at all
+
+
+def _guard(module: nn.Module) -> Callable[[], bool]:
+    own, kind = module.__dict__, type(module)
+    compared = [name for name in own if name not in (*INTERNAL, *FOREIGN) and not isinstance(own[name], Tensor)]
+    simple = [name for name in compared if _is_plain(own[name])]
+    rest = [name for name in compared if name not in simple]
+    get, hooks = itemgetter(*simple), itemgetter(*HOOKS)
+    size, bare, values, states = len(own), _size(own), get(own), _states(own, rest)
+    children, names, missing = list(own["_modules"].items()), *_slots(own)
+
+    def holds() -> bool:
+        return (
+            type(module) is kind
+            and (len(own) == size or _size(own) == bare)
+            and get(own) == values
+            and not any(hooks(own))
+            and list(own["_modules"].items()) == children
+            and _slots(own) == (names, missing)
+            and (not rest or _states(own, rest) == states)
+        )
+
+    return holds
+
+
+def _size(own: dict[str, Any]) -> int:
+    return len(own) - sum(name in own for name in FOREIGN)
+
+
+def _slots(own: dict[str, Any]) -> tuple[list[str], list[bool]]:
+    parameters, buffers = own["_parameters"], own["_buffers"]
+    missing = [one is None for one in parameters.values()]
+    if not buffers:
+        return [*parameters], missing
+    return [*parameters, *buffers], [*missing, *[one is None for one in buffers.values()]]
+
+
+class _Same:
+    """Equal to what holds the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _states(own: dict[str, Any], names: list[str]) -> list[Any]:
+    """Return what tells attributes from what they may become, as far as it can be seen; ``None`` for a missing one."""
+    return [_state(own.get(name), DEPTH) for name in names]
+
+
+def _state(value: Any, depth: int) -> Any:
+    if _is_plain(value):
+        return type(value), value
+    if depth and isinstance(value, (list, tuple)):
+        return type(value), [_state(one, depth - 1) for one in value]
+    if depth and isinstance(value, dict):
+        return type(value), [(_Same(name), _state(one, depth - 1)) for name, one in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(value)
+    if depth and not isinstance(value, (nn.Module, Tensor, type)) and hasattr(value, "__dict__"):
+        return _Same(value), _state(vars(value), depth - 1)
+    return _Same(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return isinstance(value, PLAIN) and value == value  # a NaN would never be what it was
+
+
+class Keeper:
+    """A module's attributes as they are now, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kept = module, dict(module.__dict__)
+        self.contents = {name: copy.copy(one) for name, one in self.kept.items() if isinstance(one, (list, dict, set))}
+        self.names = list(self.kept)
+        self.states = _states(module.__dict__, self.names)
+
+    def restore(self) -> bool:
+        """Put them back, and tell whether one had changed."""
+        own = self.module.__dict__
+        if list(own) == self.names and _states(own, self.names) == self.states:
+            return False
+        own.clear()
+        own.update(self.kept)
+        for name, content in self.contents.items():
+            container: Any = own[name]
+            container.clear()
+            (container.extend if isinstance(content, list) else container.update)(content)
+        return True

@@ -1,0 +1,440 @@
+"""Which nodes of a graph one fused call replaces, and why others stay as they are."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, image_of
+from seqconv.fusion.links import Link, is_shape_read, link_of
+
+__all__ = ["Match", "rewrite"]
+
+WORDS = {
+    "conv1d": "Conv1d", "conv2d": "Conv2d", "embedding": "Embedding", "norm": "BatchNorm1d", "relu": "ReLU",
+    "pool": "MaxPool1d", "pool2d": "MaxPool2d", "maximum": "global maximum",
+}  # fmt: skip
+
+
+class Match(NamedTuple):
+    """What became of a convolution, or an RNN: ``name`` is its own, ``kind`` what stands together."""
+
+    name: str
+    kind: str
+    fused: bool
+    reason: str
+
+
+class Chain:
+    """The nodes that one fused call replaces, from a convolution to its pool."""
+
+    def __init__(self, conv: Link, image: Image | None) -> None:
+        self.conv, self.image, self.steps = conv, image, [conv]
+        self.norm: Link | None = None
+        self.pool: Link | None = None
+        self.embedding: Link | None = None
+        self.front: list[fx.Node] = []  # the embedding, and what stands between it and the convolution
+        self.has_relu, self.keepdim, self.squeezed = False, False, image is None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.steps[-1].node
+
+    def kind(self) -> str:
+        """Return the steps' names."""
+        steps = [self.embedding, *self.steps] if self.embedding else self.steps
+        return " -> ".join(WORDS[step.kind] for step in steps if step.kind in WORDS)
+
+    def nodes(self) -> set[fx.Node]:
+        """Return all nodes that the call replaces, reads of the activations' shapes too."""
+        found = {*self.front}
+        for step in self.steps:
+            found |= {step.node, *_back(step.node, self.conv.node)}
+        for node in [*found]:
+            found |= {one for one in _reads(node) if all(user in found for user in one.users)}
+        return found
+
+
+def rewrite(
+    graph: fx.Graph, leaves: Mapping[str, nn.Module], root: Any, differentiable: bool
+) -> tuple[fx.Graph, list[Match]]:
+    """Put fused calls into a graph in the place of what they compute, and tell what was found, in order of the calls.
+
+    ``leaves`` are the modules that the graph calls, by name, ``root`` what the graph takes attributes from, and
+    ``differentiable`` tells whether gradients may be wanted.
+    """
+    steps = {}
+    for node in graph.nodes:
+        if (step := link_of(node, leaves)) is not None:
+            steps[step.node] = step
+    matcher = _Matcher(graph, steps, differentiable)
+    found = [matcher.match(step) for step in steps.values() if step.kind in ("conv1d", "conv2d", "recurrent")]
+    chains = [one for one in found if isinstance(one, Chain)]
+    matcher.find_tokens(chains)
+    rest = {*chains}
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    dead: set[fx.Node] = set()
+    current: dict[Any, fx.Node] = {}  # what stands for a chain's last node now
+    for cat, together in list(_concatenated(graph, chains)):
+        nodes = {cat}.union(*(chain.nodes() for chain in together))
+        _replace(graph, root, order, current, cat, cat, nodes, *_several(together))
+        rest -= {*together}
+        dead |= nodes
+    for chain in chains:
+        if chain in rest:
+            nodes = chain.nodes()
+            chain.keepdim = chain.keepdim and not matcher.take_squeeze(chain, nodes)
+            contiguous = not all(matcher.reads_any_format(user, chains) for user in chain.last.users)
+            made = _single(chain, contiguous)
+            _replace(graph, root, order, current, chain.conv.node, chain.last, nodes, *made)
+            dead |= nodes
+    for node in reversed([*graph.nodes]):
+        if node in dead and not node.users:
+            graph.erase_node(node)
+    return graph, [Match(_name(one.conv), one.kind(), True, "") if isinstance(one, Chain) else one for one in found]
+
+
+class _Matcher:
+    def __init__(self, graph: fx.Graph, steps: dict[fx.Node, Link], differentiable: bool) -> None:
+        self.graph, self.steps, self.differentiable = graph, steps, differentiable
+
+    def match(self, conv: Link) -> Chain | Match:
+        """Return the chain that begins with a convolution, or why there is none."""
+        image = image_of(conv.options) if conv.kind == "conv2d" else None
+        chain = Chain(conv, image)
+        reason = conv.reason
+        if conv.kind == "conv2d" and image is None:
+            reason = reason or "a convolution along two axes"
+        if reason is None:
+            reason = self._follow(chain)
+        if reason is None:
+            reason = self._hazard(chain)
+        if reason is None:
+            return chain
+        return Match(_name(conv), chain.kind() or type(conv).__name__, False, reason)
+
+    def _follow(self, chain: Chain) -> str | None:
+        """Add the steps behind a convolution up to its pool; return why they are no fused call."""
+        useful = 1
+        while True:
+            node = chain.last
+            users = [one for one in node.users if not is_shape_read(one)]
+            step = self._next(node, users)
+            if step is None or (reason := self._take(chain, step)) is not None:
+                break
+            chain.steps.append(step)
+            if step.kind != "nothing":
+                useful = len(chain.steps)
+        reason = None if step is None else reason
+        complete = chain.has_relu and chain.pool is not None
+        del chain.steps[useful:]
+        if complete:
+            inner = {*(one.node for one in chain.steps[:-1]), *chain.nodes()} - {chain.last}
+            if any(user not in chain.nodes() for one in inner - {*chain.front} for user in one.users):
+                return "its activation is used elsewhere"
+            return None
+        if reason is not None:
+            return reason
+        if len(users) > 1:
+            return "its activation is used elsewhere"
+        what = "ReLU" if not chain.has_relu else "maximum pooling"
+        behind = "" if not users else f", but {_describe(users[0])}"
+        return f"no {what} behind it{behind}"
+
+    def _next(self, node: fx.Node, users: list[fx.Node]) -> Link | None:
+        """Return what the only user of a node does."""
+        if len(users) != 1:
+            return None
+        for step in (self.steps.get(users[0]), *(self.steps.get(one) for one in users[0].users)):
+            if step is not None and step.source is node:
+                return step
+        return None
+
+    def _take(self, chain: Chain, step: Link) -> str | None:
+        """Let a chain have a step; return why it cannot."""
+        if step.reason is not None and step.kind in ("norm", "relu", "pool", "pool2d", "maximum", "dropout", "nothing"):
+            if step.kind == "dropout" and chain.pool is not None:
+                return "stop"
+            return f"{WORDS.get(step.kind, 'dropout')}: {step.reason}"
+        if step.kind == "nothing":
+            return None
+        if step.kind == "relu":
+            chain.has_relu = True
+            return None
+        if step.kind == "norm" and chain.pool is None and chain.norm is None:
+            if chain.has_relu:
+                return "the norm stands behind ReLU"
+            if step.options["training"]:
+                return "the norm takes the statistics of the batch"
+            chain.norm = step
+            return None
+        if step.kind == "squeeze" and chain.image and not chain.squeezed and chain.pool is None:
+            chain.squeezed = step.options["dim"] in chain.image.squeezes
+            return None if chain.squeezed else "an axis is removed that is none of its own"
+        if chain.pool is None and step.kind in ("pool", "maximum") and chain.squeezed:
+            of = step.options.get("of")
+            if of is not None and of not in [one.node for one in chain.steps]:
+                return "the pool's size is the length of other data"
+            if step.options.get("shared") and self.differentiable:
+                return "amax shares gradients among equal values"
+            chain.pool, chain.keepdim = step, step.kind == "maximum" and step.options["keepdim"]
+            return None
+        if chain.pool is None and step.kind == "pool2d" and chain.image and not chain.squeezed:
+            if chain.image.pool(step.options) is None:
+                return "a pool along two axes"
+            chain.pool = step
+            return None
+        return f"{_describe(step.node)} behind it"
+
+    def _hazard(self, chain: Chain) -> str | None:
+        """Return what forbids to compute the end of a chain where its convolution stands."""
+        nodes, given, inside = chain.nodes(), _operands(chain), False
+        early = set()
+        for node in self.graph.nodes:
+            if node is chain.conv.node:
+                inside = True
+            if node is chain.last:
+                break
+            if not inside:
+                early.add(node)
+            elif node not in nodes and _writes(node) and any(one in given for one in node.all_input_nodes):
+                return "its parameters are written to in between"
+        if any(one not in early for one in given):
+            return "its parameters are computed behind it"
+        return None
+
+    def find_tokens(self, chains: list[Chain]) -> None:
+        """Let the chains over an embedding read its tokens, if nobody else wants the embedded rows."""
+        fronts: dict[Chain, list[Link]] = {}
+        for chain in chains:
+            path, node = [], chain.conv.source
+            while isinstance(node, fx.Node) and (step := self.steps.get(node)) is not None:
+                path.append(step)
+                if step.kind == "embedding":
+                    break
+                node = step.source
+            kinds = [one.kind for one in path if one.kind != "nothing"]
+            front = ["swap", "embedding"] if chain.image is None else ["unsqueeze", "embedding"]
+            is_wide = chain.image is None or chain.image.is_wide
+            if kinds == front and is_wide and _is_served(path[-1]) and all(
+                one.kind != "unsqueeze" or one.options["dim"] in (1, -3) for one in path
+            ):  # fmt: skip
+                fronts[chain] = path
+        while True:  # a chain that must stay on rows makes its neighbours stay, too
+            readers = {chain.conv.node for chain in fronts}
+            between = {step.node for path in fronts.values() for step in path}
+            kept = {
+                chain: path
+                for chain, path in fronts.items()
+                if all(user in readers or user in between for step in path for user in step.node.users)
+            }
+            if len(kept) == len(fronts):
+                break
+            fronts = kept
+        for chain, path in fronts.items():
+            chain.embedding, chain.front = path[-1], [step.node for step in path]
+
+    def take_squeeze(self, chain: Chain, nodes: set[fx.Node]) -> bool:
+        """Let a chain remove the axis that its maximum keeps, if that is what comes next."""
+        users = [*chain.last.users]
+        step = self.steps.get(users[0]) if len(users) == 1 else None
+        if step is None or step.kind != "squeeze" or step.options["dim"] not in (2, -1):
+            return False
+        chain.steps.append(step)
+        nodes.add(step.node)
+        return True
+
+    def reads_any_format(self, user: fx.Node, chains: list[Chain]) -> bool:
+        """Tell whether a user of a result takes it in any memory format: a fused call, or a transpose."""
+        if any(user is chain.conv.node and chain.image is None for chain in chains):
+            return True
+        step = self.steps.get(user)
+        return step is not None and step.kind == "swap" and all(
+            (after := self.steps.get(one)) is not None and after.kind == "recurrent" for one in user.users
+        )  # fmt: skip
+
+
+def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, Any], list[Any]]:
+    """Return the stage of a chain, what it is made from, and its operands: nodes or attributes' names."""
+    options, image = chain.conv.options, chain.image
+    pool: Any = None
+    assert chain.pool is not None
+    if chain.pool.kind == "pool":
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        pool = tuple(chain.pool.options[one] for one in names)
+    elif chain.pool.kind == "pool2d":
+        assert image is not None
+        pool = image.pool(chain.pool.options)
+    made = {
+        "convolution": image.convolution(options) if image else _convolution(options),
+        "pool": pool,
+        "contiguous": contiguous,
+        "keepdim": chain.keepdim,
+        "image": image,
+        "squeezed": chain.squeezed,
+        "eps": chain.norm.options["eps"] if chain.norm else None,
+        "padding_idx": chain.embedding.options["padding_idx"] if chain.embedding else None,
+        "of_tokens": chain.embedding is not None,
+    }
+    return FusedCall, made, _given(chain)
+
+
+def _several(chains: list[Chain]) -> tuple[type[FusedConcatenation], dict[str, Any], list[Any]]:
+    first = chains[0]
+    assert first.embedding is not None
+    convolution = first.image.convolution(first.conv.options) if first.image else _convolution(first.conv.options)
+    made = {
+        "convolution": convolution,
+        "padding_idx": first.embedding.options["padding_idx"],
+        "images": [chain.image for chain in chains],
+    }
+    weights = [chain.conv.options[name] for name in ("weight", "bias") for chain in chains]
+    return FusedConcatenation, made, [*_given(first)[:2], *weights]
+
+
+def _given(chain: Chain) -> list[Any]:
+    if chain.embedding is not None:
+        given = [chain.embedding.source, chain.embedding.options["weight"]]
+    else:
+        given = [chain.conv.source, None]
+    given += [chain.conv.options["weight"], chain.conv.options["bias"]]
+    if chain.norm is not None:
+        given += [chain.norm.options[one] for one in ("running_mean", "running_var", "weight", "bias")]
+    return given
+
+
+def _operands(chain: Chain) -> set[fx.Node]:
+    return {one for one in _given(chain) if isinstance(one, fx.Node)}
+
+
+def _convolution(options: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(options[name] for name in ("stride", "padding", "dilation", "groups"))
+
+
+def _concatenated(graph: fx.Graph, chains: list[Chain]) -> Iterator[tuple[fx.Node, list[Chain]]]:
+    """Yield each concatenation of global maxima over one embedding, and the chains that it takes."""
+    by_result: dict[fx.Node, Chain] = {}
+    for chain in chains:
+        if chain.embedding is None or chain.norm or chain.pool is None or chain.pool.kind != "maximum":
+            continue
+        result, users = chain.last, [*chain.last.users]
+        if chain.keepdim:
+            step = link_of(users[0], {}) if len(users) == 1 else None
+            if step is None or step.kind != "squeeze" or step.options["dim"] not in (2, -1):
+                continue
+            result = users[0]
+        if len(result.users) == 1:
+            by_result[result] = chain
+    for node in [*graph.nodes]:
+        if node.target not in (torch.cat, torch.concat, torch.concatenate) or len(node.args) + len(node.kwargs) != 2:
+            continue
+        parts: Any = node.args[0] if node.args else ()
+        if not isinstance(parts, (tuple, list)):
+            continue
+        if (node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")) not in (1, -1):
+            continue
+        together = [by_result[one] for one in parts if one in by_result]
+        if len(together) < max(len(parts), 2):
+            continue
+        keys = {(*map(str, _given(one)[:2]), str(_several([one])[1] | {"images": ()})) for one in together}
+        if len(keys) == 1:
+            for one, part in zip(together, parts, strict=True):
+                if one.last is not part:
+                    one.steps.append(Link("squeeze", part, one.last, {}))
+            yield node, together
+
+
+def _replace(
+    graph: fx.Graph,
+    root: Any,
+    order: dict[fx.Node, int],
+    current: dict[Any, fx.Node],
+    where: fx.Node,
+    last: fx.Node,
+    nodes: set[fx.Node],
+    kind: Any,
+    made: dict[str, Any],
+    operands: list[Any],
+) -> None:
+    """Put a stage in front of ``where`` and give its result to the users of ``last``."""
+    plain, outside = _cut_out(nodes, last, order, root)
+    stage = kind(plain, **made)
+    with graph.inserting_before(where):
+        given = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in operands]
+        fused = graph.call_function(stage, (tuple(given), tuple(outside)))
+    order[fused], current[last] = order[where], fused
+    last.replace_all_uses_with(fused, delete_user_cb=lambda user: user not in nodes)
+
+
+def _cut_out(nodes: set[fx.Node], last: fx.Node, order: dict[fx.Node, int], root: Any) -> tuple[Any, list[fx.Node]]:
+    """Return a function of some nodes of a graph, and the nodes outside whose values it takes."""
+    graph, copies, outside = fx.Graph(), {}, []
+    ordered = sorted(nodes, key=order.__getitem__)
+    for node in ordered:
+        for one in node.all_input_nodes:
+            if one not in nodes and one not in copies:
+                outside.append(one)
+                copies[one] = graph.placeholder(f"given_{len(outside)}")
+    for node in ordered:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[last])
+    return compiled(graph, root), outside
+
+
+def compiled(graph: fx.Graph, root: Any) -> Any:
+    """Return a graph as a function of its placeholders; attributes are read from ``root`` at every call."""
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<seqconv.fusion>", "exec"), scope)
+    return scope["forward"].__get__(root)
+
+
+def _back(node: fx.Node, stop: fx.Node) -> set[fx.Node]:
+    """Return the nodes that make a node's other arguments out of the chain's own: sizes, and the pair of a maximum."""
+    found: set[fx.Node] = set()
+    waiting = [one for one in node.all_input_nodes if is_shape_read(one) or _is_part(one)]
+    while waiting:
+        one = waiting.pop()
+        if one is not stop and one not in found:
+            found.add(one)
+            waiting += [before for before in one.all_input_nodes if is_shape_read(before) or _is_part(before)]
+    return found
+
+
+def _is_part(node: fx.Node) -> bool:
+    return node.target is operator.getitem or node.target in (torch.max, "max")
+
+
+def _reads(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that read a node's shape, and parts of it."""
+    found = {one for one in node.users if is_shape_read(one)}
+    return found | {part for one in found for part in one.users if _is_part(part)}
+
+
+def _is_served(embedding: Link) -> bool:
+    options = embedding.options
+    refused = options["max_norm"] is not None or options["scale_grad_by_freq"] or options["sparse"]
+    return embedding.reason is None and not refused
+
+
+def _writes(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
+
+
+def _name(conv: Link) -> str:
+    if conv.node.op == "call_module":
+        return str(conv.node.target)
+    weight = conv.options.get("weight")
+    return str(weight.target if isinstance(weight, fx.Node) else weight)
+
+
+def _describe(node: fx.Node) -> str:
+    if node.op == "output":
+        return "it is returned"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{name} comes"

@@ -1,0 +1,271 @@
+"""``seqconv.fuse``: a model's forward pass with fused calls in it, the model itself left as it is.
+
+A fused module keeps its class, children, parameters and buffers. Its attribute ``forward`` is a :class:`Program`, which
+runs a graph of the class's ``forward`` where one is known to stand for it, and else that ``forward``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from seqconv.functional.following import is_watched
+from seqconv.fusion.guards import PLAIN, guards, own_call_reason
+from seqconv.fusion.matching import Match, compiled, rewrite
+from seqconv.fusion.tracing import TENSOR, Untraceable, trace
+
+__all__ = ["Program", "analysed", "fuse", "plain_forward", "required", "unfuse"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+MOST = 16  # variants that are kept: each holds code of a few kilobytes
+
+_lock = threading.RLock()  # torch.fx replaces methods of nn.Module while it traces
+
+
+class Analysis(NamedTuple):
+    """A module's graph with fused calls, what was found in it, and why some modules were not looked into."""
+
+    graph: fx.Graph
+    matches: list[Match]
+    holds: Callable[[], bool]
+    modes: list[tuple[nn.Module, bool]]
+    called: frozenset[str]
+    reasons: dict[nn.Module, str]
+
+    @property
+    def is_fused(self) -> bool:
+        return any(match.fused for match in self.matches)
+
+
+class Variant(NamedTuple):
+    """What runs while ``holds``: ``None`` where the class's ``forward`` does."""
+
+    run: Callable[..., Any] | None
+    holds: Callable[[], bool]
+    modes: list[tuple[nn.Module, bool]]
+
+
+def plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward pass of a module's class."""
+    return type(module).forward.__get__(module)  # type: ignore[no-any-return]
+
+
+def analysed(module: nn.Module, given: tuple[Any, ...], options: dict[str, Any], *, differentiable: bool) -> Analysis:
+    """Trace a module's plain forward pass and put fused calls into it. Raises :class:`Untraceable`.
+
+    ``TENSOR`` stands for a tensor among the arguments. Modules inside that cannot be traced are called by the graph.
+    """
+    cut: dict[nn.Module, str] = {}
+    while True:
+        try:
+            with _lock:
+                traced = trace(module, plain_forward(module), given, options, frozenset(cut))
+            break
+        except Untraceable as error:
+            if error.module is module or error.module in cut:
+                raise
+            cut[error.module] = error.reason
+    graph, matches = rewrite(traced.graph, traced.leaves, module, differentiable)
+    seen = [*traced.inlined, *traced.leaves.values()]
+    modes = [(one, one.training) for one in seen]
+    return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), cut)
+
+
+class Program:
+    """The forward pass of a fused module: callable as the class's is."""
+
+    is_replaceable = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.variants: dict[Any, list[Variant]] = {}
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """Return what the class's ``forward`` returns."""
+        key = self._key(given, options)
+        if key is None:
+            return plain_forward(self.module)(*given, **options)
+        variant = self._known(key)
+        if variant is None and not torch.compiler.is_compiling():
+            variant = self._made(key, given, options)
+        if variant is None or variant.run is None:
+            return plain_forward(self.module)(*given, **options)
+        tensors = [one for one in given if isinstance(one, Tensor)]
+        if options:
+            tensors += [one for one in options.values() if isinstance(one, Tensor)]
+        return variant.run(*tensors)
+
+    @property
+    def __code__(self) -> Any:
+        """What ``torch.export`` looks at: an exported program is of the class's own forward pass."""
+        forward: Any = plain_forward(self.module)
+        return forward.__code__
+
+    def _known(self, key: Any) -> Variant | None:
+        known = self.variants.get(key)
+        if not known:
+            return None
+        if torch.compiler.is_compiling():  # which looks at modes itself, and at the rest when it compiles
+            for variant in known:
+                if all(module.training is mode for module, mode in variant.modes) and _still(variant):
+                    return variant
+            return None
+        for variant in known:
+            if variant.holds():
+                return variant
+        return None
+
+    def _key(self, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Return what a graph depends on besides its modules; ``None`` for calls that no graph serves."""
+        if torch.compiler.is_compiling():
+            if torch.compiler._is_exporting_flag:
+                return None
+        elif _has_any_global_hook() or is_watched():
+            return None
+        parts: list[Any] = [torch.is_grad_enabled(), *options]
+        for one in (*given, *options.values()):
+            if isinstance(one, Tensor):
+                parts.append(TENSOR)
+            elif type(one) in PLAIN:
+                parts += (type(one), one)
+            else:
+                return None
+        return tuple(parts)
+
+    def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Variant:
+        """Make the variant of a call, and keep it."""
+        marked = tuple(TENSOR if isinstance(one, Tensor) else one for one in given)
+        named = {name: TENSOR if isinstance(one, Tensor) else one for name, one in options.items()}
+        try:
+            found = analysed(self.module, marked, named, differentiable=key[0])
+        except Untraceable:
+            found = None
+        modules = [*self.module.modules()]
+        if found is not None and found.is_fused:
+            variant = Variant(compiled(found.graph, self.module), found.holds, found.modes)
+        elif found is not None:
+            variant = Variant(None, found.holds, found.modes)
+        else:
+            variant = Variant(None, guards(modules), [(one, one.training) for one in modules])
+        kept = self.variants.get(key, [])
+        if sum(map(len, self.variants.values())) >= MOST:
+            self.variants, kept = {}, []
+        self.variants[key] = [variant, *kept][: MOST // 2]
+        return variant
+
+    def prepare(self, *, differentiable: bool) -> bool:
+        """Make the variant of a call with the required arguments, all tensors; tell whether anything is fused in it."""
+        given = (TENSOR,) * required(self.module)
+        key = (differentiable, *given)
+        with torch.set_grad_enabled(differentiable):
+            return self._made(key, tuple(torch.empty(0) for _ in given), {}).run is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Program, (self.module,)
+
+
+def _still(variant: Variant) -> bool:
+    return variant.holds()
+
+
+# Asked once, while torch.compile traces: what torch.compiler.assume_constant_result sets, which imports Dynamo.
+_still._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def required(module: nn.Module) -> int:
+    """Return the number of arguments that a module's forward pass must be given."""
+    empty, kinds = inspect.Parameter.empty, (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(plain_forward(module)).parameters.values()
+    return sum(one.default is empty and one.kind in kinds for one in parameters)
+
+
+def fuse(model: Module, *, inplace: bool = False) -> Module:
+    """Return ``model`` with fused calls in its forward pass; the numbers, within rounding, stay the same.
+
+    Convolution, batch norm in eval mode, ReLU and maximum pooling, and an embedding in front, become one call wherever
+    they follow each other, in any style: ``nn.Sequential``, attributes, functions. Classes, modules, parameters, the
+    state dict, hooks and all training code stay as they are; :func:`unfuse` takes the fused calls out again, and
+    :func:`fusion_report` tells what was fused, and why the rest was not. A fused model may be fused again.
+
+    A deep copy is fused unless ``inplace``. Raises ``TypeError`` for what is no module, and for one that torch cannot
+    copy.
+    """
+    model = _own(model, inplace)
+    for module in model.modules():
+        if "forward" in module.__dict__ or not _may_have(module):
+            continue
+        program = Program(module)
+        modes = [(one, one.training) for one in module.modules()]
+        found = False
+        with contextlib.suppress(Exception):  # of a forward pass whose arguments are no tensors
+            for training in (not module.training, None):  # the mode that it is in comes last
+                with _mode(modes, training):
+                    for differentiable in (False, True):
+                        found |= program.prepare(differentiable=differentiable)
+        if found:
+            module.forward = program
+    return model
+
+
+def unfuse(model: Module, *, inplace: bool = False) -> Module:
+    """Return ``model`` without what :func:`fuse` put into it: its classes' own forward passes run again.
+
+    A deep copy is changed unless ``inplace``. Raises as :func:`fuse` does.
+    """
+    model = _own(model, inplace)
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), Program):
+            del module.forward
+    return model
+
+
+def _own(model: Module, inplace: bool) -> Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(inplace, bool):
+        raise TypeError(f"inplace must be True or False, got {inplace!r}")
+    if inplace:
+        return model
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(
+            f"model cannot be copied by copy.deepcopy ({error}): pass inplace=True to change it itself"
+        ) from error
+
+
+def _may_have(module: nn.Module) -> bool:
+    """Tell whether a module's own code may hold anything to fuse."""
+    if own_call_reason(module) not in (None, "hooks need the module's own call"):
+        return False
+    is_torch = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    return (
+        not is_torch
+        and not isinstance(module, torch.jit.ScriptModule)
+        and type(module).forward is not nn.Module.forward
+    )
+
+
+@contextlib.contextmanager
+def _mode(modes: list[tuple[nn.Module, bool]], training: bool | None) -> Iterator[None]:
+    """Put modules into training or evaluation mode, ``None`` for the mode that each is in, and back."""
+    try:
+        if training is not None:
+            for module, _ in modes:
+                module.training = training
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

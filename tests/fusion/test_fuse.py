@@ -1,0 +1,403 @@
+"""``seqconv.fuse``: numbers and gradients of the plain model, whatever its style; what must stay plain does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import seqconv
+from seqconv.fusion.calls import FusedCall, FusedConcatenation
+
+TOKENS, ROWS = "tokens", "rows"
+
+
+class Functions(nn.Module):
+    """Functional calls in ``forward``, pool before ReLU, a whole-length pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv1d(4, 8, 5), nn.Conv1d(8, 6, 3, padding="same"), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = F.relu(F.max_pool1d(self.first(x), 3, stride=2, ceil_mode=True))
+        x = self.second(x).relu()
+        return self.head(F.max_pool1d(x, x.size(2)).squeeze(-1))
+
+
+class Weights(nn.Module):
+    """A functional convolution of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 4, 3))
+
+    def forward(self, x):
+        return torch.relu(F.conv1d(x, self.kernel, stride=2)).max(dim=-1).values
+
+
+class TextCNN(nn.Module):
+    """FusedConcatenation convolutions over one embedding, of either dimension."""
+
+    def __init__(self, wide):
+        super().__init__()
+        self.wide = wide
+        self.embedding, self.dropout = nn.Embedding(30, 8, padding_idx=0), nn.Dropout(0.0)
+        kinds = [nn.Conv2d(1, 6, (k, 8)) if wide else nn.Conv1d(8, 6, k) for k in (2, 3, 4)]
+        self.convs, self.head = nn.ModuleList(kinds), nn.Linear(18, 2)
+
+    def forward(self, tokens):
+        rows = self.dropout(self.embedding(tokens))
+        if self.wide:
+            maps = [F.relu(conv(rows.unsqueeze(1))).squeeze(3) for conv in self.convs]
+        else:
+            maps = [F.relu(conv(rows.permute(0, 2, 1))) for conv in self.convs]
+        return self.head(torch.cat([F.max_pool1d(one, one.shape[2]).squeeze(2) for one in maps], dim=1))
+
+
+class Embedded(nn.Module):
+    """An embedding whose rows only a convolution and a pool read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.conv = nn.Embedding(30, 8), nn.Conv1d(8, 6, 3)
+
+    def forward(self, tokens):
+        return F.max_pool1d(F.relu(self.conv(self.embedding(tokens).transpose(1, 2))), 2).flatten(1)
+
+
+class Shared(nn.Module):
+    """An embedding whose rows are read elsewhere, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.conv = nn.Embedding(30, 6), nn.Conv1d(6, 6, 3)
+
+    def forward(self, tokens):
+        rows = self.embedding(tokens)
+        return F.relu(self.conv(rows.mT)).amax(-1) + rows.mean(1)
+
+
+def sequential(*layers):
+    return nn.Sequential(*layers)
+
+
+def parametrized():
+    model = sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2))
+    nn.utils.parametrizations.weight_norm(model[0])
+    return model
+
+
+def image():
+    layers = nn.Conv2d(4, 8, (1, 5)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(8, 6, (1, 3)), nn.ReLU()
+    return sequential(nn.Unflatten(2, (1, 40)), *layers, nn.MaxPool2d((1, 4), (1, 3)), nn.Flatten())
+
+
+def nested():
+    first = sequential(nn.Conv1d(4, 8, 5, stride=2), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.MaxPool1d(2))
+    second = nn.Sequential()
+    for name, layer in {"conv": nn.Conv1d(8, 6, 3), "pool": nn.AdaptiveMaxPool1d(1), "act": nn.ReLU()}.items():
+        second.add_module(name, layer)
+    return sequential(first, second, nn.Flatten(), nn.Linear(6, 2))
+
+
+# Name: the model, its input, and how many of its convolutions are fused in training and in evaluation.
+MODELS = {
+    "functions": (Functions, ROWS, 2, 2),
+    "weights": (Weights, ROWS, 1, 1),
+    "text": (lambda: TextCNN(wide=False), TOKENS, 3, 3),
+    "text of images": (lambda: TextCNN(wide=True), TOKENS, 3, 3),
+    "embedded": (Embedded, TOKENS, 1, 1),
+    "shared rows": (Shared, TOKENS, 0, 0),
+    "parametrized": (parametrized, ROWS, 1, 1),
+    "images": (image, ROWS, 2, 2),
+    "nested, norm": (nested, ROWS, 1, 2),
+    "leaky": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.LeakyReLU(), nn.MaxPool1d(2)), ROWS, 0, 0),
+    "gelu": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.GELU(), nn.MaxPool1d(2)), ROWS, 0, 0),
+    "no pool": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), ROWS, 0, 0),
+    "groups": (lambda: sequential(nn.Conv1d(4, 8, 3, groups=2), nn.ReLU(), nn.MaxPool1d(2)), ROWS, 0, 0),
+    "idle dropout": (
+        lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Dropout(0.0), nn.MaxPool1d(2)),
+        ROWS, 1, 1,
+    ),
+    "dropout": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool1d(2)), ROWS, 0, 1),
+    "dropout behind": (
+        lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Dropout(0.5)),
+        ROWS, 1, 1,
+    ),
+    "norm behind": (
+        lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.MaxPool1d(2)),
+        ROWS, 0, 0,
+    ),
+}  # fmt: skip
+
+
+def made(name, training):
+    torch.manual_seed(3)
+    make, kind, *fused = MODELS[name]
+    model = make().train(training)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+                tensor.copy_(torch.randn(tensor.shape))  # scales of both signs
+            norm.running_var.uniform_(0.5, 2)
+    given = torch.randint(0, 30, (5, 12)) if kind == TOKENS else torch.randn(5, 4, 40)
+    return model, given, fused[0 if training else 1]
+
+
+def close(actual, expected, exact):
+    """Within four times what float32 rounding does to torch's own result, and a few roundings of the largest value."""
+    bound = 4 * (expected.double() - exact).abs().max() + 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (actual.double() - exact).abs().max() <= bound
+
+
+def fused_calls(model):
+    """Return all fused calls in a model's programs."""
+    programs = [one.__dict__["forward"] for one in model.modules() if "forward" in one.__dict__]
+    runs = [variant.run for program in programs for known in program.variants.values() for variant in known]
+    return [
+        one
+        for run in runs
+        if run
+        for one in run.__func__.__globals__.values()
+        if isinstance(one, FusedCall | FusedConcatenation)
+    ]
+
+
+def never_plain(model):
+    """Let the fused calls fail where they would run the plain layers."""
+
+    def plain(*_):
+        raise AssertionError("the plain layers ran")
+
+    for stage in fused_calls(model):
+        stage.plain = plain
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", MODELS)
+def test_numbers_gradients_and_report(name, training):
+    model, given, count = made(name, training)
+    exact = copy.deepcopy(model).double()
+    fused = seqconv.fuse(model)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    assert [type(one) for one in fused.modules()] == [type(one) for one in model.modules()]
+    report = seqconv.fusion_report(fused)
+    assert sum(row.fused for row in report) == count, str(report)
+    assert all(row.fused or row.reason for row in report)
+    never_plain(fused)
+    results = []
+    for one in (fused, model, exact):
+        torch.manual_seed(1)  # for dropout
+        output = one(given.double() if one is exact and given.is_floating_point() else given)
+        output.sin().sum().backward()
+        results.append([output, *(parameter.grad for parameter in one.parameters())])
+    for ours, torchs, best in zip(*results, strict=True):
+        close(ours.detach(), torchs.detach(), best.detach())
+    assert results[0][0].stride() == results[1][0].stride()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        ours = fused(given)
+        torch.manual_seed(1)
+        close(ours, model(given), exact(given.double() if given.is_floating_point() else given))
+    for (_, ours), (_, torchs) in zip(fused.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(ours, torchs)
+
+
+@pytest.mark.parametrize("name", ["functions", "text", "nested, norm"])
+def test_fused_calls_are_made(name):
+    model, given, _ = made(name, training=False)
+    fused = seqconv.fuse(model)
+    fused(given)
+    kinds = {type(one) for one in fused_calls(fused)}
+    assert kinds == ({FusedConcatenation} if name == "text" else {FusedCall})
+
+
+def test_unfuse_and_idempotence():
+    model, given, _ = made("nested, norm", training=False)
+    once = seqconv.fuse(model)
+    twice = seqconv.fuse(once)
+    assert torch.equal(once(given), twice(given))
+    plain = seqconv.unfuse(twice)
+    assert not any("forward" in one.__dict__ for one in plain.modules())
+    assert torch.equal(plain(given), model(given))
+    assert not any(row.fused for row in seqconv.fusion_report(plain))
+    same = seqconv.fuse(model, inplace=True)
+    assert same is model
+    assert "forward" in model.__dict__
+    assert seqconv.unfuse(model, inplace=True) is model
+    assert "forward" not in model.__dict__
+
+
+def test_copies_and_files():
+    model, given, _ = made("functions", training=True)
+    fused = seqconv.fuse(model)
+    expected = fused(given)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert other.forward.module is other
+        assert torch.equal(other(given), expected)
+        with torch.no_grad():
+            other.first.weight.zero_()
+        assert not torch.equal(other(given), expected)
+    assert torch.equal(fused(given), expected)
+
+
+def test_changes_are_followed():
+    model, given, _ = made("nested, norm", training=False)
+    fused = seqconv.fuse(model)
+
+    def same():
+        torch.testing.assert_close(fused(given), seqconv.unfuse(fused)(given), rtol=1e-5, atol=1e-5)
+        return fused(given)
+
+    first = same()
+    fused[0][1].running_mean.add_(1.0)
+    second = same()
+    fused[0][0].stride = (1,)
+    third = same()
+    fused[0][2] = nn.GELU()
+    fourth = same()
+    fused[0][0].register_forward_hook(lambda _module, _given, output: output * 2)
+    fifth = same()
+    fused.train()
+    fused[0][0]._forward_hooks.clear()
+    outputs = [first, second, third, fourth, fifth]
+    for number, one in enumerate(outputs[1:]):
+        assert not torch.allclose(one, outputs[number])
+    expected = seqconv.unfuse(fused)(given)
+    torch.testing.assert_close(fused(given), expected, rtol=1e-5, atol=1e-5)
+    assert fused[0][1].num_batches_tracked == 1
+
+
+def test_hooks_watch_what_they_watched():
+    model, given, _ = made("functions", training=True)
+    seen = []
+    fused = seqconv.fuse(model)
+    fused.first.register_forward_hook(lambda _module, _given, output: seen.append(output.shape))
+    fused(given)
+    assert seen == [(5, 8, 36)]
+    rows = {row.name: row for row in seqconv.fusion_report(fused)}
+    assert not rows["first"].fused
+    assert "hooks" in rows["first"].reason
+    assert rows["second"].fused
+
+
+def test_ties_of_amax_are_shared():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(1, 1, 1)
+
+        def forward(self, x):
+            return F.relu(self.conv(x)).amax(dim=-1)
+
+    fused = seqconv.fuse(Model())
+    nn.init.ones_(fused.conv.weight)
+    x = torch.ones(1, 1, 4, requires_grad=True)
+    fused(x).sum().backward()
+    assert x.grad.flatten().tolist() == [0.25] * 4
+    assert "amax" in seqconv.fusion_report(fused)[0].reason
+
+
+def test_a_forward_pass_that_cannot_be_traced():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.conv, self.calls = Functions(), nn.Conv1d(4, 4, 1), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.inner(x) if x.mean() > 0 else self.inner(F.relu(self.conv(x)))
+
+    fused = seqconv.fuse(Model())
+    for given in (torch.rand(2, 4, 30), -torch.rand(2, 4, 30)):
+        torch.testing.assert_close(fused(given), seqconv.unfuse(fused)(given))
+    assert fused.calls == 2  # not those of tracing
+    rows = {row.name: row for row in seqconv.fusion_report(fused)}
+    assert rows["inner.first"].fused
+    assert rows["inner.second"].fused
+    assert not rows["conv"].fused
+    assert "the model" in rows["conv"].reason
+
+
+def test_arguments():
+    class Model(Functions):
+        def forward(self, x, scale=1, *, shift=None, mask=None):
+            x = super().forward(x) * scale
+            if shift is not None:
+                x = x + shift
+            return x if mask is None else x * mask[0]
+
+    torch.manual_seed(0)
+    fused = seqconv.fuse(Model())
+    plain, x = seqconv.unfuse(fused), torch.randn(3, 4, 30)
+    for given, options in [((x,), {}), ((x, 2), {}), ((x, 2.5), {}), ((x, x.mean()), {"shift": x.std()}),
+                           ((x,), {"mask": [x.std()]}), ((x,), {"shift": True})]:  # fmt: skip
+        torch.testing.assert_close(fused(*given, **options), plain(*given, **options))
+
+
+def test_errors_are_torchs_own():
+    model, _, _ = made("functions", training=True)
+    with pytest.raises(RuntimeError) as expected:
+        model(torch.randn(2, 3, 30))
+    with pytest.raises(RuntimeError) as found:
+        seqconv.fuse(model)(torch.randn(2, 3, 30))
+    assert str(found.value) == str(expected.value)
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+        seqconv.fuse(3)
+    with pytest.raises(TypeError, match="inplace must be True or False, got 1"):
+        seqconv.fuse(nn.ReLU(), inplace=1)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        seqconv.fusion_report("model")
+    old = sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2))
+    old[0].cannot = threading.Lock()
+    with pytest.raises(TypeError, match="inplace=True"):
+        seqconv.fuse(old)
+
+
+def test_threads():
+    model, given, _ = made("nested, norm", training=False)
+    fused = seqconv.fuse(model)
+    for one in fused.modules():
+        if "forward" in one.__dict__:
+            one.forward.variants.clear()
+    expected, found = model(given), []
+    workers = [threading.Thread(target=lambda: found.append(fused(given))) for _ in range(8)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join()
+    assert len(found) == 8
+    for one in found:
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_compiled(training):
+    model, given, count = made("nested, norm", training)
+    fused = seqconv.fuse(model)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(fused, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(given), model(given))
+    targets = [str(node.target) for node in graphs[0].graph.nodes]
+    assert targets.count("seqconv.conv_relu_max_pool.default") == count
+
+
+def test_exported_programs_are_of_torchs_operations():
+    model, given, _ = made("functions", training=False)
+    program = torch.export.export(seqconv.fuse(model), (given,))
+    assert not any("seqconv" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(given), model(given))
