@@ -49,9 +49,8 @@ class InTheWild(Operation):
         self.register(Provider("seqconv", fused, cannot_fuse, ours=True))
         self.register(Provider("seqconv compiled", partial(compiled, backend=BACKEND), no_backend, ours=True))
         cannot = partial(cannot_compile, "torch.compile")
-        # The eager model's numbers for the dropout.
-        options = {"options": {"fallback_random": True}}
-        self.register(Provider("torch.compile", partial(compiled, **options), cannot, one_batch=True))
+        make = partial(compiled, options={"fallback_random": True})  # the eager model's numbers for the dropout
+        self.register(Provider("torch.compile", make, cannot, one_batch=True))
         for name in CONVERTERS:
             reason = partial(cannot_convert, name)
             self.register(Provider(name, remote(name), reason, leeway=LEEWAY))
@@ -108,19 +107,22 @@ class WildStep(ModelStep):
         buffers = dict(self.model.named_buffers())
         kept = [one.clone().flatten() for one in buffers.values() if one.is_floating_point()]
         found |= {"running statistics": torch.cat(kept)} if kept else {}
-        own = {name: one.grad for name, one in self.parameters.items()}
+        own = self.gradients()
         self.convert(torch.float64)
         self.prepare()
         self.computed().backward()  # type: ignore[no-untyped-call]
-        exact = {name: one.grad for name, one in self.parameters.items()}
+        exact = self.gradients()
         self.prepare()
         self.convert(self.dtype)
         least = LEAST_NORM * torch.stack([one.norm() for one in exact.values()]).norm()
-        off = [(own[name] - one).norm() / torch.maximum(one.norm(), least) for name, one in exact.items()]
-        # NaN is far off, too.
-        found["gradients off"] = sum((~(one <= MOVED)).to(self.dtype) for one in off)
+        off = torch.stack([(own[name] - one).norm() / one.norm().clamp(least) for name, one in exact.items()])
+        found["gradients off"] = (~(off <= MOVED)).sum().to(self.dtype)  # NaN is far off, too
         found["gradients"] = torch.cat([one.flatten().to(self.dtype) for one in exact.values()])
         return found
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the parameters' gradients, zeros where there is none."""
+        return {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in self.parameters.items()}
 
 
 def plain(case: Case) -> nn.Module:
@@ -128,7 +130,8 @@ def plain(case: Case) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = WILD[case.name].make()
-        for norm in (one for one in model.modules() if isinstance(one, _BatchNorm)):
+        norms: Any = (one for one in model.modules() if isinstance(one, _BatchNorm))
+        for norm in norms:
             norm.weight.uniform_(-0.5, 1.5)
             norm.bias.normal_(std=0.1)
             norm.running_mean.normal_(std=0.1)
