@@ -2,7 +2,7 @@
 
 What users type::
 
-    python -m benchmarks [--suite NAME] [--quick]   the suites; a results file, its tables and its pictures
+    python -m benchmarks [NAME] [--quick]           the suites; a results file, its tables and its pictures
     pytest benchmarks -k imdb1                      the same by pytest-benchmark: its JSON, compare and histogram
     python -m benchmarks.gpu                        on a GPU: tests, then benchmarks (``make gpu``)
     python -m benchmarks.report FILE                a results file's tables and pictures
@@ -13,7 +13,7 @@ The map; arrows are imports, and there is no circle::
 
     registry (Case, Provider, Operation)    timing (sides in turn)    worker (a process that is asked)
         ^                                       ^                         ^
-    operations/ (the work, and who can do it): layers, gather, windows, models, rivals    <- peers (other frameworks)
+    operations/ (the work, and who can do it): layers, gather, windows, models, rivals, wild <- peers (other frameworks)
         ^
     checking (nothing is timed before it is right) <- runner (one comparison: check, settle, take turns)
         ^                                               ^
@@ -25,6 +25,7 @@ To change what is measured, open
 
 - which cases a suite has, or a new suite: ``suites``; in which order a GPU does what: ``gpu_plan``
 - a layer or model, its inputs, its definition: its file in ``operations/``; torch's peers: ``operations/torch_peers``
+- a published model, of which torch alone is known: its file in ``models/``, and ``WILD`` there
 - another framework: ``peers`` (what it needs) and ``frameworks`` (how it does a case's work, in its own process)
 - how sides take turns, blocks, stopwatches: ``timing``; tolerances: ``checking``
 - what is no comparison of two times: ``dispatch``, ``peak``, ``fresh`` (first calls, memory), ``gpu_parts`` (kernels

@@ -1,4 +1,4 @@
-"""Run the suites, write one results file, print its report: ``python -m benchmarks [--suite NAME] [--quick]``."""
+"""Run the suites, write one results file, print its report: ``python -m benchmarks [NAME ...] [--quick]``."""
 
 from __future__ import annotations
 
@@ -32,16 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Check, then time seqconv and its peers in turn; write a results file and its report.",
-        epilog="\n".join(["suites:", *about, "\nexample: python -m benchmarks --suite windows --out windows.json"]),
+        epilog="\n".join(["suites:", *about, "\nexample: python -m benchmarks windows --out windows.json"]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suite", action="append", choices=SUITES, help="run this suite alone (may be repeated)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="run this suite alone (may be repeated)")
+    parser.add_argument("--suite", action="append", choices=SUITES, help="the same by an option")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, no first calls: under 2 minutes")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--select", metavar="EXPRESSION", help="only tests whose names match, as in pytest -k")
     parser.add_argument("--out", type=Path, metavar="FILE", help="results file (benchmarks/results/DEVICE-DATE.json)")
     options = parser.parse_args(arguments)
-    chosen = options.suite or [name for name, suite in SUITES.items() if not suite.on_request]
+    if unknown := [name for name in options.names if name not in SUITES]:
+        parser.error(f"NAME must be one of {', '.join(SUITES)}, got {unknown[0]!r}")
+    chosen = [*options.names, *(options.suite or ())] or [
+        name for name, suite in SUITES.items() if not suite.on_request
+    ]
     words = [*(f"--suite={name}" for name in chosen), *["--quick"] * options.quick, f"--device={options.device}"]
     words += ["-k", options.select] if options.select else []
     load = round(os.getloadavg()[0], 2)

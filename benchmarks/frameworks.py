@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.operations import operation
 from benchmarks.operations.models import EMBEDDED, model_of, name_of, torch_model
@@ -66,7 +66,7 @@ def openvino(case: Case, threads: int) -> Work:
     """Return the inference by the torch model converted, in float32, tuned for latency."""
     import openvino
 
-    model, batch = torch_model(case).eval(), operation(case.operation).inputs(case, "random")["batch"]
+    model, batch = plain(case)
     converted = openvino.convert_model(model, example_input=batch, input=[tuple(batch.shape)])
     options = {
         "INFERENCE_NUM_THREADS": threads,
@@ -82,7 +82,7 @@ def onnxruntime(case: Case, threads: int) -> Work:
     """Return the inference by the torch model exported, on the CPU's kernels."""
     import onnxruntime
 
-    model, batch = torch_model(case).eval(), operation(case.operation).inputs(case, "random")["batch"]
+    model, batch = plain(case)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     with tempfile.TemporaryDirectory(prefix="seqconv-onnx-") as folder:
@@ -91,6 +91,12 @@ def onnxruntime(case: Case, threads: int) -> Work:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {"batch": batch.numpy()}
     return Work(lambda: session.run(None, feed)[0])
+
+
+def plain(case: Case) -> tuple[nn.Module, Tensor]:
+    """Return the torch model of a case, for inference, and its batch."""
+    kind = operation(case.operation)
+    return kind.definition(case).eval(), kind.inputs(case, "random")["batch"]
 
 
 def keras(case: Case, threads: int) -> Work:

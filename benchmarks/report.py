@@ -36,6 +36,7 @@ SWEEP_HEADERS = (
     "75 %",
     "95 %",
 )
+MEAN_HEADERS = ("work", "provider", "models", "geometric mean", "least", "of", "most")
 LOSER_HEADERS = ("times faster", "quartiles", "ms per call", "mode", "provider", "shape", "layout", "torch's")
 TITLES = {
     "kernels alone": "Kernels alone, each out of a CUDA graph of several calls, beside its own bytes or operations:",
@@ -84,7 +85,7 @@ def markdown(results: Mapping[str, Any], images: Sequence[str] = ()) -> str:
 
 
 def sections(results: Mapping[str, Any], style: str) -> list[str]:
-    """Return the report's parts: caption, tests, promises, failures, table, losses, sweep, quantities, left out."""
+    """Return the report's parts: caption, tests, promises, failures, table, losses, means, sweep, quantities, rest."""
     swept, others = apart(results)
     lost = [one for one in others if loses(one)]
     ours = sum(bool(one["ours"]) for one in others)
@@ -106,6 +107,7 @@ def sections(results: Mapping[str, Any], style: str) -> list[str]:
         table(others),
         verdict,
         table(lost),
+        *means([one for one in others if one.get("suite") == "wild"], style),
         *(sweep(swept, style) if swept else ()),
         *quantities(results["quantities"], style),
         "Left out:" if left_out else "",
@@ -137,6 +139,22 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{cold['empty_caches']:.2f} s, cached {cold['warm_caches']:.2f} s" if cold else "",
         f"{one['roofline']:.3g}" if one.get("roofline") else "",
     )
+
+
+def means(measurements: Measurements, style: str) -> list[str]:
+    """Return how many times faster than their baseline providers were over all published models, for each work."""
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for one in measurements:
+        case = one["case"]
+        work = case["mode"].replace("_", " ") + ", " + ("batch 1" if case["shape"]["N"] == 1 else "usual batch")
+        groups.setdefault((work, one["provider"]), []).append((one["ratio"]["median"], case["name"]))
+    rows = []
+    for (work, provider), found in groups.items():
+        ratios, (least, worst) = [ratio for ratio, _ in found], min(found)
+        mean = statistics.geometric_mean(ratios)
+        rows.append((work, provider, len(found), f"{mean:.3g}", f"{least:.3g}", worst, f"{max(ratios):.3g}"))
+    title = "Over all published models, times faster than torch eager:" if rows else ""
+    return [title, tabulate(rows, MEAN_HEADERS, style)]
 
 
 def sweep(measurements: Measurements, style: str) -> list[str]:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks import dispatch, fresh, timing
+from benchmarks.models import WILD
 from benchmarks.operations.gather import COLUMNS, EMBEDDINGS, ROWS, WINDOWS, embedding_case, window_case
 from benchmarks.operations.layers import LAYERS, LAYOUTS, conv_positions, layer_case, rival_case, sweep_cases
 from benchmarks.operations.models import MODELS, model_case
+from benchmarks.operations.wild import wild_case
 from benchmarks.registry import Case, Comparison, Contender, candidates, comparisons
 from benchmarks.runner import at_work, quantity
 
@@ -128,6 +130,15 @@ def peers(device: str, quick: bool) -> list[Case]:
     return [model_case(name, mode, device=device, operation="peers") for name in names for mode in BOTH]
 
 
+def wild(device: str, quick: bool) -> list[Case]:
+    """Return every model's training step and inference, and inference of single samples; one model in a quick run."""
+    return [
+        wild_case(name, mode, batch=batch, device=device)
+        for mode, batch in (("training_step", None), ("inference", None), ("inference", 1))
+        for name in (["ecg_beats"] if quick else WILD)
+    ]
+
+
 def sweep(device: str, quick: bool) -> list[Case]:
     """Return 200 random shapes in both modes; the first 20 of them in a quick run."""
     return sweep_cases(PASSES, 20 if quick else 200, device)
@@ -209,6 +220,7 @@ SUITES = {
               unavailable=fresh.no_memory),
         Suite("gather_shapes", "tables and series where folding or gathering pays least", gather_shapes, 0.5, True),
         Suite("peers", "whole models beside torch.compile, an RNN and other frameworks", peers, 2.0, True),
+        Suite("wild", "published models as seqconv fuses them, beside torch and other compilers", wild, 1.0, True),
         Suite("sweep", "the fused layers at 200 random shapes", sweep, 0.2, True),
     )
 }  # fmt: skip

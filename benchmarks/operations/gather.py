@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.models.examples import zipf
 from benchmarks.operations.layers import fused_name, global_max_pool, max_pool, pooled_shape
 from benchmarks.operations.steps import TensorStep, layer_tensors, seeded
 from benchmarks.operations.torch_peers import no_device, on_cpu, torch_providers
@@ -94,13 +95,6 @@ def source() -> DataSource:
     """Return ``"synthetic"`` where no folder is named and the package that knows the cache's is missing, as on GPUs."""
     named = os.environ.get("SEQCONV_DATA") or os.environ.get("SEQCONV_CACHE")
     return "auto" if named or importlib.util.find_spec("pooch") else "synthetic"
-
-
-def zipf(generator: torch.Generator, shape: tuple[int, int], words: int) -> Tensor:
-    """Return random tokens, word ``r`` as frequent as ``1 / (r + 1)``."""
-    weights = torch.arange(1, words + 1, dtype=torch.float64).reciprocal().cumsum(0)
-    places = torch.rand(shape, generator=generator, dtype=torch.float64) * weights[-1]
-    return torch.searchsorted(weights, places).clamp_(max=words - 1)
 
 
 def random_starts(generator: torch.Generator, count: int, rows: int, length: int, step: int) -> Tensor:

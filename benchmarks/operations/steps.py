@@ -3,7 +3,8 @@
 ``inference``: ``torch.inference_mode``, parameters that stay as they are, so whatever was derived from them may be
 kept. ``forward``: ``torch.no_grad``, parameters written between calls as an optimizer would, so nothing derived from
 them lasts. ``forward_backward``: output and gradients of the parameters, and of the input where the case asks for it.
-``training_step``: the same, and RMSprop over the parameters with the notebook's settings.
+``training_step``: the same, and RMSprop over the parameters with the notebook's settings,
+or another optimizer that the step is given.
 
 Parameters go back to their first values between calls, untimed: an optimizer that pushes the same way for a thousand
 calls would kill every ReLU, and a backward pass that profits from zeros would be timed on nothing else.
@@ -36,6 +37,8 @@ class TensorStep:
         input: Tensor,
         parameters: Mapping[str, Tensor],
         gradient: Tensor,
+        *,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = rmsprop,
     ) -> None:
         if case.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {case.mode!r}")
@@ -51,7 +54,7 @@ class TensorStep:
         for tensor in parameters.values():
             tensor.requires_grad_(training)
         if case.mode == "training_step":
-            self.optimizer = rmsprop(list(parameters.values()))
+            self.optimizer = optimizer(list(parameters.values()))
         self.call = getattr(self, case.mode)
 
     def prepare(self) -> None:

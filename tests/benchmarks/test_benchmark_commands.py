@@ -81,6 +81,19 @@ def test_what_pytest_was_asked_and_measured_becomes_results_and_report(tmp_path,
     assert f"written: {path.with_suffix('.md')}" in text
 
 
+def test_a_suite_is_asked_for_by_its_name_alone(monkeypatch, capsys):
+    asked = []
+    done = subprocess.CompletedProcess([], 1)
+    fake = SimpleNamespace(run=lambda command, **_: asked.extend(command) or done)
+    monkeypatch.setattr(__main__, "subprocess", fake)
+    assert main(["wild", "--suite", "windows", "--quick"]) == 1
+    chosen = [word.partition("=")[2] for word in asked if word.startswith("--suite")]
+    assert chosen == ["wild", "windows"]
+    with pytest.raises(SystemExit):
+        main(["wilder"])
+    assert "NAME must be one of windows, conv_pool" in capsys.readouterr().err
+
+
 def test_all_suites_but_those_on_request_run_if_none_is_named(monkeypatch):
     asked = []
     done = subprocess.CompletedProcess([], 1)
