@@ -57,7 +57,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={"test": TEST, "bench": ["pytest>=8", "pytest-benchmark>=5"], "peers": PEERS},
-    entry_points={"console_scripts": ["seqconv = seqconv.cli:main"]},
+    entry_points={
+        "console_scripts": ["seqconv = seqconv.cli:main"],
+        "torch_dynamo_backends": ["seqconv = seqconv.fusion.backend:compile_graph"],
+    },
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -1,8 +1,8 @@
-"""Fused calls put into models as they are, by one line.
+"""Fused calls put into models as they are, by one line or by ``torch.compile``.
 
 ``tracing`` makes a graph of a forward pass, ``guards`` tells when it holds, ``links`` reads its nodes, ``matching``
 finds what a fused call replaces, ``calls`` are these calls, ``program`` runs the graph in the model's place,
-``report`` tells what was found.
+``report`` tells what was found; ``backend`` does the same to graphs of ``torch.compile``.
 """
 
 from seqconv.fusion.program import fuse, unfuse

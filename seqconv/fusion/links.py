@@ -112,6 +112,8 @@ def _checked(kind: str, node: fx.Node, source: Any, options: dict[str, Any]) -> 
     tensors = {"weight", "bias", "running_mean", "running_var"}
     if kind in ("conv1d", "conv2d") and options["groups"] != 1:
         reason = "groups: torch's own convolution is as fast"
+    if kind == "conv2d" and (shape := _shape(options["weight"])) is not None:
+        options["kernel_size"] = shape[2:]
     if kind in ("pool", "pool2d", "adaptive") and options.pop("return_indices"):
         reason = "the pool returns indices"
     if kind == "adaptive":
@@ -133,7 +135,9 @@ def _checked(kind: str, node: fx.Node, source: Any, options: dict[str, Any]) -> 
         kind = "maximum"
     elif kind == "pool":
         size = options["kernel_size"]
-        whole = length_read(size[0] if isinstance(size, (tuple, list)) and len(size) == 1 else size)
+        only = size[0] if isinstance(size, (tuple, list)) and len(size) == 1 else size
+        shape = _shape(source)
+        whole = source if shape is not None and len(shape) == 3 and only == shape[2] else length_read(only)
         if whole is not None and all(
             options[name] == default
             for name, default in {"padding": 0, "dilation": 1, "ceil_mode": False}.items()
@@ -148,6 +152,13 @@ def _checked(kind: str, node: fx.Node, source: Any, options: dict[str, Any]) -> 
     if computed - tensors:
         reason = f"{', '.join(sorted(computed - tensors))}: computed in the forward pass"
     return Link(kind, node, source, options, reason)
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    """Return the shape that Dynamo knows of a node's tensor, ``None`` where it changes or is not known."""
+    value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    shape = tuple(getattr(value, "shape", ()))
+    return shape if shape and all(type(one) is int for one in shape) else None
 
 
 def _is_computed(value: Any) -> bool:
@@ -213,7 +224,7 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
         options |= {"scale_grad_by_freq": module.scale_grad_by_freq, "sparse": module.sparse}
         return Link("embedding", node, source, options, reason)
     if isinstance(module, RECURRENT):
-        return Link("recurrent", node, source, {}, "torch's own kernels serve it")
+        return Link("recurrent", node, source, {"of": type(module).__name__}, "torch's own kernels serve it")
     return None
 
 

@@ -15,7 +15,7 @@ from seqconv.fusion.links import Link, is_shape_read, link_of
 __all__ = ["Match", "rewrite"]
 
 WORDS = {
-    "conv1d": "Conv1d", "conv2d": "Conv2d", "embedding": "Embedding", "norm": "BatchNorm1d", "relu": "ReLU",
+    "conv1d": "Conv1d", "conv2d": "Conv2d", "embedding": "Embedding", "norm": "BatchNorm", "relu": "ReLU",
     "pool": "MaxPool1d", "pool2d": "MaxPool2d", "maximum": "global maximum",
 }  # fmt: skip
 
@@ -67,6 +67,9 @@ def rewrite(
     ``leaves`` are the modules that the graph calls, by name, ``root`` what the graph takes attributes from, and
     ``differentiable`` tells whether gradients may be wanted.
     """
+    for node in reversed([*graph.nodes]):
+        if node.target is operator.getitem and not node.users:  # what a tuple was taken apart into, and is not wanted
+            graph.erase_node(node)
     steps = {}
     for node in graph.nodes:
         if (step := link_of(node, leaves)) is not None:
@@ -115,7 +118,7 @@ class _Matcher:
             reason = self._hazard(chain)
         if reason is None:
             return chain
-        return Match(_name(conv), chain.kind() or type(conv).__name__, False, reason)
+        return Match(_name(conv), conv.options.get("of") or chain.kind(), False, reason)
 
     def _follow(self, chain: Chain) -> str | None:
         """Add the steps behind a convolution up to its pool; return why they are no fused call."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import seqconv
+from seqconv.fusion.backend import compile_graph
 from seqconv.fusion.calls import FusedCall, FusedConcatenation
 
 TOKENS, ROWS = "tokens", "rows"
@@ -287,6 +288,22 @@ def test_hooks_watch_what_they_watched():
     assert rows["second"].fused
 
 
+def test_values_and_indices():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 6, 3)
+
+        def forward(self, x):
+            values, _ = F.relu(self.conv(x)).max(2)
+            return values
+
+    fused, x = seqconv.fuse(Model()), torch.randn(2, 4, 9)
+    never_plain(fused)
+    torch.testing.assert_close(fused(x), seqconv.unfuse(fused)(x))
+    assert seqconv.fusion_report(fused)[0].fused
+
+
 def test_ties_of_amax_are_shared():
     class Model(nn.Module):
         def __init__(self):
@@ -394,6 +411,51 @@ def test_compiled(training):
     torch.testing.assert_close(compiled(given), model(given))
     targets = [str(node.target) for node in graphs[0].graph.nodes]
     assert targets.count("seqconv.conv_relu_max_pool.default") == count
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ["functions", "weights", "text", "text of images", "images", "nested, norm", "gelu"])
+def test_backend_of_torch_compile(name, training):
+    model, given, count = made(name, training)
+    exact, plain = copy.deepcopy(model).double(), copy.deepcopy(model)
+    calls = []
+
+    def backend(graph, examples):
+        forward = compile_graph(graph, examples)
+        found = [node.target for node in graph.graph.nodes if isinstance(node.target, FusedCall | FusedConcatenation)]
+        for call in found:
+            call.plain = never
+        calls.extend(found)
+        return forward
+
+    def never(*_):
+        raise AssertionError("the plain layers ran")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend)
+    results = []
+    for one in (compiled, plain, exact):
+        torch.manual_seed(1)
+        output = one(given.double() if one is exact and given.is_floating_point() else given)
+        output.sin().sum().backward()
+        results.append([output, *(parameter.grad for parameter in one.parameters())])
+    for ours, torchs, best in zip(*results, strict=True):
+        close(ours.detach(), torchs.detach(), best.detach())
+    assert len(calls) == (1 if count == 3 else count)
+    torch._dynamo.reset()
+
+
+def test_backend_of_changing_shapes():
+    model, given, _ = made("functions", training=True)
+    compiled = torch.compile(model, backend=compile_graph, dynamic=True)
+    for length in (40, 41, 57):
+        x = torch.randn(3, 4, length)
+        torch.testing.assert_close(compiled(x), model(x))
+    torch._dynamo.reset()
+
+
+def test_backend_is_registered():
+    assert "seqconv" in torch._dynamo.list_backends(exclude_tags=())
 
 
 def test_exported_programs_are_of_torchs_operations():
