@@ -1,4 +1,4 @@
-"""``torch.compile(model, backend="seqconv")``: fused calls in the graphs that Dynamo captures, which then run eagerly."""
+"""``torch.compile(model, backend="seqconv")``: fused calls in graphs that Dynamo captures, which then run eagerly."""
 
 from __future__ import annotations
 

@@ -446,7 +446,7 @@ def test_backend_of_torch_compile(name, training):
 
 
 def test_backend_of_changing_shapes():
-    model, given, _ = made("functions", training=True)
+    model, _, _ = made("functions", training=True)
     compiled = torch.compile(model, backend=compile_graph, dynamic=True)
     for length in (40, 41, 57):
         x = torch.randn(3, 4, length)
