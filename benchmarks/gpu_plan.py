@@ -20,6 +20,7 @@ from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
 from benchmarks.operations.torch_peers import TUNED
+from benchmarks.operations.wild import WILD, wild_case
 from benchmarks.registry import Case
 
 AUTO, EAGER, COMPILED = "seqconv auto", "torch eager", "torch.compile"
@@ -71,6 +72,7 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         Stage("promised figures", figures),
         Stage("kernels alone", list(parts(device, batches)), most=0.3),
         Stage("training steps", list(steps), most=0.25),
+        Stage("models in the wild", list(in_the_wild(device)), most=0.25),
         Stage("sweep", random_shapes[:first], most=0.35),
         Stage("torch.compile", compiled, most=0.3),
         Stage("all layers", list(compared("conv_pool", rest, ours(device), BETTER, seconds=0.2)), most=0.3),
@@ -81,7 +83,7 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         Stage("other random shapes", random_shapes[first:], most=0.3),
         Stage("max-autotune", tuned, reserved=0.15),
     ]
-    return [plan[place] for place in (0, 1, 3, 5, 12)] if quick else plan
+    return [plan[place] for place in (0, 1, 3, 6, 13)] if quick else plan
 
 
 def compared(
@@ -123,6 +125,13 @@ def of_models(
         case = step_case(name, mode, batch=batch, dtype=dtype, device=device)
         others = [one + suffix for one in ((rnn, EAGER) if provider == AUTO else (EAGER,))]
         yield from compared("rivals", [case], provider + suffix, *others, patience=patience)
+
+
+def in_the_wild(device: str) -> Iterator[Job]:
+    """Yield other people's models, fused, at the batch that is usual for them."""
+    for mode, name in product(("training_step", "inference"), WILD):
+        case = wild_case(name, mode, batch=REHEARSED if device == "cpu" else None, device=device)
+        yield from compared("wild", [replace(case, dtype="tf32")], "seqconv", EAGER, seconds=0.3)
 
 
 def parts(device: str, batches: Sequence[int]) -> Iterator[Job]:

@@ -73,8 +73,9 @@ def small(job: Job) -> Job:
 
 
 def reads_tokens(case: Case) -> bool:
-    """Tell whether a case begins with an embedding: it is folded if there are samples enough."""
-    return case.operation.startswith("embedding") or (case.operation == "rivals" and model_of(case).takes == "tokens")
+    """Tell whether a case may begin with an embedding: it is folded if there are samples enough."""
+    known = case.operation.startswith("embedding") or case.operation == "wild"
+    return known or (case.operation == "rivals" and model_of(case).takes == "tokens")
 
 
 def compile_for(job: Job) -> None:

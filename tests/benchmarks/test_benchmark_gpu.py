@@ -44,7 +44,7 @@ SMALL = replace(TINY, shape={**SHAPE, "P": 4}, mode="forward")  # 10 positions: 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_plan_has_promised_figures_first_and_what_compiles_for_long_last(device):
     plan = gpu_plan.stages(device)
-    first = ["limits", "promised figures", "kernels alone", "training steps", "sweep", "torch.compile"]
+    first = ["limits", "promised figures", "kernels alone", "training steps", "models in the wild", "sweep"]
     assert [stage.name for stage in plan[:6]] == first
     assert [stage for stage in plan if any("max-autotune" in job.provider for job in stage.jobs)] == [plan[-1]]
     assert sum(stage.reserved for stage in plan) < 0.5
@@ -101,7 +101,7 @@ def test_each_kernel_is_compiled_by_one_background_process_for_a_cut_batch_unles
     parts = [gpu_warm.wanted(plan, number, 3) for number in range(3)]
     ours = [job for part in parts for job in part if "seqconv" in job.provider]
     assert len(ours) == len({(job.kind, str(job.case)) for job in ours})
-    names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton"}
+    names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton", "seqconv"}
     assert {job.provider for part in parts[1:] for job in part} <= names
     assert {job.provider for job in parts[0]} == {"torch.compile"}
     assert {job.case.shape["N"] for job in parts[0]} == {128, 4096}
@@ -112,7 +112,8 @@ def test_each_kernel_is_compiled_by_one_background_process_for_a_cut_batch_unles
     for job in ours:
         tokens = job.case.operation.startswith("embedding") or job.case.name.startswith("imdb_convnet")
         whole = tokens and job.kind != "parts"  # whose plans are named
-        assert job.case.shape["N"] in ((128, 4096) if whole else (gpu_warm.SAMPLES,))
+        if job.case.operation != "wild":
+            assert job.case.shape["N"] in ((128, 4096) if whole else (gpu_warm.SAMPLES,))
 
 
 def test_background_processes_end_with_the_block(monkeypatch):
