@@ -8,6 +8,8 @@ from seqconv.fusion import FusionReport, fuse, fusion_report, unfuse
 from seqconv.layers import (
     GRU,
     LSTM,
+    ConvBatchNormReLUGlobalMaxPool1d,
+    ConvBatchNormReLUMaxPool1d,
     ConvReLUGlobalMaxPool1d,
     ConvReLUMaxPool1d,
     EmbeddingConvReLUGlobalMaxPool1d,
@@ -21,6 +23,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "BackendError",
+    "ConvBatchNormReLUGlobalMaxPool1d",
+    "ConvBatchNormReLUMaxPool1d",
     "ConvReLUGlobalMaxPool1d",
     "ConvReLUMaxPool1d",
     "EmbeddingConvReLUGlobalMaxPool1d",

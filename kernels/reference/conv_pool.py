@@ -24,6 +24,7 @@ __all__ = [
     "behind",
     "compose",
     "compose_several",
+    "convolved",
     "dense_gradients",
     "forward",
     "gathered",
@@ -199,7 +200,7 @@ def _activation(
 
     That is minus infinity for a pool, as its padding has, and 0 for the global maximum.
     """
-    activation = F.relu(_conv1d(input, weight, bias, convolution))
+    activation = F.relu(convolved(input, weight, bias, convolution))
     if source.lengths is None:
         return activation
     positions, _ = limits(source.lengths, weight.size(2), convolution, None)
@@ -228,7 +229,8 @@ def _sizes(source: Source, weight: Tensor, convolution: Convolution, pool: Pool 
     return source.samples, outputs, pool.output_length(positions), pool.size - 1
 
 
-def _conv1d(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+def convolved(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+    """Return the convolution, ``(N, O, L)``; what ``F.conv1d`` cannot say is padding of two sizes."""
     left, right = convolution.padding
     if left != right:
         common = min(left, right)

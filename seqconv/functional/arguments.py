@@ -19,6 +19,7 @@ __all__ = [
     "floating",
     "folded_dtype",
     "integer",
+    "number",
     "operands",
     "pool",
     "positions",
@@ -112,6 +113,13 @@ def single(name: str, value: Any, least: int) -> int:
             raise ValueError(f"{name} must be one integer, got {value!r}")
         value = value[0]
     return integer(name, value, least)
+
+
+def number(name: str, value: Any) -> float:
+    """Return ``value`` if it is a number, which ``True`` is not, else raise ``TypeError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value  # type: ignore[return-value]
 
 
 def operands(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | None) -> None:

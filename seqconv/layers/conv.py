@@ -10,7 +10,7 @@ trained either way are the same parameters, and the same call, so that hooks and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from seqconv import backends
 from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.kernels.reference.conv_pool import is_channels_last
+from seqconv.layers.from_torch import check_alone, conv_options, pool_options, share
 from seqconv.layers.fused import FusedConv1d
 from seqconv.layers.options import (
     PaddingMode,
@@ -33,7 +34,7 @@ from seqconv.layers.options import (
 )
 from seqconv.layers.windows import Windows
 
-__all__ = ["ConvReLUGlobalMaxPool1d", "ConvReLUMaxPool1d"]
+__all__ = ["ConvReLUGlobalMaxPool1d", "ConvReLUMaxPool1d", "given", "pad"]
 
 
 class ConvReLUGlobalMaxPool1d(FusedConv1d):
@@ -85,6 +86,16 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         )
         self.backend = backends.check_name(backend)
 
+    @classmethod
+    def from_torch(cls, conv: nn.Conv1d, *, backend: str = "auto") -> Self:
+        """Return the layer in place of ``conv``, a ReLU and a global maximum; weight and bias are the same objects.
+
+        Raises ``TypeError`` for another class of module, ``ValueError`` for one with hooks or pruned, whose parameters
+        are not all.
+        """
+        check_alone("conv", conv, nn.Conv1d)
+        return share(cls(**conv_options(conv), backend=backend, device="meta"), conv)
+
     def forward(self, input: Tensor | Windows, lengths: Tensor | None = None) -> Tensor:
         """Return the pooled activation of ``input``, of its samples' first ``lengths`` ``(N,)`` positions."""
         return conv.run(*self._given(input, lengths), self.backend)
@@ -98,19 +109,7 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
         self, input: Tensor | Windows, lengths: Tensor | None
     ) -> tuple[Callable[..., conv.Call], tuple[Tensor | None, ...], tuple[Any, ...]]:
         """Return what checks a call, its operands and its options."""
-        padding: Any = self.padding
-        if lengths is not None:
-            refuse_lengths(self.padding_mode)
-        if isinstance(input, Windows):
-            if self.padding_mode == "zeros":
-                geometry = (self.stride, padding, self.dilation, self.groups), self.pool()
-                operands = input.series, input.starts, lengths, self.weight, self.bias
-                return conv.window_call, operands, (input.length, input.step, *geometry)
-            input = input.gather().transpose(1, 2)
-        if self.padding_mode != "zeros":
-            input, padding = _pad(input, self), 0
-        options = (self.stride, padding, self.dilation, self.groups), self.pool()
-        return conv.conv_call, (input, lengths, self.weight, self.bias), options
+        return given(self, self.weight, self.bias, self.pool(), input, lengths)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
@@ -181,13 +180,55 @@ class ConvReLUMaxPool1d(Pooling, ConvReLUGlobalMaxPool1d):
         )
         set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
 
+    @classmethod
+    def from_torch(  # type: ignore[override]
+        cls,
+        conv: nn.Conv1d,
+        pool: nn.MaxPool1d,
+        *,
+        memory_format: torch.memory_format = torch.preserve_format,
+        backend: str = "auto",
+    ) -> Self:
+        """Return the layer in place of ``conv``, a ReLU and ``pool``; weight and bias are the same objects.
+
+        Raises as :meth:`ConvReLUGlobalMaxPool1d.from_torch` does, and ``ValueError`` for a pool that returns indices.
+        """
+        check_alone("conv", conv, nn.Conv1d)
+        options = conv_options(conv) | pool_options(pool) | {"memory_format": memory_format, "backend": backend}
+        return share(cls(**options, device="meta"), conv)
+
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
         options: str = nn.Conv1d.extra_repr(self)
         return options + pool_repr(self) + backend_repr(self.backend)
 
 
-def _pad(input: Tensor, layer: nn.Conv1d) -> Tensor:
+def given(
+    layer: nn.Conv1d,
+    weight: Tensor,
+    bias: Tensor | None,
+    pool: tuple[Any, ...] | None,
+    input: Tensor | Windows,
+    lengths: Tensor | None,
+) -> tuple[Callable[..., conv.Call], tuple[Tensor | None, ...], tuple[Any, ...]]:
+    """Return what checks a call with the options of ``layer``, its operands and its options."""
+    padding: Any = layer.padding
+    if lengths is not None:
+        refuse_lengths(layer.padding_mode)
+    if isinstance(input, Windows):
+        if layer.padding_mode == "zeros":
+            geometry = (layer.stride, padding, layer.dilation, layer.groups), pool
+            operands = input.series, input.starts, lengths, weight, bias
+            return conv.window_call, operands, (input.length, input.step, *geometry)
+        input = input.gather().transpose(1, 2)
+    if layer.padding_mode != "zeros":
+        input, padding = pad(input, layer), 0
+    options = (layer.stride, padding, layer.dilation, layer.groups), pool
+    return conv.conv_call, (input, lengths, weight, bias), options
+
+
+def pad(input: Tensor, layer: nn.Conv1d) -> Tensor:
+    """Return the input padded in the layer's mode, which is not that of zeros."""
     arguments.tensor("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"input must have shape (N, C, L) or (C, L), got {tuple(input.shape)}")

@@ -20,6 +20,7 @@ from seqconv.functional import arguments, conv
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.kernels.source import Tokens, name_of
 from seqconv.layers.children import ChildrenCall, call_reason, pooled
+from seqconv.layers.from_torch import check_kind, pool_options
 from seqconv.layers.fused import Fused
 from seqconv.layers.options import (
     PaddingMode,
@@ -133,6 +134,27 @@ class EmbeddingConvReLUGlobalMaxPool1d(Embedded):
         self.folded_dtype = arguments.folded_dtype(folded_dtype, self.embedding.weight.dtype)
         self.backend = backends.check_name(backend)
 
+    @classmethod
+    def from_torch(cls, embedding: nn.Embedding, conv: nn.Conv1d, *, backend: str = "auto") -> Self:
+        """Return the layer in place of ``embedding``, ``conv``, a ReLU and a global maximum; its children are these.
+
+        Raises ``TypeError`` for other classes of modules and ``ValueError`` for options that the layer refuses.
+        """
+        return cls(1, 1, 1, 1, backend=backend, device="meta")._adopt(embedding, conv)
+
+    def _adopt(self, embedding: nn.Embedding, conv: nn.Conv1d) -> Self:
+        check_kind("embedding", embedding, nn.Embedding)
+        check_kind("conv", conv, nn.Conv1d)
+        table_of(embedding)
+        if embedding.embedding_dim != conv.in_channels:
+            raise ValueError(
+                f"conv must have in_channels = embedding.embedding_dim = {embedding.embedding_dim}, got "
+                f"{conv.in_channels}"
+            )
+        self.embedding, self.conv = embedding, conv
+        self.training = conv.training
+        return self
+
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the pooled activation of the embedded ``tokens``, of each sequence's first ``lengths`` ``(N,)``."""
         if (reason := self._call_reason()) is not None:
@@ -227,6 +249,24 @@ class EmbeddingConvReLUMaxPool1d(Pooling, EmbeddingConvReLUGlobalMaxPool1d):
             dtype=dtype,
         )
         set_pool(self, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, memory_format)
+
+    @classmethod
+    def from_torch(  # type: ignore[override]
+        cls,
+        embedding: nn.Embedding,
+        conv: nn.Conv1d,
+        pool: nn.MaxPool1d,
+        *,
+        memory_format: torch.memory_format = torch.preserve_format,
+        backend: str = "auto",
+    ) -> Self:
+        """Return the layer in place of ``embedding``, ``conv``, a ReLU and ``pool``; its children are the first two.
+
+        Raises as :meth:`EmbeddingConvReLUGlobalMaxPool1d.from_torch` does, and ``ValueError`` for a pool that returns
+        indices or has hooks.
+        """
+        options = pool_options(pool) | {"memory_format": memory_format, "backend": backend}
+        return cls(1, 1, 1, 1, **options, device="meta")._adopt(embedding, conv)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults; the children tell theirs."""

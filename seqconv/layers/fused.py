@@ -31,10 +31,11 @@ class Fused(nn.Module):
         """Raise ``TypeError`` for a module in place of sizes, before Python counts which of these are missing."""
         for one in arguments:
             if isinstance(one, nn.Module):
+                shared = f"call {cls.__name__}.from_torch, or " if hasattr(cls, "from_torch") else ""
                 raise TypeError(
-                    f"{cls.__name__} is made from sizes, got {type(one).__name__}: to convert a module, make the layer "
-                    "from its sizes and options (in_channels=conv.in_channels, ...) and copy its parameters with "
-                    "layer.load_state_dict(conv.state_dict()), or where they are a child's with that of layer.conv"
+                    f"{cls.__name__} is made from sizes, got {type(one).__name__}: to convert a module, {shared}make "
+                    "the layer from its sizes and options (in_channels=conv.in_channels, ...) and copy its parameters "
+                    "with layer.load_state_dict(conv.state_dict()), or where they are a child's with that of layer.conv"
                 )
         return super().__new__(cls)
 

@@ -1,0 +1,156 @@
+"""The conv stack with a batch norm as functions, against torch's composition in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seqconv.functional import conv1d_batch_norm_relu_global_max_pool1d, conv1d_batch_norm_relu_max_pool1d
+from tests.conv_cases import channels_last
+from tests.grids import grid
+
+CONVOLUTIONS = [{}, {"stride": 2, "padding": 2}, {"padding": "same", "dilation": 2}, {"groups": 2}]
+POOLS = [{"pool_size": 3}, {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "ceil_mode": True}, None]
+SAMPLES, CHANNELS, LENGTH, OUTPUTS, SIZE = 5, 4, 31, 6, 3
+pytestmark = pytest.mark.usefixtures("floor")
+
+
+def composition(input, weight, bias, mean, var, gamma, beta, pool, *, training, momentum=0.1, eps=1e-5, **options):
+    """Return what torch computes; ``pool`` is ``None`` for the global maximum."""
+    activation = F.relu(
+        F.batch_norm(F.conv1d(input, weight, bias, **options), mean, var, gamma, beta, training, momentum, eps)
+    )
+    if pool is None:
+        return activation.max(-1).values
+    pool = {"pool_stride": None, "pool_padding": 0, "pool_dilation": 1, "ceil_mode": False, **pool}
+    return F.max_pool1d(activation, *(pool[f"pool_{one}"] for one in ("size", "stride", "padding", "dilation")),
+                        pool["ceil_mode"])  # fmt: skip
+
+
+def ours(input, weight, bias, mean, var, gamma, beta, pool, **options):
+    if pool is None:
+        return conv1d_batch_norm_relu_global_max_pool1d(input, weight, bias, mean, var, gamma, beta, **options)
+    return conv1d_batch_norm_relu_max_pool1d(input, weight, bias, mean, var, gamma, beta, **pool, **options)
+
+
+def operands(groups=1, dtype=torch.float64, affine=True, bias=True):
+    """Return input, weight, bias, gamma and beta, of both signs, and the running statistics."""
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    leaves = [draw(SAMPLES, CHANNELS, LENGTH), draw(OUTPUTS, CHANNELS // groups, SIZE)]
+    leaves += [draw(OUTPUTS) if bias else None, *([draw(OUTPUTS), draw(OUTPUTS)] if affine else [None, None])]
+    return leaves, [draw(OUTPUTS), draw(OUTPUTS).square() + 0.2]
+
+
+def step(function, leaves, running, upstream=None, **options):
+    """Return a result, its gradients and the running statistics behind it."""
+    leaves = [None if one is None else one.detach().clone().requires_grad_() for one in leaves]
+    running = [None if one is None else one.clone() for one in running]
+    input, weight, bias, gamma, beta = leaves
+    result = function(input, weight, bias, *running, gamma, beta, **options)
+    if upstream is None:
+        upstream = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape)
+    gradients = torch.autograd.grad(result, [one for one in leaves if one is not None], upstream)
+    return [result.detach(), *gradients, *running]
+
+
+def assert_near(mine, theirs, tolerance):
+    for one, other in zip(mine, theirs, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other.to(one.dtype), rtol=tolerance, atol=tolerance)
+
+
+@grid(
+    training=[True, False],
+    pool=POOLS,
+    convolution=CONVOLUTIONS,
+    affine=[True, False],
+    bias=[True, False],
+    layout=[lambda x: x, channels_last],
+    tracked=[True, False],
+)
+def test_equals_torch_in_float64(training, pool, convolution, affine, bias, layout, tracked):
+    """Sums of at most 5 * 31 products, of numbers of size 1: 1e-11 is 200 times what they round."""
+    leaves, running = operands(convolution.get("groups", 1), affine=affine, bias=bias)
+    leaves[0] = layout(leaves[0])
+    options = {"training": training, "pool": pool, "momentum": 0.3, "eps": 1e-3, **convolution}
+    running = running if tracked else [None, None]
+    if not tracked and not training:  # where torch's function wants to be told
+        theirs = step(composition, leaves, running, **{**options, "training": True})
+    else:
+        theirs = step(composition, leaves, running, **options)
+    mine = step(ours, leaves, running, **options)
+    assert_near(mine, theirs, 1e-11)
+    if pool is not None:
+        by_channel = mine[0].transpose(1, 2).is_contiguous()
+        assert by_channel if layout is channels_last else mine[0].is_contiguous()
+
+
+def test_gradients_of_the_running_statistics_are_theirs():
+    """As a module with frozen, learnt statistics would need them."""
+    (input, weight, bias, gamma, beta), running = operands()
+    found = []
+    for function in (ours, composition):
+        mean, var = (one.clone().requires_grad_() for one in running)
+        if function is composition:
+            scale = gamma / (var + 1e-5).sqrt()
+            z = F.relu((F.conv1d(input, weight, bias) - mean[:, None]) * scale[:, None] + beta[:, None])
+            result = F.max_pool1d(z, 3)
+        else:
+            result = function(input, weight, bias, mean, var, gamma, beta, {"pool_size": 3}, training=False)
+        found.append(torch.autograd.grad(result.square().sum(), [mean, var]))
+    assert_near(*found, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input": torch.ones(4, 9)}, ValueError, r"input must have shape \(N, C, L\), got \(4, 9\)"),
+        ({"mean": None}, ValueError, "running_mean and running_var must both be .*, got running_var alone"),
+        ({"var": torch.ones(5)}, ValueError, r"running_var must have shape \(6,\), .* got \(5,\)"),
+        ({"gamma": torch.ones(6).double()}, TypeError, "norm_weight must have the dtype of weight, torch.float32, got"),
+        ({"beta": [1.0]}, TypeError, "norm_bias must be a tensor, got list"),
+        ({"momentum": None}, TypeError, "momentum must be a number, got None"),
+        ({"eps": "1"}, TypeError, "eps must be a number, got '1'"),
+        ({"training": 1}, TypeError, "training must be True or False, got 1"),
+        ({"lengths": torch.tensor([3, 4])}, ValueError, "lengths must be None where mean and variance are the batch's"),
+        ({"input": torch.ones(1, 4, 3), "pool_size": 1}, ValueError, "input must give more than 1 value per channel"),
+        ({"groups": 2}, ValueError, "input must have in_channels"),
+    ],
+    ids=str,
+)
+def test_errors_name_the_argument(change, error, message):
+    given = {"input": torch.ones(2, 4, 9), "mean": torch.zeros(6), "var": torch.ones(6), "gamma": None, "beta": None}
+    options = {"pool_size": 2, "training": True} | {name: one for name, one in change.items() if name not in given}
+    given |= {name: one for name, one in change.items() if name in given}
+    with pytest.raises(error, match=f"^{message}"):
+        conv1d_batch_norm_relu_max_pool1d(given["input"], torch.ones(6, 4, 3), None, given["mean"], given["var"],
+                                          given["gamma"], given["beta"], **options)  # fmt: skip
+
+
+def test_an_error_leaves_the_statistics():
+    mean, var = torch.zeros(6), torch.ones(6)
+    with pytest.raises(ValueError, match="pool_size must fit"):
+        conv1d_batch_norm_relu_max_pool1d(
+            torch.randn(2, 4, 9), torch.ones(6, 4, 3), None, mean, var, pool_size=8, training=True
+        )
+    assert not mean.any()
+    assert (var == 1).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_is_one_node_of_a_traced_graph(training):
+    leaves, (mean, var) = operands(dtype=torch.float32)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return conv1d_batch_norm_relu_max_pool1d(x, *leaves[1:3], mean, var, pool_size=2, training=training)
+
+    model = Model()
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [
+        conv1d_batch_norm_relu_max_pool1d
+    ]
+    assert torch.equal(graph(leaves[0]), model(leaves[0]))
