@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import arguments, conv
+from seqconv.functional import arguments, conv, remembered
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.functional.following import unfollowed
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm, folded
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import norm as triton_norm
 
 __all__ = [
     "conv1d_batch_norm_relu_global_max_pool1d",
@@ -119,8 +121,38 @@ def run(
     if uses_batch(norm, training):
         return norm_call(input, lengths, weight, bias, norm, convolution, pool).run(backend)
     check_batched(input)
-    operands = input, lengths, *fold("input", input, weight, bias, norm)
-    return conv.run(conv.conv_call, operands, (convolution, pool), backend)
+    return run_folded(conv.conv_call, (input, lengths), weight, bias, norm, (convolution, pool), backend)
+
+
+def run_folded(
+    prepare: Callable[..., conv.Call],
+    sources: tuple[Tensor | None, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    options: tuple[Any, ...],
+    backend: str,
+) -> Tensor:
+    """Run the call that ``prepare(*sources, weight, bias, *options)`` returns, with a norm folded into it.
+
+    Of a call like an earlier one nothing is checked again.
+    """
+    (*statistics, _, eps), compiling = norm, torch.compiler.is_compiling()
+    operands = *sources, weight, bias, *statistics
+    key = None if compiling else remembered.key_of(prepare, operands, (*options, (eps,)), backend)
+    if key is not None and (known := remembered.find(key)) is not None:
+        return known(*operands)
+    given = *sources, *fold(prepare, sources, weight, bias, norm)
+    output = conv.run(prepare, given, options, backend)
+    found = None if key is None else remembered.key_of(prepare, given, options, backend)
+    if key is not None and found is not None and (conv_known := remembered.find(found)) is not None:
+
+        def known(*operands: Any) -> Tensor:
+            first, (weight, bias, *statistics) = operands[: len(sources)], operands[len(sources) :]
+            return conv_known(*first, *_folded(weight, bias, Norm(*statistics, eps=eps)))
+
+        remembered.keep(key, known)
+    return output
 
 
 def uses_batch(norm: Norm, training: bool) -> bool:
@@ -130,11 +162,34 @@ def uses_batch(norm: Norm, training: bool) -> bool:
     return training or norm.running_mean is None
 
 
-def fold(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Check what is folded and return :func:`seqconv.kernels.norm.folded`."""
+def fold(
+    prepare: Callable[..., conv.Call],
+    sources: tuple[Tensor | None, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+) -> tuple[Tensor, Tensor]:
+    """Check what is folded into the call of ``sources`` and return :func:`seqconv.kernels.norm.folded`."""
+    source_name, place = SOURCES[prepare]
+    source: Any = sources[place]
     arguments.tensor(source_name, source)
     arguments.operands(source_name, source, weight, bias)
     _check_norm(weight, norm)
+    return _folded(weight, bias, norm)
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    tensors = [one for one in (weight, bias, *norm[:4]) if one is not None]
+    if (
+        weight.is_cuda
+        and weight.dtype in triton_norm.DTYPES
+        and triton_norm.SERVES
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
+        and all(one.is_contiguous() for one in tensors)
+        and unfollowed(*tensors, autocast=True) is None
+    ):
+        return triton_norm.folded(weight, bias, *norm[:4], norm.eps)
     return folded(weight, bias, norm)
 
 
@@ -168,6 +223,8 @@ def name_of(pool: object | None) -> str:
     return NAMES[0] if pool is None else NAMES[1]
 
 
+# The name, in errors, and place of the source whose dtype and device the weight must have.
+SOURCES = {conv.conv_call: ("input", 0), conv.window_call: ("series", 0), conv.embedding_call: ("table", 1)}
 NAMES = "conv1d_batch_norm_relu_global_max_pool1d", "conv1d_batch_norm_relu_max_pool1d"
 
 

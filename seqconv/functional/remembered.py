@@ -26,7 +26,7 @@ from seqconv.functional.following import active
 from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton import replay
 
-__all__ = ["find", "key_of", "remember"]
+__all__ = ["find", "keep", "key_of", "remember"]
 
 Key = tuple[Any, ...]
 Known = Callable[..., Tensor]
@@ -125,6 +125,11 @@ def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.
             _check_numbers(source_of(kind, operands[:count], options))
             return run(*operands)
 
+    keep(key, known)
+
+
+def keep(key: Key, known: Known) -> None:
+    """Remember what runs the calls of a key on their operands."""
     if len(_known) >= MOST:
         _known.clear()
     with contextlib.suppress(TypeError):

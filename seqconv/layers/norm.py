@@ -115,41 +115,44 @@ class ConvBatchNormReLUGlobalMaxPool1d(Fused):
         """Return the pooled activation of ``input``, of its samples' first ``lengths`` ``(N,)`` positions."""
         if (reason := self._call_reason()) is not None:
             return self._children_call(input, lengths, reason).run(self.backend)
-        prepare, operands, options = self._given(input, lengths)
+        norm = self._norm()
+        prepare, operands, options = self._given(input, lengths, norm)
         if prepare is not functional.norm_call:
-            return conv.run(prepare, operands, options, self.backend)
-        output = prepare(*operands, *options).run(self.backend)
-        norm = self.norm
-        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+            *sources, weight, bias = operands
+            return functional.run_folded(prepare, tuple(sources), weight, bias, norm, options, self.backend)
+        output = prepare(*operands, norm, *options).run(self.backend)
+        own = self.norm
+        if own.training and own.track_running_stats and own.num_batches_tracked is not None:
+            own.num_batches_tracked.add_(1)
         return output
 
     def prepare(self, input: Tensor | Windows, lengths: Tensor | None = None) -> conv.Call | ChildrenCall:
         """Check ``input`` and return the call that :meth:`forward` runs."""
         if (reason := self._call_reason()) is not None:
             return self._children_call(input, lengths, reason)
-        prepare, operands, options = self._given(input, lengths)
-        return prepare(*operands, *options)
+        norm = self._norm()
+        prepare, operands, options = self._given(input, lengths, norm)
+        if prepare is functional.norm_call:
+            return prepare(*operands, norm, *options)
+        *sources, weight, bias = operands
+        return prepare(*sources, *functional.fold(prepare, tuple(sources), weight, bias, norm), *options)
 
     def _given(
-        self, input: Tensor | Windows, lengths: Tensor | None
+        self, input: Tensor | Windows, lengths: Tensor | None, norm: Norm
     ) -> tuple[Callable[..., conv.Call], tuple[Any, ...], tuple[Any, ...]]:
-        """Return what checks a call, its operands and its options."""
-        layer, norm = self.conv, self._norm()
+        """Return what checks a call, its operands but for the norm and its options."""
+        layer = self.conv
         if not functional.uses_batch(norm, self.norm.training):
-            if isinstance(input, Windows):
-                weight, bias = functional.fold("series", input.series, layer.weight, layer.bias, norm)
-            else:
+            if not isinstance(input, Windows):
                 functional.check_batched(input)
-                weight, bias = functional.fold("input", input, layer.weight, layer.bias, norm)
-            return given(layer, weight, bias, self.pool(), input, lengths)
+            return given(layer, layer.weight, layer.bias, self.pool(), input, lengths)
         if isinstance(input, Windows):
             input = input.gather().transpose(1, 2)
         padding: Any = layer.padding
         if layer.padding_mode != "zeros":
             input, padding = pad(input, layer), 0
         geometry = (layer.stride, padding, layer.dilation, layer.groups), self.pool()
-        return functional.norm_call, (input, lengths, layer.weight, layer.bias, norm), geometry
+        return functional.norm_call, (input, lengths, layer.weight, layer.bias), geometry
 
     def _norm(self) -> Norm:
         """Return the norm of the next call, as :meth:`torch.nn.BatchNorm1d.forward` has it."""
