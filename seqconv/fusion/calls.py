@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqconv.functional import conv
+from seqconv.functional import conv, norm
 from seqconv.functional.several import embedding_conv1ds_call
+from seqconv.kernels.norm import Norm
+from seqconv.layers.norm import count_batch, norm_of
 
 __all__ = ["FusedCall", "FusedConcatenation", "Image", "image_of"]
 
@@ -78,11 +80,20 @@ def _along(value: Any, axis: int) -> Any:
     return value[axis - 2] if isinstance(value, (tuple, list)) else value
 
 
+class NormOptions(NamedTuple):
+    """What a batch norm as a function is given besides tensors."""
+
+    training: bool
+    momentum: float
+    eps: float
+
+
 class FusedCall:
-    """Convolution, ReLU and maximum of an input or of tokens, with a norm's running statistics folded in.
+    """Convolution, norm, ReLU and maximum of an input or of tokens.
 
     ``plain`` is the chain as it was, of its own arguments. ``convolution`` and ``pool`` are options of
-    :mod:`seqconv.functional.conv`; ``keepdim`` keeps the axis of a global maximum, ``eps`` is a norm's.
+    :mod:`seqconv.functional.conv`, ``pool`` ``None`` for the global maximum; ``keepdim`` keeps the axis of that.
+    ``norm`` is ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors there.
     """
 
     def __init__(
@@ -95,16 +106,17 @@ class FusedCall:
         keepdim: bool,
         image: Image | None,
         squeezed: bool,
-        eps: float | None,
+        norm: NormOptions | str | None,
         padding_idx: int | None,
         of_tokens: bool,
     ) -> None:
         self.__name__, self.__module__ = "fused", __name__  # how the code of a graph calls it
         memory_format = torch.contiguous_format if contiguous else torch.preserve_format
-        self.plain, self.keepdim, self.image, self.squeezed, self.eps = plain, keepdim, image, squeezed, eps
-        geometry = convolution, None if pool is None else (*pool, memory_format)
-        self.options = (padding_idx, *geometry, None) if of_tokens else geometry
-        self.of_tokens, self.is_rank_free = of_tokens, pool is not None and eps is None
+        self.plain, self.keepdim, self.image, self.squeezed, self.norm = plain, keepdim, image, squeezed, norm
+        self.geometry = convolution, None if pool is None else (*pool, memory_format)
+        self.options = (padding_idx, *self.geometry, None) if of_tokens else self.geometry
+        self.of_tokens, self.is_rank_free = of_tokens, pool is not None and norm is None
+        self.is_unpooled = pool is not None and pool[0] == 1
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
         """Run the fused call on ``operands``, or ``plain`` on ``given``."""
@@ -120,39 +132,47 @@ class FusedCall:
             if source is None or (self.of_tokens and table.size(1) != weight.size(3)):
                 return None
             weight = self.image.weight(weight)
-        if self.eps is not None:
-            if norm[0].dtype != weight.dtype:
-                return None
-            weight, bias = _folded(weight, bias, self.eps, *norm)
         if self.of_tokens:
             if source.dim() != 2:
                 return None
-            output = conv.run(conv.embedding_call, (source, table, None, weight, bias), self.options, "auto")
+            prepare, sources = conv.embedding_call, (source, table, None)
         else:
             if source.dim() != 3 and not (self.is_rank_free and self.image is None):
                 return None
-            output = conv.run(conv.conv_call, (source, None, weight, bias), self.options, "auto")
+            prepare, sources = conv.conv_call, (source, None)
+        if self.is_unpooled and _is_small(source, weight):
+            return None
+        if self.norm is not None:
+            output = self._normalised(prepare, sources, weight, bias, *norm)
+        else:
+            output = conv.run(prepare, (*sources, weight, bias), self.options, "auto")
+        if output is None:
+            return None
         if self.keepdim:
             output = output.unsqueeze(-1)
         return output if self.squeezed else output.unsqueeze(5 - self.image.axis)  # type: ignore[union-attr]
 
+    def _normalised(
+        self, prepare: Any, sources: tuple[Any, ...], weight: Tensor, bias: Tensor | None, *given: Any
+    ) -> Tensor | None:
+        module = given[0] if self.norm == "module" else None
+        stack = norm_of(module) if module is not None else Norm(*given, *self.norm[1:])  # type: ignore[index]
+        live = module.training if module is not None else self.norm.training  # type: ignore[union-attr]
+        if stack.running_mean is not None and stack.running_mean.dtype != weight.dtype:
+            return None
+        if not norm.uses_batch(stack, live):
+            return norm.run_folded(prepare, sources, weight, bias, stack, self.options, "auto")
+        if self.of_tokens or weight.is_cuda:
+            return None
+        output = norm.run(sources[0], weight, bias, stack, True, *self.geometry)
+        if module is not None:
+            count_batch(module)
+        return output
 
-def _folded(
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution whose result is that of a convolution, normalised."""
-    factor = torch.rsqrt(var + eps)
-    if scale is not None:
-        factor = factor * scale
-    centred = -mean if bias is None else bias - mean
-    moved = centred * factor if shift is None else torch.addcmul(shift, centred, factor)
-    return weight * factor[:, None, None], moved
+
+def _is_small(source: Tensor, weight: Tensor) -> bool:
+    """Tell whether torch's convolution and ReLU, without a pool, are faster than one call."""
+    return source.is_cuda or (torch.is_grad_enabled() and (source.size(0) < 8 or weight.numel() > 2**19))
 
 
 class FusedConcatenation:

@@ -198,10 +198,8 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
     if isinstance(module, _BatchNorm):
         if forward is not _BatchNorm.forward:
             return Link("norm", node, source, {}, f"{type(module).__name__} has statistics of its own")
-        options = {one: f"{name}.{one}" for one in ("running_mean", "running_var", "weight", "bias")}
-        options = {one: place if getattr(module, one) is not None else None for one, place in options.items()}
-        live = module.training or options["running_mean"] is None
-        return Link("norm", node, source, options | {"training": live, "eps": module.eps}, reason)
+        live = module.training or module.running_mean is None
+        return Link("norm", node, source, {"module": name, "training": live}, reason)
     if forward is nn.ReLU.forward:
         return Link("relu", node, source, {}, reason)
     if forward is nn.Identity.forward:

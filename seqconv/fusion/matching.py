@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, image_of
+from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, NormOptions, image_of
 from seqconv.fusion.links import Link, is_shape_read, link_of
 
 __all__ = ["Match", "rewrite"]
@@ -20,8 +20,15 @@ WORDS = {
 }  # fmt: skip
 
 
+STOP = "stop"
+UNPOOLED = (1, 1, 0, 1, False)  # the options of a pool that takes every position as it is
+
+
 class Match(NamedTuple):
-    """What became of a convolution, or an RNN: ``name`` is its own, ``kind`` what stands together."""
+    """What became of a convolution, or an RNN: ``name`` is its own, ``kind`` what stands together.
+
+    ``reason`` is why it is not fused, or why what stands behind it is not.
+    """
 
     name: str
     kind: str
@@ -39,10 +46,15 @@ class Chain:
         self.embedding: Link | None = None
         self.front: list[fx.Node] = []  # the embedding, and what stands between it and the convolution
         self.has_relu, self.keepdim, self.squeezed = False, False, image is None
+        self.rest = ""  # why what is behind its last step is not in it
 
     @property
     def last(self) -> fx.Node:
         return self.steps[-1].node
+
+    def match(self) -> Match:
+        """Return what the report tells of it."""
+        return Match(_name(self.conv), self.kind(), True, self.rest)
 
     def kind(self) -> str:
         """Return the steps' names."""
@@ -98,7 +110,9 @@ def rewrite(
     for node in reversed([*graph.nodes]):
         if node in dead and not node.users:
             graph.erase_node(node)
-    return graph, [Match(_name(one.conv), one.kind(), True, "") if isinstance(one, Chain) else one for one in found]
+    return graph, [
+        Match(_name(one.conv), one.kind(), True, one.rest) if isinstance(one, Chain) else one for one in found
+    ]
 
 
 class _Matcher:
@@ -133,9 +147,9 @@ class _Matcher:
             if step.kind != "nothing":
                 useful = len(chain.steps)
         reason = None if step is None else reason
-        complete = chain.has_relu and chain.pool is not None
+        chain.rest = "" if reason in (None, STOP) or chain.pool is not None else f"behind it: {reason}"
         del chain.steps[useful:]
-        if complete:
+        if chain.has_relu:
             inner = {*(one.node for one in chain.steps[:-1]), *chain.nodes()} - {chain.last}
             if any(user not in chain.nodes() for one in inner - {*chain.front} for user in one.users):
                 return "its activation is used elsewhere"
@@ -144,9 +158,8 @@ class _Matcher:
             return reason
         if len(users) > 1:
             return "its activation is used elsewhere"
-        what = "ReLU" if not chain.has_relu else "maximum pooling"
         behind = "" if not users else f", but {_describe(users[0])}"
-        return f"no {what} behind it{behind}"
+        return f"no ReLU behind it{behind}"
 
     def _next(self, node: fx.Node, users: list[fx.Node]) -> Link | None:
         """Return what the only user of a node does."""
@@ -161,7 +174,7 @@ class _Matcher:
         """Let a chain have a step; return why it cannot."""
         if step.reason is not None and step.kind in ("norm", "relu", "pool", "pool2d", "maximum", "dropout", "nothing"):
             if step.kind == "dropout" and chain.pool is not None:
-                return "stop"
+                return STOP
             return f"{WORDS.get(step.kind, 'dropout')}: {step.reason}"
         if step.kind == "nothing":
             return None
@@ -171,8 +184,6 @@ class _Matcher:
         if step.kind == "norm" and chain.pool is None and chain.norm is None:
             if chain.has_relu:
                 return "the norm stands behind ReLU"
-            if step.options["training"]:
-                return "the norm takes the statistics of the batch"
             chain.norm = step
             return None
         if step.kind == "squeeze" and chain.image and not chain.squeezed and chain.pool is None:
@@ -223,7 +234,8 @@ class _Matcher:
             kinds = [one.kind for one in path if one.kind != "nothing"]
             front = ["swap", "embedding"] if chain.image is None else ["unsqueeze", "embedding"]
             is_wide = chain.image is None or chain.image.is_wide
-            if kinds == front and is_wide and _is_served(path[-1]) and all(
+            live = chain.norm is not None and chain.norm.options["training"]
+            if kinds == front and chain.pool is not None and not live and is_wide and _is_served(path[-1]) and all(
                 one.kind != "unsqueeze" or one.options["dim"] in (1, -3) for one in path
             ):  # fmt: skip
                 fronts[chain] = path
@@ -265,8 +277,9 @@ def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, 
     """Return the stage of a chain, what it is made from, and its operands: nodes or attributes' names."""
     options, image = chain.conv.options, chain.image
     pool: Any = None
-    assert chain.pool is not None
-    if chain.pool.kind == "pool":
+    if chain.pool is None:
+        pool = UNPOOLED
+    elif chain.pool.kind == "pool":
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         pool = tuple(chain.pool.options[one] for one in names)
     elif chain.pool.kind == "pool2d":
@@ -279,7 +292,7 @@ def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, 
         "keepdim": chain.keepdim,
         "image": image,
         "squeezed": chain.squeezed,
-        "eps": chain.norm.options["eps"] if chain.norm else None,
+        "norm": _norm_options(chain.norm.options) if chain.norm else None,
         "padding_idx": chain.embedding.options["padding_idx"] if chain.embedding else None,
         "of_tokens": chain.embedding is not None,
     }
@@ -306,8 +319,16 @@ def _given(chain: Chain) -> list[Any]:
         given = [chain.conv.source, None]
     given += [chain.conv.options["weight"], chain.conv.options["bias"]]
     if chain.norm is not None:
-        given += [chain.norm.options[one] for one in ("running_mean", "running_var", "weight", "bias")]
+        names = ("module",) if "module" in chain.norm.options else ("running_mean", "running_var", "weight", "bias")
+        given += [chain.norm.options[one] for one in names]
     return given
+
+
+def _norm_options(options: dict[str, Any]) -> NormOptions | str:
+    if "module" in options:
+        return "module"
+    training = options["training"] or options["running_mean"] is None
+    return NormOptions(training, options["momentum"], options["eps"])
 
 
 def _operands(chain: Chain) -> set[fx.Node]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -47,8 +49,9 @@ class Analysis(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What runs while ``holds``: ``None`` where the class's ``forward`` does."""
+    """What runs while ``holds``: ``None`` where the class's ``forward`` does; ``name`` is its own."""
 
+    name: str
     run: Callable[..., Any] | None
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
@@ -116,7 +119,7 @@ class Program:
             return None
         if torch.compiler.is_compiling():  # which looks at modes itself, and at the rest when it compiles
             for variant in known:
-                if all(module.training is mode for module, mode in variant.modes) and _still(variant):
+                if all(module.training is mode for module, mode in variant.modes) and _still(variant.name):
                     return variant
             return None
         for variant in known:
@@ -150,12 +153,13 @@ class Program:
         except Untraceable:
             found = None
         modules = [*self.module.modules()]
-        if found is not None and found.is_fused:
-            variant = Variant(compiled(found.graph, self.module), found.holds, found.modes)
-        elif found is not None:
-            variant = Variant(None, found.holds, found.modes)
+        if found is None:
+            holds, kept_modes = guards(modules), [(one, one.training) for one in modules]
         else:
-            variant = Variant(None, guards(modules), [(one, one.training) for one in modules])
+            holds, kept_modes = found.holds, found.modes
+        run = compiled(found.graph, self.module) if found is not None and found.is_fused else None
+        variant = Variant(f"variant {next(_numbers)}", run, holds, kept_modes)
+        _holding[variant.name] = holds
         kept = self.variants.get(key, [])
         if sum(map(len, self.variants.values())) >= MOST:
             self.variants, kept = {}, []
@@ -176,8 +180,14 @@ class Program:
         return Program, (self.module,)
 
 
-def _still(variant: Variant) -> bool:
-    return variant.holds()
+_numbers = itertools.count()
+_holding: weakref.WeakValueDictionary[str, Callable[[], bool]] = weakref.WeakValueDictionary()
+
+
+def _still(name: str) -> bool:
+    """Tell whether a variant holds, by its name: torch 2.11 takes nothing but words and numbers for constants."""
+    holds = _holding.get(name)
+    return holds is not None and holds()
 
 
 # Asked once, while torch.compile traces: what torch.compiler.assume_constant_result sets, which imports Dynamo.

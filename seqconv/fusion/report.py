@@ -22,7 +22,7 @@ class Row:
     """What became of a convolution or an RNN.
 
     ``name`` is the module's in ``named_modules``, or of a functional convolution its weight's; ``kind`` what stands
-    together; ``reason`` why it is not fused.
+    together; ``reason`` why it is not fused, or why what stands behind it is not.
     """
 
     name: str
@@ -50,7 +50,7 @@ class FusionReport:
         from tabulate import tabulate  # only a report that is printed needs it
 
         lines = [(row.name, "yes" if row.fused else "no", row.kind, row.reason) for row in self.rows]
-        table: str = tabulate(lines, headers=("name", "fused", "what", "why not"), disable_numparse=True)
+        table: str = tabulate(lines, headers=("name", "fused", "what", "why no more"), disable_numparse=True)
         return table
 
 

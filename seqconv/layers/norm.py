@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqconv import backends
 from seqconv.functional import arguments, conv
@@ -27,7 +28,25 @@ from seqconv.layers.fused import Fused
 from seqconv.layers.options import PaddingMode, Pooling, backend_repr, check_convolution, pool_repr, set_pool
 from seqconv.layers.windows import Windows
 
-__all__ = ["ConvBatchNormReLUGlobalMaxPool1d", "ConvBatchNormReLUMaxPool1d"]
+__all__ = ["ConvBatchNormReLUGlobalMaxPool1d", "ConvBatchNormReLUMaxPool1d", "count_batch", "norm_of"]
+
+
+def norm_of(module: _BatchNorm) -> Norm:
+    """Return the norm of a module's next call, as its ``forward`` has it; see :func:`count_batch`."""
+    momentum = module.momentum
+    tracked = module.num_batches_tracked if module.training and module.track_running_stats else None
+    if momentum is None:  # the mean over all batches
+        momentum = 0.0 if tracked is None else 1 / (float(tracked) + 1)
+    running = (module.running_mean, module.running_var)
+    if module.training and not module.track_running_stats:
+        running = None, None
+    return Norm(*running, module.weight, module.bias, momentum, module.eps)
+
+
+def count_batch(module: _BatchNorm) -> None:
+    """Count a batch that a module's running statistics have taken, as its ``forward`` does."""
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
 
 
 class ConvBatchNormReLUGlobalMaxPool1d(Fused):
@@ -115,22 +134,20 @@ class ConvBatchNormReLUGlobalMaxPool1d(Fused):
         """Return the pooled activation of ``input``, of its samples' first ``lengths`` ``(N,)`` positions."""
         if (reason := self._call_reason()) is not None:
             return self._children_call(input, lengths, reason).run(self.backend)
-        norm = self._norm()
+        norm = norm_of(self.norm)
         prepare, operands, options = self._given(input, lengths, norm)
         if prepare is not functional.norm_call:
             *sources, weight, bias = operands
             return functional.run_folded(prepare, tuple(sources), weight, bias, norm, options, self.backend)
         output = prepare(*operands, norm, *options).run(self.backend)
-        own = self.norm
-        if own.training and own.track_running_stats and own.num_batches_tracked is not None:
-            own.num_batches_tracked.add_(1)
+        count_batch(self.norm)
         return output
 
     def prepare(self, input: Tensor | Windows, lengths: Tensor | None = None) -> conv.Call | ChildrenCall:
         """Check ``input`` and return the call that :meth:`forward` runs."""
         if (reason := self._call_reason()) is not None:
             return self._children_call(input, lengths, reason)
-        norm = self._norm()
+        norm = norm_of(self.norm)
         prepare, operands, options = self._given(input, lengths, norm)
         if prepare is functional.norm_call:
             return prepare(*operands, norm, *options)
@@ -153,18 +170,6 @@ class ConvBatchNormReLUGlobalMaxPool1d(Fused):
             input, padding = pad(input, layer), 0
         geometry = (layer.stride, padding, layer.dilation, layer.groups), self.pool()
         return functional.norm_call, (input, lengths, layer.weight, layer.bias), geometry
-
-    def _norm(self) -> Norm:
-        """Return the norm of the next call, as :meth:`torch.nn.BatchNorm1d.forward` has it."""
-        norm = self.norm
-        momentum = norm.momentum
-        tracked = norm.num_batches_tracked if norm.training and norm.track_running_stats else None
-        if momentum is None:  # the mean over all batches
-            momentum = 0.0 if tracked is None else 1 / (float(tracked) + 1)
-        running = (norm.running_mean, norm.running_var)
-        if norm.training and not norm.track_running_stats:
-            running = None, None
-        return Norm(*running, norm.weight, norm.bias, momentum, norm.eps)
 
     def _call_reason(self) -> str | None:
         children = self._modules

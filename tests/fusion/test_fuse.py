@@ -114,26 +114,26 @@ MODELS = {
     "text": (lambda: TextCNN(wide=False), TOKENS, 3, 3),
     "text of images": (lambda: TextCNN(wide=True), TOKENS, 3, 3),
     "embedded": (Embedded, TOKENS, 1, 1),
-    "shared rows": (Shared, TOKENS, 0, 0),
+    "shared rows": (Shared, TOKENS, 1, 1),
     "parametrized": (parametrized, ROWS, 1, 1),
     "images": (image, ROWS, 2, 2),
-    "nested, norm": (nested, ROWS, 1, 2),
+    "nested, norm": (nested, ROWS, 2, 2),
     "leaky": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.LeakyReLU(), nn.MaxPool1d(2)), ROWS, 0, 0),
     "gelu": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.GELU(), nn.MaxPool1d(2)), ROWS, 0, 0),
-    "no pool": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), ROWS, 0, 0),
+    "no pool": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), ROWS, 1, 1),
     "groups": (lambda: sequential(nn.Conv1d(4, 8, 3, groups=2), nn.ReLU(), nn.MaxPool1d(2)), ROWS, 0, 0),
     "idle dropout": (
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Dropout(0.0), nn.MaxPool1d(2)),
         ROWS, 1, 1,
     ),
-    "dropout": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool1d(2)), ROWS, 0, 1),
+    "dropout": (lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool1d(2)), ROWS, 1, 1),
     "dropout behind": (
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Dropout(0.5)),
         ROWS, 1, 1,
     ),
     "norm behind": (
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.MaxPool1d(2)),
-        ROWS, 0, 0,
+        ROWS, 1, 1,
     ),
 }  # fmt: skip
 
@@ -147,7 +147,7 @@ def made(name, training):
             for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
                 tensor.copy_(torch.randn(tensor.shape))  # scales of both signs
             norm.running_var.uniform_(0.5, 2)
-    given = torch.randint(0, 30, (5, 12)) if kind == TOKENS else torch.randn(5, 4, 40)
+    given = torch.randint(0, 30, (9, 12)) if kind == TOKENS else torch.randn(9, 4, 40)
     return model, given, fused[0 if training else 1]
 
 
@@ -281,7 +281,7 @@ def test_hooks_watch_what_they_watched():
     fused = seqconv.fuse(model)
     fused.first.register_forward_hook(lambda _module, _given, output: seen.append(output.shape))
     fused(given)
-    assert seen == [(5, 8, 36)]
+    assert seen == [(9, 8, 36)]
     rows = {row.name: row for row in seqconv.fusion_report(fused)}
     assert not rows["first"].fused
     assert "hooks" in rows["first"].reason
@@ -410,7 +410,7 @@ def test_compiled(training):
     compiled = torch.compile(fused, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(given), model(given))
     targets = [str(node.target) for node in graphs[0].graph.nodes]
-    assert targets.count("seqconv.conv_relu_max_pool.default") == count
+    assert targets.count("seqconv.conv_relu_max_pool.default") == count - training  # a norm of batches is composed
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
