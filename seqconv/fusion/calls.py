@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqconv.functional import conv, norm
@@ -93,7 +94,8 @@ class FusedCall:
 
     ``plain`` is the chain as it was, of its own arguments. ``convolution`` and ``pool`` are options of
     :mod:`seqconv.functional.conv`, ``pool`` ``None`` for the global maximum; ``keepdim`` keeps the axis of that.
-    ``norm`` is ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors there.
+    ``pad`` is what :func:`torch.nn.functional.pad` is given first, for padding by other numbers than zeros. ``norm`` is
+    ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors there.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class FusedCall:
         keepdim: bool,
         image: Image | None,
         squeezed: bool,
+        pad: tuple[list[int], str] | None,
         norm: NormOptions | str | None,
         padding_idx: int | None,
         of_tokens: bool,
@@ -115,7 +118,7 @@ class FusedCall:
         self.plain, self.keepdim, self.image, self.squeezed, self.norm = plain, keepdim, image, squeezed, norm
         self.geometry = convolution, None if pool is None else (*pool, memory_format)
         self.options = (padding_idx, *self.geometry, None) if of_tokens else self.geometry
-        self.of_tokens, self.is_rank_free = of_tokens, pool is not None and norm is None
+        self.pad, self.of_tokens, self.is_rank_free = pad, of_tokens, pool is not None and norm is None
         self.is_unpooled = pool is not None and pool[0] == 1
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
@@ -140,6 +143,8 @@ class FusedCall:
             if source.dim() != 3 and not (self.is_rank_free and self.image is None):
                 return None
             prepare, sources = conv.conv_call, (source, None)
+        if self.pad is not None:
+            sources = (F.pad(source, *self.pad), None)
         if self.is_unpooled and _is_small(source, weight):
             return None
         if self.norm is not None:

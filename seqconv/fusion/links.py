@@ -192,8 +192,10 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
         options["kernel_size"] = module.kernel_size
         if module.groups != 1:
             reason = reason or "groups: torch's own convolution is as fast"
-        elif module.padding_mode != "zeros":
+        elif module.padding_mode != "zeros" and of is nn.Conv2d:
             reason = reason or f"padding_mode {module.padding_mode!r}"
+        elif module.padding_mode != "zeros":
+            options |= {"padding": 0, "pad": (module._reversed_padding_repeated_twice, module.padding_mode)}
         return Link("conv1d" if of is nn.Conv1d else "conv2d", node, source, options, reason)
     if isinstance(module, _BatchNorm):
         if forward is not _BatchNorm.forward:

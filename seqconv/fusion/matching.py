@@ -217,7 +217,7 @@ class _Matcher:
                 early.add(node)
             elif node not in nodes and _writes(node) and any(one in given for one in node.all_input_nodes):
                 return "its parameters are written to in between"
-        if any(one not in early for one in given):
+        if any(one not in early and one.op != "get_attr" for one in given):
             return "its parameters are computed behind it"
         return None
 
@@ -235,7 +235,8 @@ class _Matcher:
             front = ["swap", "embedding"] if chain.image is None else ["unsqueeze", "embedding"]
             is_wide = chain.image is None or chain.image.is_wide
             live = chain.norm is not None and chain.norm.options["training"]
-            if kinds == front and chain.pool is not None and not live and is_wide and _is_served(path[-1]) and all(
+            is_plain = chain.pool is not None and not live and "pad" not in chain.conv.options
+            if kinds == front and is_plain and is_wide and _is_served(path[-1]) and all(
                 one.kind != "unsqueeze" or one.options["dim"] in (1, -3) for one in path
             ):  # fmt: skip
                 fronts[chain] = path
@@ -292,6 +293,7 @@ def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, 
         "keepdim": chain.keepdim,
         "image": image,
         "squeezed": chain.squeezed,
+        "pad": options.get("pad"),
         "norm": _norm_options(chain.norm.options) if chain.norm else None,
         "padding_idx": chain.embedding.options["padding_idx"] if chain.embedding else None,
         "of_tokens": chain.embedding is not None,
@@ -388,7 +390,8 @@ def _replace(
     plain, outside = _cut_out(nodes, last, order, root)
     stage = kind(plain, **made)
     with graph.inserting_before(where):
-        given = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in operands]
+        names = [one.target if isinstance(one, fx.Node) and one.op == "get_attr" else one for one in operands]
+        given = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in names]
         fused = graph.call_function(stage, (tuple(given), tuple(outside)))
     order[fused], current[last] = order[where], fused
     last.replace_all_uses_with(fused, delete_user_cb=lambda user: user not in nodes)
@@ -396,13 +399,12 @@ def _replace(
 
 def _cut_out(nodes: set[fx.Node], last: fx.Node, order: dict[fx.Node, int], root: Any) -> tuple[Any, list[fx.Node]]:
     """Return a function of some nodes of a graph, and the nodes outside whose values it takes."""
-    graph, copies, outside = fx.Graph(), {}, []
+    graph = fx.Graph()
     ordered = sorted(nodes, key=order.__getitem__)
-    for node in ordered:
-        for one in node.all_input_nodes:
-            if one not in nodes and one not in copies:
-                outside.append(one)
-                copies[one] = graph.placeholder(f"given_{len(outside)}")
+    given = dict.fromkeys(one for node in ordered for one in node.all_input_nodes if one not in nodes)
+    outside = [one for one in given if one.op != "get_attr"]
+    copies = {one: graph.placeholder(f"given_{number}") for number, one in enumerate(outside)}
+    copies |= {one: graph.get_attr(one.target) for one in given if one.op == "get_attr"}
     for node in ordered:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[last])

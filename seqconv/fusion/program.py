@@ -12,7 +12,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -28,20 +28,24 @@ __all__ = ["Program", "analysed", "fuse", "plain_forward", "required", "unfuse"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-MOST = 16  # variants that are kept: each holds code of a few kilobytes
+RANKS = (3, 2, 4)  # of the arguments that fuse expects, where a forward pass asks
+MOST = 32  # variants that are kept: each holds code of a few kilobytes
 
 _lock = threading.RLock()  # torch.fx replaces methods of nn.Module while it traces
 
 
 class Analysis(NamedTuple):
-    """A module's graph with fused calls, what was found in it, and why some modules were not looked into."""
+    """A module's graph with fused calls, what was found in it, and what it takes for granted: see :class:`Variant`.
+
+    ``called`` are the modules that were not looked into.
+    """
 
     graph: fx.Graph
     matches: list[Match]
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
     called: frozenset[str]
-    reasons: dict[nn.Module, str]
+    ranks: dict[int, int]
 
     @property
     def is_fused(self) -> bool:
@@ -49,12 +53,19 @@ class Analysis(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What runs while ``holds``: ``None`` where the class's ``forward`` does; ``name`` is its own."""
+    """What runs while ``holds``, ``None`` where the class's ``forward`` does; ``name`` is its own.
+
+    ``modes`` are those of the modules; ``ranks`` the numbers of axes, by the numbers of the tensors, that it is for.
+    """
 
     name: str
     run: Callable[..., Any] | None
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
+    ranks: tuple[tuple[int, int], ...]
+
+    def takes(self, tensors: list[Tensor]) -> bool:
+        return all(tensors[number].dim() == rank for number, rank in self.ranks)
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -62,25 +73,33 @@ def plain_forward(module: nn.Module) -> Callable[..., Any]:
     return type(module).forward.__get__(module)  # type: ignore[no-any-return]
 
 
-def analysed(module: nn.Module, given: tuple[Any, ...], options: dict[str, Any], *, differentiable: bool) -> Analysis:
+def analysed(
+    module: nn.Module,
+    given: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
+    differentiable: bool,
+    ranks: Sequence[int] = (),
+) -> Analysis:
     """Trace a module's plain forward pass and put fused calls into it. Raises :class:`Untraceable`.
 
-    ``TENSOR`` stands for a tensor among the arguments. Modules inside that cannot be traced are called by the graph.
+    ``TENSOR`` stands for a tensor among the arguments, ``ranks`` are their numbers of axes, where these are known.
+    Modules inside that cannot be traced are called by the graph.
     """
-    cut: dict[nn.Module, str] = {}
+    cut: set[nn.Module] = set()
     while True:
         try:
             with _lock:
-                traced = trace(module, plain_forward(module), given, options, frozenset(cut))
+                traced = trace(module, plain_forward(module), given, options, frozenset(cut), ranks)
             break
         except Untraceable as error:
             if error.module is module or error.module in cut:
                 raise
-            cut[error.module] = error.reason
+            cut.add(error.module)
     graph, matches = rewrite(traced.graph, traced.leaves, module, differentiable)
     seen = [*traced.inlined, *traced.leaves.values()]
     modes = [(one, one.training) for one in seen]
-    return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), cut)
+    return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), traced.ranks)
 
 
 class Program:
@@ -97,14 +116,14 @@ class Program:
         key = self._key(given, options)
         if key is None:
             return plain_forward(self.module)(*given, **options)
-        variant = self._known(key)
-        if variant is None and not torch.compiler.is_compiling():
-            variant = self._made(key, given, options)
-        if variant is None or variant.run is None:
-            return plain_forward(self.module)(*given, **options)
         tensors = [one for one in given if isinstance(one, Tensor)]
         if options:
             tensors += [one for one in options.values() if isinstance(one, Tensor)]
+        variant = self._known(key, tensors)
+        if variant is None and not torch.compiler.is_compiling():
+            variant = self._made(key, given, options, [one.dim() for one in tensors])
+        if variant is None or variant.run is None:
+            return plain_forward(self.module)(*given, **options)
         return variant.run(*tensors)
 
     @property
@@ -113,17 +132,18 @@ class Program:
         forward: Any = plain_forward(self.module)
         return forward.__code__
 
-    def _known(self, key: Any) -> Variant | None:
+    def _known(self, key: Any, tensors: list[Tensor]) -> Variant | None:
         known = self.variants.get(key)
         if not known:
             return None
         if torch.compiler.is_compiling():  # which looks at modes itself, and at the rest when it compiles
             for variant in known:
-                if all(module.training is mode for module, mode in variant.modes) and _still(variant.name):
+                same = all(module.training is mode for module, mode in variant.modes) and variant.takes(tensors)
+                if same and _still(variant.name):
                     return variant
             return None
         for variant in known:
-            if variant.holds():
+            if variant.holds() and variant.takes(tensors):
                 return variant
         return None
 
@@ -144,21 +164,21 @@ class Program:
                 return None
         return tuple(parts)
 
-    def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Variant:
-        """Make the variant of a call, and keep it."""
+    def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any], ranks: Sequence[int]) -> Variant:
+        """Make the variant of a call whose tensors have so many axes, and keep it."""
         marked = tuple(TENSOR if isinstance(one, Tensor) else one for one in given)
         named = {name: TENSOR if isinstance(one, Tensor) else one for name, one in options.items()}
         try:
-            found = analysed(self.module, marked, named, differentiable=key[0])
+            found = analysed(self.module, marked, named, differentiable=key[0], ranks=ranks)
         except Untraceable:
             found = None
         modules = [*self.module.modules()]
         if found is None:
-            holds, kept_modes = guards(modules), [(one, one.training) for one in modules]
+            holds, kept_modes, asked = guards(modules), [(one, one.training) for one in modules], dict(enumerate(ranks))
         else:
-            holds, kept_modes = found.holds, found.modes
+            holds, kept_modes, asked = found.holds, found.modes, found.ranks
         run = compiled(found.graph, self.module) if found is not None and found.is_fused else None
-        variant = Variant(f"variant {next(_numbers)}", run, holds, kept_modes)
+        variant = Variant(f"variant {next(_numbers)}", run, holds, kept_modes, tuple(asked.items()))
         _holding[variant.name] = holds
         kept = self.variants.get(key, [])
         if sum(map(len, self.variants.values())) >= MOST:
@@ -167,11 +187,15 @@ class Program:
         return variant
 
     def prepare(self, *, differentiable: bool) -> bool:
-        """Make the variant of a call with the required arguments, all tensors; tell whether anything is fused in it."""
-        given = (TENSOR,) * required(self.module)
-        key = (differentiable, *given)
+        """Make variants of a call with the required arguments, all tensors; tell whether anything is fused in one."""
+        given, found = (TENSOR,) * required(self.module), False
         with torch.set_grad_enabled(differentiable):
-            return self._made(key, tuple(torch.empty(0) for _ in given), {}).run is not None
+            for rank in RANKS:
+                variant = self._made((differentiable, *given), (torch.empty(0),) * len(given), {}, [rank] * len(given))
+                found |= variant.run is not None
+                if not variant.ranks:
+                    break
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.module, memo))

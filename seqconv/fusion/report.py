@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seqconv.fusion.matching import Match
-from seqconv.fusion.program import Analysis, Program, analysed, required
+from seqconv.fusion.program import RANKS, Analysis, Program, analysed, required
 from seqconv.fusion.tracing import TENSOR, Untraceable
 
 __all__ = ["FusionReport", "Row", "fusion_report"]
@@ -73,11 +73,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
 def _rows(module: nn.Module, path: str, *, is_fused: bool) -> Iterator[Row]:
     """Yield the rows of a module, from its own graph or, where it has none, from its children's."""
     is_fused = is_fused or isinstance(module.__dict__.get("forward"), Program)
-    try:
-        with torch.enable_grad():
-            found: Analysis | None = analysed(module, (TENSOR,) * required(module), {}, differentiable=True)
-    except (Untraceable, TypeError, ValueError) as error:
-        found, reason = None, str(error)
+    found, reason = _analysed(module)
     if found is None:
         for name, child in module.named_children():
             if isinstance(child, SEARCHED):
@@ -91,6 +87,27 @@ def _rows(module: nn.Module, path: str, *, is_fused: bool) -> Iterator[Row]:
         inner = module.get_submodule(name)
         if not isinstance(inner, SEARCHED) and any(isinstance(one, SEARCHED) for one in inner.modules()):
             yield from _rows(inner, _joined(path, name), is_fused=False)
+
+
+def _analysed(module: nn.Module) -> tuple[Analysis | None, str]:
+    """Return a module's graph, or why there is none; tensors have as many axes as give the most fused calls."""
+    most: Analysis | None = None
+    try:
+        given = (TENSOR,) * required(module)
+        for rank in RANKS:
+            with torch.enable_grad():
+                found = analysed(module, given, {}, differentiable=True, ranks=[rank] * len(given))
+            if most is None or _fused(found) > _fused(most):
+                most = found
+            if not found.ranks:
+                break
+    except (Untraceable, TypeError, ValueError) as error:
+        return most, str(error)
+    return most, ""
+
+
+def _fused(found: Analysis) -> int:
+    return sum(match.fused for match in found.matches)
 
 
 def _row(match: Match, path: str, is_fused: bool) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,12 +43,16 @@ class Untraceable(Exception):
 
 
 class Trace(NamedTuple):
-    """A graph of a root's forward pass: the modules whose own code ran, and by their names those that it calls."""
+    """A graph of a root's forward pass: the modules whose own code ran, and by their names those that it calls.
+
+    ``ranks`` are numbers of axes that the forward pass asked for, by the numbers of the tensors.
+    """
 
     root: nn.Module
     graph: fx.Graph
     inlined: list[nn.Module]
     leaves: dict[str, nn.Module]
+    ranks: dict[int, int]
 
 
 def trace(
@@ -57,12 +61,14 @@ def trace(
     given: tuple[Any, ...] = (),
     options: dict[str, Any] | None = None,
     cut: frozenset[nn.Module] = frozenset(),
+    ranks: Sequence[int] = (),
 ) -> Trace:
     """Trace ``forward(*given, **options)``, the plain forward pass of ``root``, with a stand-in for each ``TENSOR``.
 
-    The graph calls modules out of ``cut``, and does not look into them. Raises :class:`Untraceable`.
+    The graph calls modules out of ``cut``, and does not look into them. ``ranks`` are the tensors' numbers of axes,
+    where they are known. Raises :class:`Untraceable`.
     """
-    tracer = _Tracer(root, cut)
+    tracer = _Tracer(root, cut, ranks)
 
     def run() -> Any:
         stand_ins = [tracer.stand_in(one) for one in given]  # before those of options, as they are handed over
@@ -86,29 +92,30 @@ def trace(
         raise Untraceable("its forward pass changes attributes of the module", changed[0])
     if generators != _generators():
         raise Untraceable("its forward pass draws random numbers outside of torch", root)
-    return Trace(root, graph, tracer.inlined, tracer.leaves)
+    return Trace(root, graph, tracer.inlined, tracer.leaves, tracer.asked)
 
 
 class _Tracer(fx.Tracer):
     """Looks into every module but torch's own, those with hooks, and those that are cut."""
 
-    proxy_buffer_attributes = True
     run: Callable[[], Any]
 
-    def __init__(self, root: nn.Module, cut: frozenset[nn.Module]) -> None:
+    def __init__(self, root: nn.Module, cut: frozenset[nn.Module], ranks: Sequence[int]) -> None:
         einops: Any = sys.modules.get("einops")
         wrapped = (einops.rearrange, einops.repeat, einops.reduce) if einops else ()
         super().__init__(autowrap_functions=wrapped, param_shapes_constant=True)
         self.cut, self.thread, self.switches = cut, threading.get_ident(), _switches()
         self.leaves: dict[str, nn.Module] = {}
         self.inlined, self.given = [root], 0
-        self.innermost = root
+        self.innermost, self.ranks = root, ranks
+        self.asked: dict[int, int] = {}
 
     def stand_in(self, value: Any) -> Any:
         if value is not TENSOR:
             return value
         self.given += 1
-        return self.create_proxy("placeholder", f"given_{self.given}", (), {})
+        node = self.create_node("placeholder", f"given_{self.given}", (), {})
+        return _Ranked(node, self, self.given - 1) if self.ranks else self.proxy(node)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         def run() -> Any:
@@ -140,12 +147,36 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if threading.get_ident() != self.thread:
             return attr_val
+        if isinstance(attr_val, torch.Tensor) and not isinstance(attr_val, nn.Parameter):
+            # torch.fx itself would take a buffer for a parameter.
+            name = next((name for name, one in self.root.named_buffers() if one is attr_val), None)
+            if name is not None and name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+            return attr_val if name is None else parameter_proxy_cache[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _switches() != self.switches:
             raise Untraceable("its forward pass switches gradients, autocast or inference mode", self.innermost)
         return super().create_node(*args, **kwargs)
+
+
+class _Ranked(fx.Proxy):
+    """Stands for a tensor whose number of axes is known."""
+
+    tracer: _Tracer
+
+    def __init__(self, node: fx.Node, tracer: _Tracer, number: int) -> None:
+        super().__init__(node, tracer)
+        self.number = number
+
+    def dim(self) -> int:
+        rank = self.tracer.asked[self.number] = self.tracer.ranks[self.number]
+        return rank
+
+    @property
+    def ndim(self) -> int:
+        return self.dim()
 
 
 class _Factories(TorchFunctionMode):

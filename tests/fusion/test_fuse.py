@@ -84,6 +84,55 @@ class Shared(nn.Module):
         return F.relu(self.conv(rows.mT)).amax(-1) + rows.mean(1)
 
 
+class AnyRank(nn.Module):
+    """Asks how many axes its input has, and is given a sample's channels or a mask, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.block = nn.Conv1d(4, 8, 3), sequential(nn.Conv1d(8, 8, 3), nn.ReLU(), nn.MaxPool1d(3))
+
+    def forward(self, x, scale=None):
+        if x.ndim == 2:
+            x = x.unsqueeze(0)
+        assert x.dim() == 3, x.shape
+        x = F.max_pool1d(F.relu(self.conv(x)), 2)
+        return self.block(x if scale is None else x * scale)
+
+
+class First(nn.Module):
+    """The first of two."""
+
+    def forward(self, pair):
+        return pair[0]
+
+
+class Residual(nn.Module):
+    """An activation that two read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(4, 8, 3, padding=1), nn.BatchNorm1d(8)
+        self.second = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.first(x)))
+        return F.max_pool1d(F.relu(x + self.second(x)), 2)
+
+
+class FunctionalNorm(nn.Module):
+    """A batch norm as a function, whose statistics are buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv1d(4, 8, 3), nn.Parameter(torch.randn(8))
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("var", torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        x = F.batch_norm(self.conv(x), self.mean, self.var, self.scale, None, self.training, 0.3)
+        return torch.amax(F.relu(F.max_pool1d(x, 3, 2)), (2,), keepdim=True)
+
+
 def sequential(*layers):
     return nn.Sequential(*layers)
 
@@ -131,6 +180,28 @@ MODELS = {
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Dropout(0.5)),
         ROWS, 1, 1,
     ),
+    "any rank": (AnyRank, ROWS, 2, 2),
+    "residual": (Residual, ROWS, 1, 1),
+    "functional norm": (FunctionalNorm, ROWS, 1, 1),
+    "statistics of the batch": (
+        lambda: sequential(
+            nn.Conv1d(4, 8, 3), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8, momentum=None, affine=False), nn.MaxPool1d(2), nn.ReLU(),
+        ),
+        ROWS, 2, 2,
+    ),
+    "padding modes": (
+        lambda: sequential(
+            nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(8, 8, 4, padding="same", padding_mode="reflect"), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(8, 8, 3, padding=2, padding_mode="replicate"), nn.ReLU(),
+        ),
+        ROWS, 3, 3,
+    ),
+    "indices": (
+        lambda: sequential(nn.Conv1d(4, 8, 3), nn.MaxPool1d(2, return_indices=True), First(), nn.ReLU()),
+        ROWS, 0, 0,
+    ),
     "norm behind": (
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.MaxPool1d(2)),
         ROWS, 1, 1,
@@ -144,9 +215,11 @@ def made(name, training):
     model = make().train(training)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm1d):
-            for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
-                tensor.copy_(torch.randn(tensor.shape))  # scales of both signs
-            norm.running_var.uniform_(0.5, 2)
+            for tensor in (norm.running_mean, norm.weight, norm.bias):
+                if tensor is not None:
+                    tensor.data.copy_(torch.randn(tensor.shape))  # scales of both signs
+            if norm.running_var is not None:
+                norm.running_var.uniform_(0.5, 2)
     given = torch.randint(0, 30, (9, 12)) if kind == TOKENS else torch.randn(9, 4, 40)
     return model, given, fused[0 if training else 1]
 
@@ -463,3 +536,34 @@ def test_exported_programs_are_of_torchs_operations():
     program = torch.export.export(seqconv.fuse(model), (given,))
     assert not any("seqconv" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(given), model(given))
+
+
+def test_numbers_of_axes_have_graphs_of_their_own():
+    model, given, _ = made("any rank", training=False)
+    fused = seqconv.fuse(model)
+    never_plain(fused)
+    for rows, scale in [(given, None), (given[0], None), (given, torch.tensor(2.0)), (given[:3], None)]:
+        torch.testing.assert_close(fused(rows, scale), model(rows, scale), rtol=1e-5, atol=1e-5)
+    for wrong in (given[0, 0], given[None]):
+        with pytest.raises(Exception, match=r"torch\.Size"):
+            fused(wrong)
+
+
+def test_writes_in_between_keep_a_chain_plain():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 6, 3)
+            self.register_buffer("mean", torch.zeros(6))
+            self.register_buffer("var", torch.ones(6))
+
+        def forward(self, x):
+            x = self.conv(x)
+            self.mean.add_(1.0)
+            return F.relu(F.batch_norm(x, self.mean, self.var))
+
+    model = Model().eval()
+    fused, x = seqconv.fuse(model), torch.randn(9, 4, 9)
+    for _ in range(2):
+        torch.testing.assert_close(fused(x), model(x))
+    assert "written" in seqconv.fusion_report(fused)[0].reason
