@@ -567,3 +567,34 @@ def test_writes_in_between_keep_a_chain_plain():
     for _ in range(2):
         torch.testing.assert_close(fused(x), model(x))
     assert "written" in seqconv.fusion_report(fused)[0].reason
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_the_rest_of_a_compiled_graph_may_be_inductors(training):
+    model, given, _ = made("functions", training)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="seqconv", options={"rest": "inductor"})
+    results = []
+    for one in (compiled, copy.deepcopy(model).double()):
+        output = one(given.to(next(model.parameters() if one is compiled else one.parameters()).dtype))
+        output.sin().sum().backward()
+        parameters = model.parameters() if one is compiled else one.parameters()
+        results.append([output.detach(), *(parameter.grad for parameter in parameters)])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"options": {"rest": "aot"}}, "rest, of options, must be one of eager, inductor, got 'aot'"),
+        ({"options": {"speed": 1}}, "options must be 'rest' alone"),
+        ({"mode": "max-autotune"}, "mode must be None"),
+    ],
+)
+def test_unknown_options_of_the_backend(given, message):
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=message):
+        torch.compile(nn.ReLU(), backend="seqconv", **given)(torch.ones(3))
+    torch._dynamo.reset()
