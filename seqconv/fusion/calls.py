@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,21 @@ from seqconv.functional.several import embedding_conv1ds_call
 from seqconv.kernels.norm import Norm
 from seqconv.layers.norm import count_batch, norm_of
 
-__all__ = ["FusedCall", "FusedConcatenation", "Image", "image_of"]
+__all__ = ["FusedCall", "FusedConcatenation", "Image", "NormOptions", "image_of", "noted"]
+
+notes: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
+
+
+@contextmanager
+def noted() -> Iterator[list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]]:
+    """Note all fused calls until the block ends: each call, its operands, and what its plain layers would be given."""
+    global notes
+    before, notes = notes, []
+    try:
+        yield notes
+    finally:
+        notes = before
+
 
 REFUSALS = (IndexError, TypeError, ValueError)  # of calls that torch itself may take, or refuse in its own words
 
@@ -92,16 +107,18 @@ class NormOptions(NamedTuple):
 class FusedCall:
     """Convolution, norm, ReLU and maximum of an input or of tokens.
 
-    ``plain`` is the chain as it was, of its own arguments. ``convolution`` and ``pool`` are options of
-    :mod:`seqconv.functional.conv`, ``pool`` ``None`` for the global maximum; ``keepdim`` keeps the axis of that.
-    ``pad`` is what :func:`torch.nn.functional.pad` is given first, for padding by other numbers than zeros. ``norm`` is
-    ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors there.
+    ``plain`` is the chain as it was, of its own arguments, ``names`` has its convolution's name. ``convolution`` and
+    ``pool`` are options of :mod:`seqconv.functional.conv`, ``pool`` ``None`` for the global maximum; ``keepdim`` keeps
+    the axis of that. ``pad`` is what :func:`torch.nn.functional.pad` is given first, for padding by other numbers than
+    zeros. ``norm`` is ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors
+    there.
     """
 
     def __init__(
         self,
         plain: Callable[..., Tensor],
         *,
+        names: list[str],
         convolution: tuple[Any, ...],
         pool: tuple[Any, ...] | None,
         contiguous: bool,
@@ -115,7 +132,8 @@ class FusedCall:
     ) -> None:
         self.__name__, self.__module__ = "fused", __name__  # how the code of a graph calls it
         memory_format = torch.contiguous_format if contiguous else torch.preserve_format
-        self.plain, self.keepdim, self.image, self.squeezed, self.norm = plain, keepdim, image, squeezed, norm
+        self.plain, self.names, self.keepdim, self.image = plain, names, keepdim, image
+        self.squeezed, self.norm = squeezed, norm
         self.geometry = convolution, None if pool is None else (*pool, memory_format)
         self.options = (padding_idx, *self.geometry, None) if of_tokens else self.geometry
         self.pad, self.of_tokens, self.is_rank_free = pad, of_tokens, pool is not None and norm is None
@@ -123,11 +141,17 @@ class FusedCall:
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
         """Run the fused call on ``operands``, or ``plain`` on ``given``."""
-        try:
-            output = self._fused(*operands)
-        except REFUSALS:
-            output = None
+        if notes is not None:
+            notes.append((self, operands, given))
+        output = self.fused(*operands)
         return self.plain(*given) if output is None else output
+
+    def fused(self, *operands: Any) -> Tensor | None:
+        """Return the fused call's result, ``None`` where the plain layers must run, or are faster."""
+        try:
+            return self._fused(*operands)
+        except REFUSALS:
+            return None
 
     def _fused(self, source: Any, table: Any, weight: Any, bias: Any, *norm: Any) -> Tensor | None:
         if self.image is not None:
@@ -187,24 +211,32 @@ class FusedConcatenation:
         self,
         plain: Callable[..., Tensor],
         *,
+        names: list[str],
         convolution: tuple[Any, ...],
         padding_idx: int | None,
         images: list[Image | None],
     ) -> None:
         self.__name__, self.__module__ = "fused_several", __name__
-        self.plain, self.convolution, self.padding_idx, self.images = plain, convolution, padding_idx, images
+        self.plain, self.names, self.images = plain, names, images
+        self.convolution, self.padding_idx = convolution, padding_idx
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
         """Run the fused call on ``operands``, or ``plain`` on ``given``."""
-        tokens, table, *tensors = operands
+        if notes is not None:
+            notes.append((self, operands, given))
+        output = self.fused(*operands)
+        return self.plain(*given) if output is None else output
+
+    def fused(self, tokens: Any, table: Any, *tensors: Any) -> Tensor | None:
+        """Return the fused call's result, ``None`` where the plain layers must run."""
         weights, biases = tensors[: len(self.images)], tensors[len(self.images) :]
         try:
             weights = [
                 one if image is None else image.weight(one) for one, image in zip(weights, self.images, strict=True)
             ]
-            if tokens.dim() == 2:
-                call = embedding_conv1ds_call(tokens, table, None, weights, biases, self.padding_idx, self.convolution)
-                return call.run("auto")
+            if tokens.dim() != 2:
+                return None
+            call = embedding_conv1ds_call(tokens, table, None, weights, biases, self.padding_idx, self.convolution)
+            return call.run("auto")
         except REFUSALS:
-            pass
-        return self.plain(*given)
+            return None

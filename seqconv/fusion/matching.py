@@ -287,6 +287,7 @@ def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, 
         assert image is not None
         pool = image.pool(chain.pool.options)
     made = {
+        "names": [_name(chain.conv)],
         "convolution": image.convolution(options) if image else _convolution(options),
         "pool": pool,
         "contiguous": contiguous,
@@ -306,6 +307,7 @@ def _several(chains: list[Chain]) -> tuple[type[FusedConcatenation], dict[str, A
     assert first.embedding is not None
     convolution = first.image.convolution(first.conv.options) if first.image else _convolution(first.conv.options)
     made = {
+        "names": [_name(chain.conv) for chain in chains],
         "convolution": convolution,
         "padding_idx": first.embedding.options["padding_idx"],
         "images": [chain.image for chain in chains],
@@ -366,7 +368,7 @@ def _concatenated(graph: fx.Graph, chains: list[Chain]) -> Iterator[tuple[fx.Nod
         together = [by_result[one] for one in parts if one in by_result]
         if len(together) < max(len(parts), 2):
             continue
-        keys = {(*map(str, _given(one)[:2]), str(_several([one])[1] | {"images": ()})) for one in together}
+        keys = {(*map(str, _given(one)[:2]), str(_several([one])[1] | {"images": (), "names": ()})) for one in together}
         if len(keys) == 1:
             for one, part in zip(together, parts, strict=True):
                 if one.last is not part:

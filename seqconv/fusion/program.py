@@ -20,11 +20,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from seqconv.functional.following import is_watched
+from seqconv.fusion.calls import FusedCall, FusedConcatenation
 from seqconv.fusion.guards import PLAIN, guards, own_call_reason
 from seqconv.fusion.matching import Match, compiled, rewrite
 from seqconv.fusion.tracing import TENSOR, Untraceable, trace
 
-__all__ = ["Program", "analysed", "fuse", "plain_forward", "required", "unfuse"]
+__all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "unfuse"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -216,6 +217,16 @@ def _still(name: str) -> bool:
 
 # Asked once, while torch.compile traces: what torch.compiler.assume_constant_result sets, which imports Dynamo.
 _still._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fused_calls(module: nn.Module) -> list[FusedCall | FusedConcatenation]:
+    """Return the fused calls in a module's own program, of all its variants."""
+    program = module.__dict__.get("forward")
+    if not isinstance(program, Program):
+        return []
+    runs = [variant.run for known in program.variants.values() for variant in known if variant.run is not None]
+    kinds = FusedCall, FusedConcatenation
+    return [one for run in runs for one in run.__func__.__globals__.values() if isinstance(one, kinds)]  # type: ignore[attr-defined]
 
 
 def required(module: nn.Module) -> int:

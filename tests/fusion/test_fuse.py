@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import seqconv
+from seqconv.fusion import program
 from seqconv.fusion.backend import compile_graph
 from seqconv.fusion.calls import FusedCall, FusedConcatenation
 
@@ -232,15 +233,7 @@ def close(actual, expected, exact):
 
 def fused_calls(model):
     """Return all fused calls in a model's programs."""
-    programs = [one.__dict__["forward"] for one in model.modules() if "forward" in one.__dict__]
-    runs = [variant.run for program in programs for known in program.variants.values() for variant in known]
-    return [
-        one
-        for run in runs
-        if run
-        for one in run.__func__.__globals__.values()
-        if isinstance(one, FusedCall | FusedConcatenation)
-    ]
+    return [call for one in model.modules() for call in program.fused_calls(one)]
 
 
 def never_plain(model):
@@ -290,6 +283,21 @@ def test_fused_calls_are_made(name):
     fused(given)
     kinds = {type(one) for one in fused_calls(fused)}
     assert kinds == ({FusedConcatenation} if name == "text" else {FusedCall})
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ["text", "nested, norm", "any rank", "gelu"])
+def test_the_report_tells_gains_of_an_example(name, training):
+    model, given, count = made(name, training)
+    before = copy.deepcopy(model.state_dict())
+    for one in (model, seqconv.fuse(model)):
+        report = seqconv.fusion_report(one, given)
+        assert [row.name for row in report if row.gain is not None] == [row.name for row in report][:count]
+        assert all(row.gain is None or row.gain > 0 for row in report)
+        assert ("times faster" in str(report)) == (count > 0)
+    for name, ours in model.state_dict().items():
+        assert torch.equal(ours, before[name])
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_unfuse_and_idempotence():
