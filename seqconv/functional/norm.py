@@ -148,8 +148,8 @@ def run_folded(
     if key is not None and found is not None and (conv_known := remembered.find(found)) is not None:
 
         def known(*operands: Any) -> Tensor:
-            first, (weight, bias, *statistics) = operands[: len(sources)], operands[len(sources) :]
-            return conv_known(*first, *_folded(weight, bias, Norm(*statistics, eps=eps)))
+            *first, weight, bias, mean, var, scale, shift = operands
+            return conv_known(*first, *_folded(weight, bias, Norm(mean, var, scale, shift, eps=eps)))
 
         remembered.keep(key, known)
     return output
@@ -189,7 +189,9 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Te
         and all(one.is_contiguous() for one in tensors)
         and unfollowed(*tensors, autocast=True) is None
     ):
-        return triton_norm.folded(weight, bias, *norm[:4], norm.eps)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return triton_norm.folded(weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
     return folded(weight, bias, norm)
 
 

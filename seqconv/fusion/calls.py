@@ -162,7 +162,8 @@ class FusedCall:
         if self.of_tokens:
             if source.dim() != 2:
                 return None
-            prepare, sources = conv.embedding_call, (source, table, None)
+            prepare: Callable[..., conv.Call] = conv.embedding_call
+            sources: tuple[Any, ...] = source, table, None
         else:
             if source.dim() != 3 and not (self.is_rank_free and self.image is None):
                 return None
@@ -229,7 +230,7 @@ class FusedConcatenation:
 
     def fused(self, tokens: Any, table: Any, *tensors: Any) -> Tensor | None:
         """Return the fused call's result, ``None`` where the plain layers must run."""
-        weights, biases = tensors[: len(self.images)], tensors[len(self.images) :]
+        weights, biases = [*tensors[: len(self.images)]], tensors[len(self.images) :]
         try:
             weights = [
                 one if image is None else image.weight(one) for one, image in zip(weights, self.images, strict=True)

@@ -392,8 +392,8 @@ def _replace(
     plain, outside = _cut_out(nodes, last, order, root)
     stage = kind(plain, **made)
     with graph.inserting_before(where):
-        names = [one.target if isinstance(one, fx.Node) and one.op == "get_attr" else one for one in operands]
-        given = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in names]
+        names = [str(one.target) if isinstance(one, fx.Node) and one.op == "get_attr" else one for one in operands]
+        given: list[Any] = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in names]
         fused = graph.call_function(stage, (tuple(given), tuple(outside)))
     order[fused], current[last] = order[where], fused
     last.replace_all_uses_with(fused, delete_user_cb=lambda user: user not in nodes)
@@ -406,7 +406,7 @@ def _cut_out(nodes: set[fx.Node], last: fx.Node, order: dict[fx.Node, int], root
     given = dict.fromkeys(one for node in ordered for one in node.all_input_nodes if one not in nodes)
     outside = [one for one in given if one.op != "get_attr"]
     copies = {one: graph.placeholder(f"given_{number}") for number, one in enumerate(outside)}
-    copies |= {one: graph.get_attr(one.target) for one in given if one.op == "get_attr"}
+    copies |= {one: graph.get_attr(str(one.target)) for one in given if one.op == "get_attr"}
     for node in ordered:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[last])

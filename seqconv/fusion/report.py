@@ -111,7 +111,7 @@ def _gain(call: Any, operands: tuple[Any, ...], given: tuple[Any, ...], *, diffe
         def run(function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
             result = function(*arguments)
             if differentiable and result.requires_grad:
-                result.backward(gradient)  # type: ignore[no-untyped-call]
+                result.backward(gradient)
 
         sides = [(call.plain, given), (call.fused, operands)]
         times: list[list[float]] = [[], []]
