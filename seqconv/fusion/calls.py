@@ -111,7 +111,7 @@ class FusedCall:
     ``pool`` are options of :mod:`seqconv.functional.conv`, ``pool`` ``None`` for the global maximum; ``keepdim`` keeps
     the axis of that. ``pad`` is what :func:`torch.nn.functional.pad` is given first, for padding by other numbers than
     zeros. ``norm`` is ``None`` for none, ``"module"`` for a module among the operands, else options of four tensors
-    there.
+    there; it stands between ReLU and pool if it ``is_behind``.
     """
 
     def __init__(
@@ -127,13 +127,14 @@ class FusedCall:
         squeezed: bool,
         pad: tuple[list[int], str] | None,
         norm: NormOptions | str | None,
+        is_behind: bool,
         padding_idx: int | None,
         of_tokens: bool,
     ) -> None:
         self.__name__, self.__module__ = "fused", __name__  # how the code of a graph calls it
         memory_format = torch.contiguous_format if contiguous else torch.preserve_format
         self.plain, self.names, self.keepdim, self.image = plain, names, keepdim, image
-        self.squeezed, self.norm = squeezed, norm
+        self.squeezed, self.norm, self.is_behind = squeezed, norm, is_behind
         self.geometry = convolution, None if pool is None else (*pool, memory_format)
         self.options = (padding_idx, *self.geometry, None) if of_tokens else self.geometry
         self.pad, self.of_tokens, self.is_rank_free = pad, of_tokens, pool is not None and norm is None
@@ -190,6 +191,8 @@ class FusedCall:
         live = module.training if module is not None else self.norm.training  # type: ignore[union-attr]
         if stack.running_mean is not None and stack.running_mean.dtype != weight.dtype:
             return None
+        if self.is_behind:
+            return self._scaled(conv.run, (prepare, (*sources, weight, bias), self.options, "auto"), stack)
         if not norm.uses_batch(stack, live):
             return norm.run_folded(prepare, sources, weight, bias, stack, self.options, "auto")
         if self.of_tokens or weight.is_cuda:
@@ -198,6 +201,19 @@ class FusedCall:
         if module is not None:
             count_batch(module)
         return output
+
+    def _scaled(self, run: Callable[..., Tensor], call: tuple[Any, ...], stack: Norm) -> Tensor | None:
+        """Return a call's maxima behind a norm that does not move them: one whose scales are all positive."""
+        assert stack.running_mean is not None
+        assert stack.running_var is not None
+        scale = torch.rsqrt(stack.running_var + stack.eps)
+        scale = scale if stack.weight is None else scale * stack.weight
+        if scale.is_cuda or not bool((scale > 0).all()):  # to know it, the host would wait for a GPU
+            return None
+        shift = -stack.running_mean * scale
+        shift = shift if stack.bias is None else shift + stack.bias
+        output = run(*call)
+        return output * scale[:, None] + shift[:, None] if output.dim() == 3 else output * scale + shift
 
 
 def _is_small(source: Tensor, weight: Tensor) -> bool:

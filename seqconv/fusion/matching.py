@@ -42,6 +42,7 @@ class Chain:
     def __init__(self, conv: Link, image: Image | None) -> None:
         self.conv, self.image, self.steps = conv, image, [conv]
         self.norm: Link | None = None
+        self.behind: Link | None = None  # a norm behind ReLU
         self.pool: Link | None = None
         self.embedding: Link | None = None
         self.front: list[fx.Node] = []  # the embedding, and what stands between it and the convolution
@@ -136,17 +137,21 @@ class _Matcher:
 
     def _follow(self, chain: Chain) -> str | None:
         """Add the steps behind a convolution up to its pool; return why they are no fused call."""
-        useful = 1
+        useful = before = 1
         while True:
             node = chain.last
             users = [one for one in node.users if not is_shape_read(one)]
             step = self._next(node, users)
             if step is None or (reason := self._take(chain, step)) is not None:
                 break
+            if step is chain.behind:
+                before = useful
             chain.steps.append(step)
             if step.kind != "nothing":
                 useful = len(chain.steps)
         reason = None if step is None else reason
+        if chain.behind is not None and chain.pool is None:  # it stays
+            useful, reason, chain.behind = before, "the norm stands behind ReLU, and no maximum behind it", None
         chain.rest = "" if reason in (None, STOP) or chain.pool is not None else f"behind it: {reason}"
         del chain.steps[useful:]
         if chain.has_relu:
@@ -178,13 +183,16 @@ class _Matcher:
             return f"{WORDS.get(step.kind, 'dropout')}: {step.reason}"
         if step.kind == "nothing":
             return None
-        if step.kind == "relu":
+        if step.kind == "relu" and chain.behind is None:
             chain.has_relu = True
             return None
-        if step.kind == "norm" and chain.pool is None and chain.norm is None:
-            if chain.has_relu:
-                return "the norm stands behind ReLU"
-            chain.norm = step
+        if step.kind == "norm" and chain.pool is None and chain.norm is None and chain.behind is None:
+            if not chain.has_relu:
+                chain.norm = step
+                return None
+            if step.options["training"]:
+                return "the norm stands behind ReLU, and takes the statistics of the batch"
+            chain.behind = step
             return None
         if step.kind == "squeeze" and chain.image and not chain.squeezed and chain.pool is None:
             chain.squeezed = step.options["dim"] in chain.image.squeezes
@@ -276,7 +284,7 @@ class _Matcher:
 
 def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, Any], list[Any]]:
     """Return the stage of a chain, what it is made from, and its operands: nodes or attributes' names."""
-    options, image = chain.conv.options, chain.image
+    options, image, norm = chain.conv.options, chain.image, chain.norm or chain.behind
     pool: Any = None
     if chain.pool is None:
         pool = UNPOOLED
@@ -295,7 +303,8 @@ def _single(chain: Chain, contiguous: bool) -> tuple[type[FusedCall], dict[str, 
         "image": image,
         "squeezed": chain.squeezed,
         "pad": options.get("pad"),
-        "norm": _norm_options(chain.norm.options) if chain.norm else None,
+        "norm": _norm_options(norm.options) if norm else None,
+        "is_behind": chain.behind is not None,
         "padding_idx": chain.embedding.options["padding_idx"] if chain.embedding else None,
         "of_tokens": chain.embedding is not None,
     }
@@ -322,9 +331,9 @@ def _given(chain: Chain) -> list[Any]:
     else:
         given = [chain.conv.source, None]
     given += [chain.conv.options["weight"], chain.conv.options["bias"]]
-    if chain.norm is not None:
-        names = ("module",) if "module" in chain.norm.options else ("running_mean", "running_var", "weight", "bias")
-        given += [chain.norm.options[one] for one in names]
+    if (norm := chain.norm or chain.behind) is not None:
+        names = ("module",) if "module" in norm.options else ("running_mean", "running_var", "weight", "bias")
+        given += [norm.options[one] for one in names]
     return given
 
 
@@ -347,7 +356,7 @@ def _concatenated(graph: fx.Graph, chains: list[Chain]) -> Iterator[tuple[fx.Nod
     """Yield each concatenation of global maxima over one embedding, and the chains that it takes."""
     by_result: dict[fx.Node, Chain] = {}
     for chain in chains:
-        if chain.embedding is None or chain.norm or chain.pool is None or chain.pool.kind != "maximum":
+        if chain.embedding is None or chain.norm or chain.behind or chain.pool is None or chain.pool.kind != "maximum":
             continue
         result, users = chain.last, [*chain.last.users]
         if chain.keepdim:

@@ -144,6 +144,10 @@ def parametrized():
     return model
 
 
+class PositiveNorm(nn.BatchNorm1d):
+    """A batch norm of which the tests make one with positive scales."""
+
+
 def image():
     layers = nn.Conv2d(4, 8, (1, 5)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(8, 6, (1, 3)), nn.ReLU()
     return sequential(nn.Unflatten(2, (1, 40)), *layers, nn.MaxPool2d((1, 4), (1, 3)), nn.Flatten())
@@ -155,6 +159,14 @@ def nested():
     for name, layer in {"conv": nn.Conv1d(8, 6, 3), "pool": nn.AdaptiveMaxPool1d(1), "act": nn.ReLU()}.items():
         second.add_module(name, layer)
     return sequential(first, second, nn.Flatten(), nn.Linear(6, 2))
+
+
+def positive():
+    """A norm behind ReLU whose scales are positive, with a pool and without."""
+    return sequential(
+        nn.Conv1d(4, 8, 3), nn.ReLU(), PositiveNorm(8), nn.Dropout(0.0), nn.MaxPool1d(3, 2, 1),
+        nn.Conv1d(8, 8, 3), nn.ReLU(), PositiveNorm(8), nn.ReLU(),
+    )  # fmt: skip
 
 
 # Name: the model, its input, and how many of its convolutions are fused in training and in evaluation.
@@ -203,10 +215,7 @@ MODELS = {
         lambda: sequential(nn.Conv1d(4, 8, 3), nn.MaxPool1d(2, return_indices=True), First(), nn.ReLU()),
         ROWS, 0, 0,
     ),
-    "norm behind": (
-        lambda: sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.MaxPool1d(2)),
-        ROWS, 1, 1,
-    ),
+    "norm behind": (positive, ROWS, 2, 2),
 }  # fmt: skip
 
 
@@ -219,6 +228,8 @@ def made(name, training):
             for tensor in (norm.running_mean, norm.weight, norm.bias):
                 if tensor is not None:
                     tensor.data.copy_(torch.randn(tensor.shape))  # scales of both signs
+            if isinstance(norm, PositiveNorm):
+                norm.weight.data.abs_()
             if norm.running_var is not None:
                 norm.running_var.uniform_(0.5, 2)
     given = torch.randint(0, 30, (9, 12)) if kind == TOKENS else torch.randn(9, 4, 40)
@@ -606,3 +617,13 @@ def test_unknown_options_of_the_backend(given, message):
     with pytest.raises(Exception, match=message):
         torch.compile(nn.ReLU(), backend="seqconv", **given)(torch.ones(3))
     torch._dynamo.reset()
+
+
+def test_a_norm_behind_relu_moves_maxima_where_a_scale_is_negative():
+    torch.manual_seed(0)
+    model = sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.BatchNorm1d(8), nn.MaxPool1d(4)).eval()
+    fused, x = seqconv.fuse(model), torch.randn(9, 4, 20)
+    for weight in (1.0, -1.0, 0.0):
+        for one in (model, fused):
+            one[2].weight.data[3] = weight
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
