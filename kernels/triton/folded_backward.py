@@ -4,7 +4,7 @@ Five steps, each a launch or two: the occurrences of every row are found by sort
 at a row's taps are added up; the result is multiplied with the table and summed over its rows to the weights'
 gradient; weights are repacked; and it is multiplied with the weights to the table's. See
 :mod:`.device.folded_backward`. No atomics: the same bits on every run. A row's sums are float32, and so is what is
-multiplied, in products of TF32 or, of exact float32, as exact as the forward pass has them.
+multiplied, in products of TF32 or, of exact float32, by multiply-adds.
 
 Where a weight or a row is infinite, what torch has as NaN or infinity is not finite here either, but may be infinite
 where torch has a NaN: zeros that torch multiplies one by one were added to other numbers before.
@@ -166,8 +166,7 @@ def _launch_weight_gradient(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
         W=Filters(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
-        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8,
-        num_stages=1 if multiplied.precision == "tf32x3" else 2,  # an exact product's parts take registers
+        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8, num_stages=2,
     )  # fmt: skip
     return partials
 
