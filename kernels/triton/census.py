@@ -71,6 +71,8 @@ LAYERS = {
     "jena3": layer(32, 32, 5, None),
     "few windows": layer(390, 130, 9, 7, few=True),
     "few, global": layer(64, 32, 9, None, few=True),
+    "long, global": Layer(79, 27, 24, Convolution(3), None),
+    "motifs": layer(4, 32, 24, None),
     "imdb1, contiguous": layer(128, 32, 7, 5, rows="contiguous"),
     "univariate": layer(1, 32, 7, 2),
     "four channels": layer(4, 64, 3, 2),
