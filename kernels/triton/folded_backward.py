@@ -37,8 +37,9 @@ __all__ = ["backward", "whole_tap"]
 STEP, SUMS = 8, 512
 SPANS = 2048  # at most so many spans of occurrences
 ROWS = 64  # of the table's gradient in a tile
-# Rows that are multiplied at a time for the weights' gradient, and taps whose sums a program's registers hold.
-TERMS, TAPS = 32, 4
+# Rows that are multiplied at a time for the weights' gradient, taps that a program serves, and programs for each
+# multiprocessor. One of four taps waited: 45 us, where its instructions take 6 (imdb1, H200).
+TERMS, TAPS, PROGRAMS = 32, 2, 3
 
 
 def backward(
@@ -159,14 +160,14 @@ def _launch_weight_gradient(
     blocks = -(-layer.outputs // block_o)
     blocks *= -(-layer.channels // block_c) * -(-layer.size // taps) if want_w else 1
     tiles = -(-(table.size(0) + 1) // TERMS)
-    tiles_of_split = -(-tiles // min(tiles, max(1, processors(table.device) // blocks)))
+    tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(table.device) // blocks)))
     splits = -(-tiles // tiles_of_split)
     partials = empty(dfolded, (splits, layer.outputs * (layer.channels * layer.size + 1)))
     launch(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
         W=Filters(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
-        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8, num_stages=2,
+        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=1,
     )  # fmt: skip
     return partials
 
