@@ -116,6 +116,8 @@ HARMLESS = {
     "global_weight_gradient_kernel": 48,
     "input_gradient_kernel": 24,
     "sum_occurrences_kernel": 8,  # a frame that nothing reads or writes: ptxas reserves it for TextCNN
+    "forward_global_kernel": 8,  # these two: a number that is stored once and loaded once, in no loop
+    "sums_kernel": 8,
 }
 # What of a tile the rows of a product are, where they are not M.
 PRODUCT_ROWS = {

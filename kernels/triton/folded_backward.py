@@ -167,7 +167,8 @@ def _launch_weight_gradient(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
         W=Filters(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
-        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=1,
+        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c),
+        PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=1,
     )  # fmt: skip
     return partials
 
