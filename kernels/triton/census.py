@@ -281,7 +281,7 @@ def _multiply_adds(layer: Layer, launch: Launch) -> tuple[float, float]:
         like = given.get("gradient", given.get("out"))
         rows = computed = given["rows"] if like is None else like.size(0) * _positions(layer, given)
         if launch.name.startswith("global_"):  # tiles of one sample's positions
-            computed = like.size(0) * -(-given["length"] // tile.M) * tile.M
+            computed = given["gradient"].size(0) * -(-given["length"] // tile.M) * tile.M
         if launch.name == "forward_windows_kernel":
             computed = given["rows"] * layer.pool.size  # type: ignore[union-attr]
     numbers, block = weights.C, tile.C or tile.R
