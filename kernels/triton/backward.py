@@ -67,7 +67,6 @@ def launch_backward(
     ``None`` for the global maximum.
     """
     source = rows.source
-    pools: tuple[Pool, ...]
     dw = new_gradient(gradient, weight, weight.shape) if wanted[0] else None
     db = new_gradient(gradient, weight, weight.shape[:1]) if wanted[1] else None
     if not gradient.numel():
@@ -77,18 +76,17 @@ def launch_backward(
     layer = describe(rows, weight, 1, convolution.padding != (0, 0))
     weight_launch: Any = _launch_weight_gradient
     input_launch: Any = _launch_input_gradient
-    if pool is None and global_backward.serves(layer):
-        weight_launch, pools = global_backward.launch_weight_gradient, ()
-        input_launch = global_backward.launch_input_gradient
-    elif pool is None:
+    if pool is None:
         positions = convolution.output_length(rows.length, weight.size(2))
-        pools = (Pool(positions, positions),)
-    else:
-        pools = (pool,)
-        if phase_backward.serves(layer, convolution, pool):
-            weight_launch = phase_backward.launch_weight_gradient
-            input_launch = phase_backward.launch_input_gradient
-    shared = (layer, upstream, convolution, *pools)
+        pool = Pool(positions, positions)
+        if global_backward.serves(layer):
+            input_launch = global_backward.launch_input_gradient
+        if global_backward.serves_weights(layer):
+            weight_launch = global_backward.launch_weight_gradient
+    elif phase_backward.serves(layer, convolution, pool):
+        weight_launch = phase_backward.launch_weight_gradient
+        input_launch = phase_backward.launch_input_gradient
+    shared = (layer, upstream, convolution, pool)
     with on_device(source):
         partials = weight_launch(gradient, argmax, rows, *shared, wanted) if wanted[0] or wanted[1] else None
         packed = launch_over_weights(weight, dx is not None, partials, 0 if partials is None else len(partials), dw, db)

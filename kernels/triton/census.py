@@ -71,6 +71,8 @@ LAYERS = {
     "jena3": layer(32, 32, 5, None),
     "few windows": layer(390, 130, 9, 7, few=True),
     "few, global": layer(64, 32, 9, None, few=True),
+    "long, global": Layer(79, 27, 24, Convolution(3), None),
+    "motifs": layer(4, 32, 24, None),
     "imdb1, contiguous": layer(128, 32, 7, 5, rows="contiguous"),
     "univariate": layer(1, 32, 7, 2),
     "four channels": layer(4, 64, 3, 2),
@@ -114,6 +116,8 @@ HARMLESS = {
     "global_weight_gradient_kernel": 48,
     "input_gradient_kernel": 24,
     "sum_occurrences_kernel": 8,  # a frame that nothing reads or writes: ptxas reserves it for TextCNN
+    "forward_global_kernel": 8,  # these two: a number that is stored once and loaded once, in no loop
+    "sums_kernel": 8,
 }
 # What of a tile the rows of a product are, where they are not M.
 PRODUCT_ROWS = {
@@ -276,6 +280,8 @@ def _multiply_adds(layer: Layer, launch: Launch) -> tuple[float, float]:
     else:
         like = given.get("gradient", given.get("out"))
         rows = computed = given["rows"] if like is None else like.size(0) * _positions(layer, given)
+        if launch.name.startswith("global_"):  # tiles of one sample's positions
+            computed = given["gradient"].size(0) * -(-given["length"] // tile.M) * tile.M
         if launch.name == "forward_windows_kernel":
             computed = given["rows"] * layer.pool.size  # type: ignore[union-attr]
     numbers, block = weights.C, tile.C or tile.R

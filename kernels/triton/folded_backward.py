@@ -4,7 +4,7 @@ Five steps, each a launch or two: the occurrences of every row are found by sort
 at a row's taps are added up; the result is multiplied with the table and summed over its rows to the weights'
 gradient; weights are repacked; and it is multiplied with the weights to the table's. See
 :mod:`.device.folded_backward`. No atomics: the same bits on every run. A row's sums are float32, and so is what is
-multiplied, in products of TF32 or, of exact float32, as exact as the forward pass has them.
+multiplied, in products of TF32 or, of exact float32, by multiply-adds.
 
 Where a weight or a row is infinite, what torch has as NaN or infinity is not finite here either, but may be infinite
 where torch has a NaN: zeros that torch multiplies one by one were added to other numbers before.
@@ -37,8 +37,9 @@ __all__ = ["backward", "whole_tap"]
 STEP, SUMS = 8, 512
 SPANS = 2048  # at most so many spans of occurrences
 ROWS = 64  # of the table's gradient in a tile
-# Rows that are multiplied at a time for the weights' gradient, and taps whose sums a program's registers hold.
-TERMS, TAPS = 32, 4
+# Rows that are multiplied at a time for the weights' gradient, taps that a program serves, and programs for each
+# multiprocessor. One of four taps waited: 45 us, where its instructions take 6 (imdb1, H200).
+TERMS, TAPS, PROGRAMS = 32, 2, 3
 
 
 def backward(
@@ -159,15 +160,15 @@ def _launch_weight_gradient(
     blocks = -(-layer.outputs // block_o)
     blocks *= -(-layer.channels // block_c) * -(-layer.size // taps) if want_w else 1
     tiles = -(-(table.size(0) + 1) // TERMS)
-    tiles_of_split = -(-tiles // min(tiles, max(1, processors(table.device) // blocks)))
+    tiles_of_split = -(-tiles // min(tiles, max(1, PROGRAMS * processors(table.device) // blocks)))
     splits = -(-tiles // tiles_of_split)
     partials = empty(dfolded, (splits, layer.outputs * (layer.channels * layer.size + 1)))
     launch(
         device_code("folded_backward").table_weight_gradient_kernel, (splits * blocks,),
         dfolded, seen, table, partials, table.size(0), tiles_of_split * TERMS, rows.layout.stride_n,
         W=Filters(layer.channels, layer.outputs, layer.size), ALIGN=rows.layout.align, WHOLE=whole, WANT_W=want_w,
-        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c), PRODUCTS=multiplied, num_warps=8,
-        num_stages=1 if multiplied.precision == "tf32x3" else 2,  # an exact product's parts take registers
+        SHARED=taps, TILE=Blocks(TERMS, block_o, C=block_c),
+        PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=1,
     )  # fmt: skip
     return partials
 

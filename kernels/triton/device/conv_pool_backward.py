@@ -160,7 +160,7 @@ def input_gradient_kernel(
     TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
     # Exact products are added up as torch does: a tap's, then the taps. One sum over 1,024 outputs x 7 taps has twice
     # torch's error.
-    BY_TAP: tl.constexpr = PRODUCTS.precision != "tf32" and TILES_O > 1
+    BY_TAP: tl.constexpr = PRODUCTS.precision == "ieee" and TILES_O > 1
     upstream = Upstream(
         gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
     )  # fmt: skip

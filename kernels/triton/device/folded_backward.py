@@ -174,7 +174,8 @@ def table_gradient_kernel(
         m_o = below(b_o, W.O, TILE.O)
         m_seen = tl.load(seen + b_v * W.K + k, mask=m_v, other=0) != 0
         p_f = dfolded + ((b_v * W.K + k) * W.O)[:, None] + b_o[None, :]
-        b_f = tl.load(p_f, mask=m_seen[:, None] & m_o[None, :], other=0.0)
+        b_f = tl.load(p_f, mask=m_v[:, None] & m_o[None, :], other=0.0)  # before it is known what was written
+        b_f = tl.where(m_seen[:, None], b_f, 0.0)
         p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
         b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0).to(tl.float32)
         b_product = tl.dot(factor(b_f, PRODUCTS.rounds), b_w, input_precision=PRODUCTS.precision)
@@ -219,26 +220,32 @@ def table_weight_gradient_kernel(
     for i_v in range(first, tl.minimum(first + rows, count + 1), TILE.M):
         b_v = i_v + tl.arange(0, TILE.M)
         if WHOLE >= 0:
-            m_f = (b_v <= count) & (tl.load(seen + b_v * W.K + WHOLE, mask=b_v <= count, other=0) != 0)
+            m_whole = (b_v <= count) & (i_c == 0) & (i_k == 0)
+            m_f = tl.load(seen + b_v * W.K + WHOLE, mask=m_whole, other=0) != 0
             p_f = dfolded + ((b_v * W.K + WHOLE) * W.O)[:, None] + b_o[None, :]
-            b_db += tl.sum(tl.load(p_f, mask=m_f[:, None] & m_o[None, :], other=0.0), axis=0)
+            b_f = tl.load(p_f, mask=m_whole[:, None] & m_o[None, :], other=0.0)
+            b_db += tl.sum(tl.where(m_f[:, None], b_f, 0.0), axis=0)
         if WANT_W:
             p_x = table + (b_v * (stride * ALIGN))[:, None] + b_c[None, :]
             b_x = tl.load(p_x, mask=(b_v < count)[:, None] & m_c[None, :], other=0.0).to(tl.float32)
             b_x = factor(b_x, PRODUCTS.rounds)
-            sums: tl.tuple = ()
-            for j in tl.static_range(SHARED):
+            seen_of: tl.tuple = ()
+            sums_of: tl.tuple = ()
+            for j in tl.static_range(SHARED):  # all loads are on their way before one is waited for
                 k = i_k * SHARED + j
-                m_f = (b_v < count) & (k < W.K)
-                m_f = m_f & (tl.load(seen + b_v * W.K + k, mask=m_f, other=0) != 0)
+                m_k = (b_v < count) & (k < W.K)
+                seen_of = seen_of + (tl.load(seen + b_v * W.K + k, mask=m_k, other=0) != 0,)  # noqa: RUF005
                 p_f = dfolded + ((b_v * W.K + k) * W.O)[:, None] + b_o[None, :]
-                b_f = tl.load(p_f, mask=m_f[:, None] & m_o[None, :], other=0.0)
-                b_row = tl.where(m_f[:, None], b_x, 0.0)
+                sums_of = sums_of + (tl.load(p_f, mask=m_k[:, None] & m_o[None, :], other=0.0),)  # noqa: RUF005
+            products: tl.tuple = ()
+            for j in tl.static_range(SHARED):
+                b_f = tl.where(seen_of[j][:, None], sums_of[j], 0.0)
+                b_row = tl.where(seen_of[j][:, None], b_x, 0.0)
                 product = tl.dot(
                     tl.trans(factor(b_f, PRODUCTS.rounds)), b_row, accs[j], input_precision=PRODUCTS.precision
                 )
-                sums = sums + (product,)  # noqa: RUF005
-            accs = sums
+                products = products + (product,)  # noqa: RUF005
+            accs = products
     p_split = partials + i_split * (W.O * W.K * W.C + W.O)
     if WANT_W:
         for j in tl.static_range(SHARED):

@@ -172,30 +172,34 @@ def global_weight_gradient_kernel(
     W: tl.constexpr,
     TAPS: tl.constexpr,
     ROWS: tl.constexpr,
+    SHARED: tl.constexpr,  # taps that a program serves
     TILE: tl.constexpr,
     PRODUCTS: tl.constexpr,
     APART: tl.constexpr,  # see Layer.apart
 ) -> tl.tensor:
-    """Sum one split's gradient of all taps' weights, ``C`` channels x ``O`` outputs, and of the bias."""
+    """Sum one split's gradient of ``SHARED`` taps' weights, ``C`` channels x ``O`` outputs, and of the bias."""
     TILES_C: tl.constexpr = (W.C + TILE.C - 1) // TILE.C
     TILES_O: tl.constexpr = (W.O + TILE.O - 1) // TILE.O
+    TILES_K: tl.constexpr = (W.K + SHARED - 1) // SHARED
+    TILES: tl.constexpr = TILES_C * TILES_O * TILES_K
     i_c = tl.program_id(0) % TILES_C
     b_c = i_c * TILE.C + tl.arange(0, TILE.C)
     m_c = b_c < W.C
     b_o = tl.program_id(0) // TILES_C % TILES_O * TILE.O + tl.arange(0, TILE.O)
     m_o = b_o < W.O
-    i_split = tl.program_id(0) // (TILES_C * TILES_O)
+    i_first_k = tl.program_id(0) // (TILES_C * TILES_O) % TILES_K * SHARED
+    i_split = tl.program_id(0) // TILES
     input = Input(
         x=x, length=length, stride_n=stride_n * ROWS.align, stride_l=stride_l * ROWS.align,
         index=index, index_n=index_n, index_l=index_l, count=count,
     )  # fmt: skip
     accs: tl.tuple = ()
-    for _ in tl.static_range(W.K):
+    for _ in tl.static_range(SHARED):
         accs = accs + (tl.full((TILE.C, TILE.O), 0.0, tl.float32),)  # noqa: RUF005
     b_db = tl.full((TILE.O,), 0.0, tl.float32)
     tiles = (length + TILE.M - 1) // TILE.M
     total = tiles.to(tl.int64) * samples
-    for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // (TILES_C * TILES_O)):
+    for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // TILES):
         i_n = i_tile // tiles
         i_first = (i_tile % tiles).to(tl.int32) * TILE.M
         b_i = i_first + tl.arange(0, TILE.M)
@@ -205,23 +209,25 @@ def global_weight_gradient_kernel(
         b_x = load_rows(input, i_n, b_i, b_i < length, b_c, m_c, ROWS, PRODUCTS.rounds)
         b_g = factor(b_g, PRODUCTS.rounds)
         sums: tl.tuple = ()
-        for k in tl.static_range(W.K):
-            b_dy = arriving(b_from, b_g, b_i, k, TAPS)
-            sums = sums + (tl.dot(b_x, b_dy, accs[k], input_precision=PRODUCTS.precision),)  # noqa: RUF005
+        for j in tl.static_range(SHARED):
+            b_dy = arriving(b_from, b_g, b_i, i_first_k + j, TAPS)
+            sums = sums + (tl.dot(b_x, b_dy, accs[j], input_precision=PRODUCTS.precision),)  # noqa: RUF005
         accs = sums
     p_split = partials + i_split.to(tl.int64) * (W.O * W.K * W.C + W.O)
-    tl.store(p_split + W.O * W.K * W.C + b_o, b_db, mask=m_o & (i_c == 0))
+    tl.store(p_split + W.O * W.K * W.C + b_o, b_db, mask=m_o & (i_c == 0) & (i_first_k == 0))
     m_dw = m_c[:, None] & m_o[None, :]
     b_nan = tl.full((TILE.C, TILE.O), 0, tl.int32)
-    for k in tl.static_range(W.K):
-        tl.store(p_split + (b_o * (W.K * W.C))[None, :] + (k * W.C + b_c)[:, None], accs[k], mask=m_dw)
-        b_nan = b_nan | (accs[k] != accs[k]).to(tl.int32)
+    for j in tl.static_range(SHARED):
+        k = i_first_k + j
+        m_k = m_dw & (k < W.K)
+        tl.store(p_split + (b_o * (W.K * W.C))[None, :] + (k * W.C + b_c)[:, None], accs[j], mask=m_k)
+        b_nan = b_nan | (accs[j] != accs[j]).to(tl.int32)
     if APART:  # noqa: SIM102  (told when it is compiled)
         if tl.max(tl.max(b_nan, axis=1), axis=0) > 0:
             tl.debug_barrier()  # what was stored is stored again, by other threads
-            for i_k in range(W.K):
+            for i_k in range(i_first_k, tl.minimum(i_first_k + SHARED, W.K)):
                 acc = tl.full((TILE.C, TILE.O), 0.0, tl.float32)
-                for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // (TILES_C * TILES_O)):
+                for i_tile in range(i_split.to(tl.int64), total, tl.num_programs(0) // TILES):
                     i_n = i_tile // tiles
                     b_i = (i_tile % tiles).to(tl.int32) * TILE.M + tl.arange(0, TILE.M)
                     m_i = (b_i < length) & has_tap(b_i, i_k, positions, TAPS)

@@ -3,6 +3,7 @@
 Small whole numbers are TF32 numbers and bfloat16 numbers, so that the same tests run in the interpreter and on a GPU.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,7 +110,9 @@ GLOBAL = {
     "several tiles of positions, channels and outputs": ((2, 70, 90), 40, 3, Convolution()),
     "strided, dilated, padded": ((2, 20, 70), 33, 4, Convolution(2, (3, 2), 3)),
     "more padding than kernel": ((2, 3, 9), 8, 2, Convolution(1, (5, 5))),
-    "long kernel": ((2, 4, 50), 20, 31, Convolution()),
+    "long kernel of few channels": ((2, 4, 50), 20, 31, Convolution()),
+    "more taps than a program has": ((2, 20, 70), 33, 17, Convolution(2, (3, 2), 3)),
+    "taps that programs do not share evenly": ((2, 70, 64), 5, 40, Convolution(3, (1, 7))),
 }
 
 
@@ -130,15 +133,44 @@ def test_the_global_layer_equals_the_reference(device, kind, name, layout):
         assert torch.equal(gradient.cpu(), exact.to(dtype))
 
 
-@grid(together=1, kind=list(KINDS), rows=["tokens", "windows"], pool=[Pool(3, 3), None], padding=[0, 2])
-def test_equals_the_reference_on_gathered_rows(device, served, kind, rows, pool, padding):
-    dtype, generator = KINDS[kind], torch.Generator().manual_seed(1)
+@pytest.mark.parametrize(
+    ("kind", "value", "position", "tap"),
+    [("tf32", float("nan"), 0, 3), ("16", float("inf"), 33, 12), ("tf32", -float("inf"), 48, 23)],
+)
+def test_long_global_kernels_have_torchs_nan(device, kind, value, position, tap):
+    """One number of the input and one weight: no other program's taps, and no tap beyond the input, gets a NaN."""
+    dtype, generator, convolution = KINDS[kind], torch.Generator().manual_seed(2), Convolution(3, (2, 0))
+    x = integers(generator, 2, 50, 17, dtype=dtype).transpose(1, 2)
+    w = integers(generator, 33, 17, 24, dtype=dtype, most=1)
+    x[1, 3, position], w[5, 16, tap] = value, value
+    leaves = [one.double().requires_grad_() for one in (x, w)]
+    out = reference.compose(Dense(leaves[0]), leaves[1], torch.zeros(33, dtype=torch.float64), convolution, None)
+    upstream = integers(generator, *out.shape, dtype=dtype, most=1)
+    right = torch.autograd.grad(out, leaves, upstream.double())
+    source, w = Dense(x.to(device)), w.to(device)
+    _, argmax = conv_pool.forward(source, w, None, convolution, None, want_argmax=True)
+    wanted = (True, True, False)
+    gradients = conv_pool.backward(upstream.to(device), argmax, source, w, convolution, None, wanted=wanted)
+    for gradient, exact in zip(gradients, right, strict=False):
+        np.testing.assert_array_equal(gradient.cpu().double(), exact.to(dtype).double())
+        assert exact.isnan().any()
+        assert not exact.isnan().all()
+
+
+# A pool and a kernel size: of the global maximum more taps than a program has, too.
+GATHERED = [(Pool(3, 3), 5), (None, 5), (None, 17), (None, 24)]
+
+
+@grid(together=1, kind=list(KINDS), rows=["tokens", "windows"], layer=GATHERED, padding=[0, 2])
+def test_equals_the_reference_on_gathered_rows(device, served, kind, rows, layer, padding):
+    (pool, size), dtype, generator = layer, KINDS[kind], torch.Generator().manual_seed(1)
     table = integers(generator, 30, 19, dtype=dtype, device=device)
-    w = integers(generator, 21, 19, 5, dtype=dtype, device=device, most=1)
+    w = integers(generator, 21, 19, size, dtype=dtype, device=device, most=1)
     if rows == "tokens":
         numbers, options = torch.randint(30, (3, 26), generator=generator), {}
     else:
-        numbers, options = torch.tensor([0, 4, 4, 1]), {"length": 13, "step": 2}
+        numbers = torch.tensor([0, 4, 4, 1])
+        options = {"length": 13, "step": 2} if size == 5 else {"length": 26, "step": 1}
     case = Case(numbers.to(device), table, Convolution(1, (padding, padding)), pool, **options)
     out, argmax = case.forward(w, None, "direct")
     upstream = integers(generator, *out.shape, dtype=dtype, device=device, most=1)
