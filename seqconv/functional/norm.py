@@ -23,6 +23,7 @@ from seqconv.kernels.norm import Norm, folded
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import norm as triton_norm
+from seqconv.kernels.triton import replay
 
 __all__ = [
     "conv1d_batch_norm_relu_global_max_pool1d",
@@ -146,9 +147,13 @@ def run_folded(
     output = conv.run(prepare, given, options, backend)
     found = None if key is None else remembered.key_of(prepare, given, options, backend)
     if key is not None and found is not None and (conv_known := remembered.find(found)) is not None:
+        served = _is_served_by_triton(weight, bias, norm)
+        tape = triton_norm.folded.tape_of(weight, bias, *statistics, eps) if served else None  # type: ignore[attr-defined]
 
         def known(*operands: Any) -> Tensor:
             *first, weight, bias, mean, var, scale, shift = operands
+            if tape is not None and not replay.is_hooked():
+                return conv_known(*first, *tape.replay([one for one in operands[len(first) :] if one is not None]))
             return conv_known(*first, *_folded(weight, bias, Norm(mean, var, scale, shift, eps=eps)))
 
         remembered.keep(key, known)
@@ -179,8 +184,16 @@ def fold(
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    if _is_served_by_triton(weight, bias, norm):
+        given: Any = (weight, bias, *norm[:4], norm.eps)
+        return triton_norm.folded(*given)
+    return folded(weight, bias, norm)
+
+
+def _is_served_by_triton(weight: Tensor, bias: Tensor | None, norm: Norm) -> bool:
+    """Tell whether one launch folds a norm: without gradients, and in plain memory."""
     tensors = [one for one in (weight, bias, *norm[:4]) if one is not None]
-    if (
+    return (
         weight.is_cuda
         and weight.dtype in triton_norm.DTYPES
         and triton_norm.SERVES
@@ -188,11 +201,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Te
         and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
         and all(one.is_contiguous() for one in tensors)
         and unfollowed(*tensors, autocast=True) is None
-    ):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        return triton_norm.folded(weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-    return folded(weight, bias, norm)
+    )
 
 
 def norm_call(
