@@ -216,10 +216,10 @@ class FusedCall:
         return output * scale[:, None] + shift[:, None] if output.dim() == 3 else output * scale + shift
 
 
-# On an H200 in TF32, cuDNN was faster from so many products a number on (C x K): at 1,792 to 3,840 of them our kernels
-# took 1.1 to 1.7 times as long on the device, in training 1.2 to 4 times; in training without a pool from fewer on (768:
-# 1.5 times). On a CPU torch was faster in training without a pool for few samples, where autograd takes as long as the
-# kernels, and for weights that no cache of a core holds.
+# On an H200 in TF32, cuDNN was faster from so many products a number on (C x K). At 1,792 to 3,840 of them our
+# kernels took 1.1 to 1.7 times as long on the device, in training 1.2 to 4 times; without a pool in training 1.5
+# times at 768. On a CPU torch was faster in training without a pool for few samples, where autograd takes as long as
+# the kernels, and for weights that no cache of a core holds.
 WIDE, WIDE_WITHOUT_POOL = 1536, 512
 FEW_SAMPLES, MANY_WEIGHTS = 8, 2**19
 
