@@ -12,7 +12,7 @@ at a time in both (:func:`chunk_size`).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from .norm_pool_kernel import (
 )
 from .runtime.threads import run, thread_count
 
-__all__ = ["Saved", "backward", "forward"]
+__all__ = ["NormSaved", "backward", "empty_results", "forward"]
 
 # Multiply-adds that a pass over one number of the convolution costs.
 COST = 8
@@ -48,7 +48,7 @@ LARGE, CHUNK = 2**25, 2**23
 FEW_TAPS = 128
 
 
-class Saved(NamedTuple):
+class NormSaved(NamedTuple):
     """What the backward pass needs of a forward pass.
 
     ``values`` ``(N, Q, padded)`` are the windows' values before the norm, ``argmax`` their places in the windows,
@@ -71,7 +71,7 @@ def forward(
     pool: Pool | None,
     *,
     want_argmax: bool,
-) -> tuple[Tensor, Saved]:
+) -> tuple[Tensor, NormSaved]:
     """Return the result and what the backward pass needs: ``argmax`` and ``activation`` are empty if not wanted.
 
     The running statistics stay as they are.
@@ -84,13 +84,14 @@ def forward(
     signs[:outputs] = 1 if norm.weight is None else norm.weight.sign()
     values = input.new_empty(samples, layer.windows, layer.padded)
     argmax = input.new_empty(values.shape if want_argmax else 0, dtype=kind)
+    gamma, beta = (None if one is None else one.contiguous() for one in (norm.weight, norm.bias))
     shifts = input.new_empty(samples, layer.padded)
     sums = input.new_empty(samples, 2, layer.padded, dtype=torch.float64)
     activation = input.new_empty(0)
     chunk = chunk_size(input, weight, layer)
     for begin in range(0, samples, chunk):
         part = convolve(rows[begin : begin + chunk], filters, bias, convolution)
-        places = (
+        places: tuple[int, ...] = (
             part.data_ptr(), signs.data_ptr(), values[begin:].data_ptr(),
             argmax[begin:].data_ptr() if want_argmax else 0, shifts[begin:].data_ptr(), sums[begin:].data_ptr(),
         )  # fmt: skip
@@ -98,17 +99,39 @@ def forward(
         if want_argmax and chunk == samples:
             activation = part
     statistics = input.new_zeros(5, layer.padded)
-    places = shifts.data_ptr(), sums.data_ptr(), address(norm.weight), address(norm.bias), statistics.data_ptr()
+    places = shifts.data_ptr(), sums.data_ptr(), address(gamma), address(beta), statistics.data_ptr()
     finish_survey(layer, samples, places, norm.eps, like)
-    contiguous = not is_channels_last(input) or (pool is not None and pool.contiguous)
-    if contiguous or pool is None:
-        output = input.new_empty(samples, outputs, layer.windows)
-    else:
-        output = input.new_empty(samples, layer.windows, outputs).transpose(1, 2)
+    output = empty_output(input, layer, pool)
     places = values.data_ptr(), statistics[3].data_ptr(), statistics[4].data_ptr(), output.data_ptr()
-    transposed = contiguous and layer.windows > 1
+    transposed = pool is not None and output.is_contiguous() and layer.windows > 1
     run(partial(normalise_samples, layer, places, int(transposed), like), samples, threads_of(values))
-    return output.squeeze(2) if pool is None else output, Saved(values, argmax, statistics, activation)
+    return output, NormSaved(values, argmax, statistics, activation)
+
+
+def empty_results(
+    input: Tensor, weight: Tensor, convolution: Convolution, pool: Pool | None, *, want_argmax: bool
+) -> tuple[Tensor, NormSaved]:
+    """Return tensors of the shapes, strides and dtypes of :func:`forward`'s results."""
+    layer = layer_of(input, weight, convolution, pool)
+    samples = input.size(0)
+    shape = samples, layer.windows, layer.padded
+    kind, _ = argmax_integers.__wrapped__(layer.size - 1)  # without the cache: numbers may be symbols of a graph
+    kept = want_argmax and chunk_size(input, weight, layer) == samples
+    return empty_output(input, layer, pool), NormSaved(
+        input.new_empty(shape),
+        input.new_empty(shape if want_argmax else 0, dtype=kind),
+        input.new_empty(5, layer.padded),
+        input.new_empty((samples, layer.positions, layer.outputs) if kept else 0),
+    )
+
+
+def empty_output(input: Tensor, layer: NormPooling, pool: Pool | None) -> Tensor:
+    """Return memory for the result."""
+    if pool is None:
+        return input.new_empty(input.size(0), layer.outputs)
+    if is_channels_last(input) and not pool.contiguous:
+        return input.new_empty(input.size(0), layer.windows, layer.outputs).transpose(1, 2)
+    return input.new_empty(input.size(0), layer.outputs, layer.windows)
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -116,7 +139,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Te
 
 def backward(
     gradient: Tensor,
-    saved: Saved,
+    saved: NormSaved,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -127,7 +150,7 @@ def backward(
 ) -> Gradients:
     """Return the gradients of input, weight, bias and the norm's weight and bias that are wanted, ``None`` for others.
 
-    ``gradient``, of any strides, is the result's.
+    ``gradient``, of any strides, is the result's. The input's gradient is channels-last.
     """
     samples, outputs = input.size(0), weight.size(0)
     layer = layer_of(input, weight, convolution, pool)
@@ -143,8 +166,11 @@ def backward(
     if not any(wanted[:3]):
         return None, None, None, dgamma, dbeta
     rows, filters = channels_last(input), channels_last(weight)
+    stride, (padding, _), dilation, groups = convolution
     chunk = samples if activation.numel() else chunk_size(input, weight, layer)
-    found: list[tuple[Tensor | None, ...]] = []
+    dx = input.new_empty(samples, input.size(2), input.size(1)) if wanted[0] and chunk < samples else None
+    dw = input.new_zeros(weight.shape) if wanted[1] else None
+    db = input.new_zeros(outputs) if wanted[2] else None
     for begin in range(0, samples, chunk):
         few = rows[begin : begin + chunk]
         part = activation if activation.numel() else convolve(few, filters, bias, convolution)
@@ -152,22 +178,19 @@ def backward(
         tensors = part, spread, upstream[begin:], values[begin:], argmax[begin:], statistics, factors
         places = tuple(one.data_ptr() for one in tensors)
         run(partial(spread_samples, layer, places, like, LIKE[argmax.dtype]), part.size(0), threads_of(part))
-        stride, (padding, _), dilation, groups = convolution
-        found.append(
-            torch.ops.aten.convolution_backward(
-                spread.transpose(1, 2).unsqueeze(2), few, filters, [outputs], [1, stride], [0, padding], [1, dilation],
-                False, [0, 0], groups, list(wanted[:3]),
-            )
+        found = torch.ops.aten.convolution_backward(
+            spread.transpose(1, 2).unsqueeze(2), few, filters, [outputs], [1, stride], [0, padding], [1, dilation],
+            False, [0, 0], groups, list(wanted[:3]),
         )  # fmt: skip
-    dx, dw, db = found[0]
-    if len(found) > 1:
-        dx = torch.cat([one[0] for one in found]) if wanted[0] else None
-        dw, db = (sum(one[i] for one in found) if wanted[i] else None for i in (1, 2))
-    return squeezed(dx), squeezed(dw), db, dgamma, dbeta
-
-
-def squeezed(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.squeeze(2)
+        if dx is not None:
+            dx[begin : begin + chunk] = found[0].squeeze(2).transpose(1, 2)
+        elif wanted[0]:
+            dx = found[0].squeeze(2).transpose(1, 2).contiguous()
+        if dw is not None:
+            dw += found[1].squeeze(2)
+        if db is not None:
+            db += found[2]
+    return None if dx is None else dx.transpose(1, 2), dw, db, dgamma, dbeta
 
 
 def layer_of(input: Tensor, weight: Tensor, convolution: Convolution, pool: Pool | None) -> NormPooling:

@@ -205,7 +205,7 @@ def finish_survey(layer: NormPooling, samples: int, places: Any, eps: float, zer
             own = difference - load_number(shifts + (n * layer.padded + o) * size, zero)
             squares += (own - mean) * (own - mean) * count * n / (n + 1)
             mean += (own - mean) / (n + 1)
-        variance = max(squares, 0.0) / (count * samples) if squares == squares else squares  # noqa: PLR0124  (NaN)
+        variance = max(squares, 0.0) / (count * samples) if squares == squares else squares
         rstd = 1 / np.sqrt(variance + eps)
         scale = rstd * (load_number(weight + o * size, zero) if weight else 1.0)
         offset = (load_number(bias + o * size, zero) if bias else 0.0) - mean * scale
@@ -256,9 +256,7 @@ def normalise_sample(n: int, layer: NormPooling, places: Any, contiguous: int, z
 
 
 @compiled
-def sum_samples(
-    layer: NormPooling, places: Any, zero: Any, begin: int, end: int, threads: int, launch: int
-) -> None:
+def sum_samples(layer: NormPooling, places: Any, zero: Any, begin: int, end: int, threads: int, launch: int) -> None:
     """Sum the gradients of the samples ``begin`` to ``end``, see :func:`sum_sample`."""
     share(begin, end, threads, launch, sum_sample, (layer, places, zero))
 

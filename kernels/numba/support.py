@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from torch import Tensor
 
 from .. import forks  # noqa: F401  (a fork must be noticed before the first call, which loads the rest)
-from ..geometry import Convolution
-from ..source import Source
+from ..geometry import Convolution, Pool
+from ..source import Dense, Source
 
-__all__ = ["MISSING", "refuse", "refuse_length"]
+__all__ = ["MISSING", "refuse", "refuse_length", "refuse_norm"]
 
 MISSING = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
 DTYPES = (torch.float32, torch.float64)
@@ -30,6 +31,20 @@ def refuse(source: Source, convolution: Convolution) -> str | None:
         return f"it serves one group, got {convolution.groups}"
     if source.lengths is not None and convolution.padding != (0, 0):
         return f"it serves lengths without padding, got padding {convolution.padding}"
+    return None
+
+
+def refuse_norm(source: Dense, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:
+    """Return why the conv stack with a batch norm cannot serve a call, its number of positions aside, or ``None``."""
+    if (reason := refuse(source, convolution._replace(groups=1))) is not None:  # torch convolves, any groups
+        return reason
+    left, right = convolution.padding
+    if left != right:
+        return f"it serves the same padding on both sides, got {convolution.padding}"
+    if pool is not None and pool.padding and pool.dilation > 1:
+        return f"it serves a pool with padding or with dilation, got {pool.padding} and {pool.dilation}"
+    if source.samples == 0 or weight.size(0) == 0:
+        return f"it serves at least one sample and output channel, got {source.samples} and {weight.size(0)}"
     return None
 
 
