@@ -20,7 +20,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..norm import Norm
 from ..reference.conv_pool import is_channels_last
-from .dense import DTYPES, argmax_integers, padded_outputs
+from .dense import DTYPES, argmax_integers, lane_count
 from .dense_backward import LIKE
 from .norm_pool_kernel import (
     NormPooling,
@@ -203,14 +203,15 @@ def layer_of(input: Tensor, weight: Tensor, convolution: Convolution, pool: Pool
         rows = hops * stride
     else:
         hops, rows = windows, positions
-    padded = padded_outputs(outputs, DTYPES[input.dtype])
+    lanes = lane_count(DTYPES[input.dtype])
+    padded = -(-outputs // lanes) * lanes
     return NormPooling(positions, outputs, padded, windows, size, stride, padding, dilation, rows, hops)
 
 
 def chunk_size(input: Tensor, weight: Tensor, layer: NormPooling) -> int:
     """Return how many samples are convolved at a time: all, where the convolution is kept for the backward pass."""
     sample = layer.positions * layer.outputs * input.itemsize
-    if weight[0].numel() > FEW_TAPS or sample * input.size(0) < LARGE:
+    if weight.size(1) * weight.size(2) > FEW_TAPS or sample * input.size(0) < LARGE:
         return input.size(0)
     return max(CHUNK // sample, min(8, input.size(0)))
 
