@@ -100,7 +100,7 @@ def forward(
             activation = part
     statistics = input.new_zeros(5, layer.padded)
     places = shifts.data_ptr(), sums.data_ptr(), address(gamma), address(beta), statistics.data_ptr()
-    finish_survey(layer, samples, places, norm.eps, like)
+    finish_survey(layer, samples, places, float(norm.eps), like)
     output = empty_output(input, layer, pool)
     places = values.data_ptr(), statistics[3].data_ptr(), statistics[4].data_ptr(), output.data_ptr()
     transposed = pool is not None and output.is_contiguous() and layer.windows > 1

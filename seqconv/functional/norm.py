@@ -246,11 +246,23 @@ def refuse(
     )
 
 
+def avoid(
+    source: Dense,
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    norm: Norm,  # noqa: ARG001
+    convolution: Convolution,
+    pool: Pool | None,  # noqa: ARG001
+) -> str | None:
+    """Return why Numba's floor should not serve a call, or ``None``."""
+    return support.avoid_norm(source, weight, convolution)
+
+
 def register() -> None:
     """Register the kernels of all floors."""
     for operation in NAMES:
         backends.register(operation, "reference", lambda: composed)
-        backends.register(operation, "numba", partial(partial, normalised, "numba", operation), refuse)
+        backends.register(operation, "numba", partial(partial, normalised, "numba", operation), refuse, avoid)
 
 
 register()

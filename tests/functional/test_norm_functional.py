@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo import lookup_backend
 
-from seqconv import BackendError, backends
+from seqconv import BackendError
 from seqconv.functional import (
     conv1d_batch_norm_relu_global_max_pool1d,
     conv1d_batch_norm_relu_max_pool1d,
     norm,
     norm_passes,
 )
+from seqconv.kernels.numba import support
 from tests.conv_cases import channels_last
 from tests.grids import grid
 
@@ -19,6 +20,13 @@ CONVOLUTIONS = [{}, {"stride": 2, "padding": 2}, {"padding": "same", "dilation":
 POOLS = [{"pool_size": 3}, {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "ceil_mode": True}, None]
 SAMPLES, CHANNELS, LENGTH, OUTPUTS, SIZE = 5, 4, 31, 6, 3
 pytestmark = pytest.mark.usefixtures("floor")
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch):
+    """Have the compiled kernels serve small tensors and float64, where torch is as fast."""
+    monkeypatch.setattr(support, "WORTH_A_NORM", 0)
+    monkeypatch.setattr(support, "NORM_DTYPES", (torch.float32, torch.float64))
 
 
 def composition(input, weight, bias, mean, var, gamma, beta, pool, *, training, momentum=0.1, eps=1e-5, **options):
@@ -275,8 +283,21 @@ def test_what_is_not_served_is_torch_s_composition(change, options, reason):
         assert conv1d_batch_norm_relu_max_pool1d(*arguments, **options).dtype == dtype
 
 
-def test_the_floor_is_told_why():
-    (input, weight, bias, gamma, beta), running = operands(dtype=torch.float32)
-    given = norm.Norm(*running, gamma, beta)
-    call = norm.norm_call(input, None, weight, bias, given, (1, 0, 1, 1), None)
-    assert backends.explain_call(call.operation, "auto", call.arguments).backend in ("numba", "reference")
+def test_auto_takes_torch_where_it_is_as_fast(monkeypatch, floor):
+    monkeypatch.undo()
+    if floor == "reference":
+        monkeypatch.setenv("SEQCONV_BACKEND", floor)
+    weight = torch.zeros(8, 2, 1)
+    for samples, dtype, reason in (
+        (16, torch.float32, None),
+        (16, torch.float64, "torch's composition is as fast in torch.float64"),
+        (
+            15,
+            torch.float32,
+            "torch's composition is faster on a convolution of fewer than 131,072 numbers, got 122,880",
+        ),
+    ):
+        given = torch.zeros(samples, 2, 1024, dtype=dtype), None, weight.to(dtype), None, norm.Norm(*[None] * 4)
+        found = norm.norm_call(*given, (1, 0, 1, 1), None).explain("auto")
+        assert found.backend == ("numba" if reason is None and floor == "auto" else "reference")
+        assert floor == "reference" or found.reasons["numba"] == reason

@@ -198,3 +198,13 @@ def test_wide_argmax():
         mine, saved = ours(leaves, Convolution(), None)
         assert saved.argmax.dtype == (torch.int16 if length == 700 else torch.int32)
         assert_near(mine, exact, dy, 12)
+
+
+@pytest.mark.parametrize("positions", [1, 15, 64, 65, 129])
+def test_every_position_counts(positions):
+    """Sums are carried every 64 positions, and samples are cut into blocks of as many."""
+    for pool in (None, Pool(1, 1), Pool(2, 2, 0, 1, True)):
+        leaves = operands(16, length=positions + 2)
+        exact, dy, _ = composed(leaves, Convolution(), pool)
+        mine, _ = ours(leaves, Convolution(), pool)
+        assert_near(mine, exact, dy, 12)
