@@ -178,9 +178,13 @@ def backward(
         tensors = part, spread, upstream[begin:], values[begin:], argmax[begin:], statistics, factors
         places = tuple(one.data_ptr() for one in tensors)
         run(partial(spread_samples, layer, places, like, LIKE[argmax.dtype]), part.size(0), threads_of(part))
+        if db is not None:  # torch's convolution would take as long for it as for the weight
+            db += spread.sum((0, 1))
+        if not (wanted[0] or wanted[1]):
+            continue
         found = torch.ops.aten.convolution_backward(
-            spread.transpose(1, 2).unsqueeze(2), few, filters, [outputs], [1, stride], [0, padding], [1, dilation],
-            False, [0, 0], groups, list(wanted[:3]),
+            spread.transpose(1, 2).unsqueeze(2), few, filters, None, [1, stride], [0, padding], [1, dilation], False,
+            [0, 0], groups, [wanted[0], wanted[1], False],
         )  # fmt: skip
         if dx is not None:
             dx[begin : begin + chunk] = found[0].squeeze(2).transpose(1, 2)
@@ -188,8 +192,6 @@ def backward(
             dx = found[0].squeeze(2).transpose(1, 2).contiguous()
         if dw is not None:
             dw += found[1].squeeze(2)
-        if db is not None:
-            db += found[2]
     return None if dx is None else dx.transpose(1, 2), dw, db, dgamma, dbeta
 
 
