@@ -1,8 +1,9 @@
 """Convolution, batch norm by the batch's statistics, ReLU and maximum pooling on the CPU.
 
 torch convolves, in channels-last memory, where its kernels are fastest; the rest is one pass over the convolution and
-one over the windows, and as many in the backward pass (:mod:`.norm_pool_kernel`). torch itself passes over the
-convolution five times forward and four times backward, and writes a tensor of its size each time.
+one over the windows, and as many in the backward pass (:mod:`.norm_pool_kernel`). torch itself
+passes over tensors of the convolution's size for mean and variance, norm, ReLU and pool, and for each of their
+gradients.
 
 A convolution with few taps costs less than memory that is fresh from the system. Such a one is computed again in the
 backward pass, a few samples at a time in both (:func:`chunk_size`).
@@ -40,13 +41,13 @@ COST = 8
 # Positions of a block: its rows stay in the first cache levels between the sums, the maxima and the gradient.
 BLOCK_ROWS = 64
 
-# Bytes from which a convolution may be computed again, and of a chunk of samples. M5's first layer (124 MiB) takes 97 ms
-# instead of 124 so, Basset's (85 MiB) 63 instead of 93, both with 80 taps or fewer; the first of a network on ECGs (23
-# MiB), which the C library keeps from step to step, 14.3 instead of 11.8.
+# Bytes from which a convolution may be computed again, and of a chunk of samples. So M5's first layer (124 MiB) takes
+# 97 ms instead of 124, Basset's (85 MiB) 63 instead of 93, both of 80 taps or fewer. The first of a network on ECGs (23
+# MiB), whose memory the C library keeps from step to step, takes 14.3 instead of 11.8.
 LARGE, CHUNK = 2**25, 2**23
 
-# Multiply-adds of a convolution's number up to which it is computed again rather than kept. With 384 of them (M5's
-# second layer) that takes 2.3 times as long, with 480 1.2 times.
+# Multiply-adds of a convolution's number up to which it is computed again rather than kept: with 480 of them, a
+# layer of the network on ECGs, the whole then takes 1.2 times as long.
 FEW_TAPS = 128
 
 
@@ -240,4 +241,5 @@ def threads_of(tensor: Tensor) -> int:
 
 
 def address(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers are, 0 without one."""
     return 0 if tensor is None else tensor.data_ptr()
