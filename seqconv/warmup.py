@@ -35,11 +35,11 @@ def warmup(
 ) -> dict[str, float]:
     """Compile or load the kernels that the first calls on the CPU need; return the seconds that each part took.
 
-    These are the kernels of convolutions on tensors, on tokens and on windows of a series, those that fill batches of
-    windows, and RMSprop's. They are kept on disk, where a folder can be written. The first time on a machine they take
-    a minute or more of CPU time, shared among all cores, one process each; afterwards a fresh process loads them in a
-    second. ``dtypes`` are ``torch.float32`` (the default) and ``torch.float64``; ``gradients=False`` leaves out what
-    only training needs. ``report(part, seconds)`` is called after each part.
+    These are the kernels of convolutions on tensors, on tokens and on windows of a series, of batch norms in training,
+    those that fill batches of windows, and RMSprop's. They are kept on disk, where a folder can be written. The first
+    time on a machine they take a minute or more of CPU time, shared among all cores, one process each; afterwards a
+    fresh process loads them in a second. ``dtypes`` are ``torch.float32`` (the default) and ``torch.float64``;
+    ``gradients=False`` leaves out what only training needs. ``report(part, seconds)`` is called after each part.
 
     Raises ``TypeError`` for a dtype that no CPU kernel takes, :class:`~seqconv.BackendError` where Numba is missing.
     """
@@ -153,7 +153,9 @@ def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None
     }
     passes_ = [part for pair in zip(forward.items(), backward.items(), strict=True) for part in pair[: 1 + gradients]]
     parts: dict[str, Callable[[], None]] = {part: partial(_each, dtypes, steps) for part, steps in passes_}
-    return parts | ({"RMSprop": _rmsprop} if gradients else {}) | {"batches of windows": _batches}
+    training: dict[str, Callable[[], None]] = {"batch norm": partial(_each, dtypes, [(_norm, Dense, {})])}
+    training["RMSprop"] = _rmsprop
+    return parts | (training if gradients else {}) | {"batches of windows": _batches}
 
 
 def _each(dtypes: Sequence[torch.dtype], steps: Sequence[tuple[Callable[..., None], Any, dict[str, str]]]) -> None:
@@ -186,6 +188,16 @@ def _source(kind: Any, dtype: torch.dtype, length: int) -> Source:
     if kind is Tokens:
         return Tokens(torch.zeros(SAMPLES, length, dtype=torch.int64), rows)
     return Windows(rows, torch.zeros(SAMPLES, dtype=torch.int64), length, 1)
+
+
+def _norm(source: Source, dtype: torch.dtype, pool: Pool | None, _plan: dict[str, str]) -> None:
+    from seqconv.kernels.norm import Norm
+    from seqconv.kernels.numba import conv_norm_pool
+
+    given = source.values, torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype), None
+    norm, geometry = Norm(None, None, None, None), (Convolution(), pool)
+    output, saved = conv_norm_pool.forward(*given, norm, *geometry, want_argmax=True)
+    conv_norm_pool.backward(output, saved, *given, *geometry, wanted=(True,) * 5)
 
 
 def _rmsprop() -> None:

@@ -1,6 +1,7 @@
 """CPU kernels, compiled by Numba: the map of the floor.
 
-A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways::
+A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways; with a batch norm in
+training it comes in at :mod:`.conv_norm_pool`::
 
     conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel       an input (N, C, L), and windows in place
        │         dense_backward ── conv_pool_backward_blocking, argmax_lists  their gradients, from argmax alone
@@ -11,6 +12,8 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one o
        └──────── gather_backward
                    ├─ gather_backward_folded   gather_backward_spread         gradients summed by row, then multiplied
                    └─ gather_backward_direct                                  products for every window's maximum
+
+    conv_norm_pool ─ norm_pool_kernel                                         torch's convolution, then the norm
 
     windows, rmsprop                                                          kernels of their own
     support                                                                   which calls are served; imports no Numba

@@ -22,7 +22,7 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference.conv_pool import is_channels_last
 from seqconv.kernels.source import Dense, Source, Tokens, Windows
 
-__all__ = ["fused"]
+__all__ = ["fused", "geometry_of", "numbers_of"]
 
 
 def fused(
@@ -42,8 +42,7 @@ def fused(
         index, rows = source.starts, [source.length, source.step]
     elif not isinstance(source, Dense):
         raise TypeError(f"source must be of a kind that the operator can be given, got {type(source).__name__}")
-    stride, (left, right), dilation, _ = convolution
-    numbers, pools = [stride, left, right, dilation], [] if pool is None else [int(number) for number in pool]
+    numbers, pools = numbers_of(convolution, pool)
     differentiable = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in (source.values, weight, bias)
     )
@@ -86,7 +85,7 @@ def _conv_relu_pool(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    given, geometry = _source(source, index, lengths, rows), _geometry(convolution, pool)
+    given, geometry = _source(source, index, lengths, rows), geometry_of(convolution, pool)
     if index is not None:  # whose values were unknown to the graph
         _check(source, index, rows)
     if lengths is not None:
@@ -115,7 +114,7 @@ def _(
     want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    given, (convolved, pooled) = _source(source, index, lengths, rows), _geometry(convolution, pool)
+    given, (convolved, pooled) = _source(source, index, lengths, rows), geometry_of(convolution, pool)
     samples, outputs = given.samples, weight.size(0)
     positions = convolved.output_length(given.length, weight.size(2))
     if pooled is None:
@@ -147,7 +146,7 @@ def _conv_relu_pool_backward(
     pool: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    given, geometry, want = _source(source, index, lengths, rows), _geometry(convolution, pool), tuple(wanted)
+    given, geometry, want = _source(source, index, lengths, rows), geometry_of(convolution, pool), tuple(wanted)
     argmax = argmax.contiguous()  # hooks on saved tensors may have laid it out anew
     gradients = floor(backend).backward(gradient, argmax, given, weight, *geometry, wanted=want)
     ds, dw, db = (gradient.new_empty(0) if one is None else one for one in gradients)
@@ -210,9 +209,16 @@ def _source(source: Tensor, index: Tensor | None, lengths: Tensor | None, rows: 
     return Tokens(index, source, None if rows[0] < 0 else rows[0], lengths)
 
 
-def _geometry(convolution: Sequence[int], pool: Sequence[int]) -> tuple[Convolution, Pool | None]:
+def numbers_of(convolution: Convolution, pool: Pool | None) -> tuple[list[int], list[int]]:
+    """Return a geometry as the numbers that an operator is given."""
+    stride, (left, right), dilation, _ = convolution
+    return [stride, left, right, dilation], [] if pool is None else [int(number) for number in pool]
+
+
+def geometry_of(convolution: Sequence[int], pool: Sequence[int], groups: int = 1) -> tuple[Convolution, Pool | None]:
+    """Return the geometry that such numbers stand for."""
     stride, left, right, dilation = convolution
-    convolved = Convolution(stride, (left, right), dilation)
+    convolved = Convolution(stride, (left, right), dilation, groups)
     if not pool:
         return convolved, None
     size, pool_stride, padding, pool_dilation, *flags = pool

@@ -8,6 +8,7 @@ are, the norm is folded into the convolution at every call, so that changes of e
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from seqconv import backends
 from seqconv.functional import arguments, conv, remembered
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.following import unfollowed
+from seqconv.functional.norm_passes import normalised
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm, folded
+from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import norm as triton_norm
@@ -299,10 +302,34 @@ def composed(
     return reference.compose(source, weight, bias, norm, convolution, pool)
 
 
+def refuse(
+    source: Dense, weight: Tensor, bias: Tensor | None, norm: Norm, convolution: Convolution, pool: Pool | None
+) -> str | None:
+    """Return why Numba's floor cannot serve a call, or ``None``."""
+    return (
+        support.refuse_norm(source, weight, convolution, pool)
+        or unfollowed(source.values, weight, bias, *norm[:4])
+        or support.refuse_length(source, convolution)
+    )
+
+
+def avoid(
+    source: Dense,
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    norm: Norm,  # noqa: ARG001
+    convolution: Convolution,
+    pool: Pool | None,  # noqa: ARG001
+) -> str | None:
+    """Return why Numba's floor should not serve a call, or ``None``."""
+    return support.avoid_norm(source, weight, convolution)
+
+
 def register() -> None:
     """Register the kernels of all floors."""
     for operation in NAMES:
         backends.register(operation, "reference", lambda: composed)
+        backends.register(operation, "numba", partial(partial, normalised, "numba", operation), refuse, avoid)
 
 
 register()

@@ -3,8 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo import lookup_backend
 
-from seqconv.functional import conv1d_batch_norm_relu_global_max_pool1d, conv1d_batch_norm_relu_max_pool1d
+from seqconv import BackendError
+from seqconv.functional import (
+    conv1d_batch_norm_relu_global_max_pool1d,
+    conv1d_batch_norm_relu_max_pool1d,
+    norm,
+    norm_passes,
+)
+from seqconv.kernels.numba import support
 from tests.conv_cases import channels_last
 from tests.grids import grid
 
@@ -12,6 +20,13 @@ CONVOLUTIONS = [{}, {"stride": 2, "padding": 2}, {"padding": "same", "dilation":
 POOLS = [{"pool_size": 3}, {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "ceil_mode": True}, None]
 SAMPLES, CHANNELS, LENGTH, OUTPUTS, SIZE = 5, 4, 31, 6, 3
 pytestmark = pytest.mark.usefixtures("floor")
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch):
+    """Have the compiled kernels serve small tensors and float64, where torch is as fast."""
+    monkeypatch.setattr(support, "WORTH_A_NORM", 0)
+    monkeypatch.setattr(support, "NORM_DTYPES", (torch.float32, torch.float64))
 
 
 def composition(input, weight, bias, mean, var, gamma, beta, pool, *, training, momentum=0.1, eps=1e-5, **options):
@@ -154,3 +169,135 @@ def test_is_one_node_of_a_traced_graph(training):
         conv1d_batch_norm_relu_max_pool1d
     ]
     assert torch.equal(graph(leaves[0]), model(leaves[0]))
+
+
+def assert_same(mine, theirs):
+    for one, other in zip(mine, theirs, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("pool", [{"pool_size": 3}, None], ids=str)
+def test_one_operator_of_a_graph_and_the_same_bits(pool):
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes])
+        return lookup_backend("aot_eager")(module, inputs)
+
+    compiled = torch.compile(ours, fullgraph=True, backend=backend)
+    leaves, running = operands(dtype=torch.float32)
+    for layout in (lambda x: x, channels_last):
+        leaves[0] = layout(leaves[0])
+        options = {"training": True, "pool": pool, "padding": 1, "backend": "numba"}
+        found = [step(one, leaves, running, **options) for one in (compiled, ours)]
+        assert_same(*found)
+        assert found[0][0].stride() == found[1][0].stride()
+    assert len(graphs) == 2
+    assert all(graph.count("seqconv.conv_batch_norm_relu_max_pool.default") == 1 for graph in graphs)
+
+
+GEOMETRIES = [([2, 1, 1, 2], [3, 2, 1, 1, 1, 0]), ([1, 0, 0, 1], []), ([1, 0, 0, 1], [2, 2, 0, 1, 0, 1])]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last], ids=["contiguous", "channels_last"])
+def test_the_operators_are_what_they_say(layout, geometry):
+    leaves, _ = operands(dtype=torch.float32)
+    leaves = [layout(leaves[0]), *leaves[1:]]
+    leaves = [one.requires_grad_() for one in leaves]
+    options = "numba", *geometry, 1, 1e-5
+    torch.library.opcheck(norm_passes._conv_norm_relu_pool, (*leaves, *options, True))
+    with torch.no_grad():
+        input, weight, bias, *_ = plain = [one.detach() for one in leaves]
+        torch.library.opcheck(norm_passes._conv_norm_relu_pool, (*plain[:2], None, None, None, *options, False))
+        output, *saved = norm_passes._conv_norm_relu_pool(*plain, *options, True)
+        for wanted in ([True] * 5, [False, True, False, True, False]):
+            given = (torch.ones_like(output), *saved, input, weight, bias, *options[:-1], wanted)
+            torch.library.opcheck(norm_passes._conv_norm_relu_pool_backward, given)
+
+
+def test_frozen_tensors_get_no_gradient():
+    leaves, running = operands()
+    every = step(ours, leaves, running, training=True, pool={"pool_size": 3})
+    for i in range(5):
+        given = [one.detach().clone().requires_grad_(i == j) for j, one in enumerate(leaves)]
+        result = ours(*given[:3], *running, *given[3:], {"pool_size": 3}, training=True)
+        result.backward(torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape))
+        assert [one.grad is not None for one in given] == [i == j for j in range(5)]
+        torch.testing.assert_close(given[i].grad, every[1 + i], rtol=1e-11, atol=1e-11)
+
+
+def test_a_graph_that_is_retained_gives_its_gradients_twice():
+    (input, weight, bias, gamma, beta), running = operands()
+    weight.requires_grad_()
+    result = ours(input, weight, bias, *running, gamma, beta, None, training=True)
+    first, second = (torch.autograd.grad(result.sum(), weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_second_derivatives(floor):
+    (input, weight, bias, gamma, beta), running = operands()
+    weight.requires_grad_()
+    result = ours(input, weight, bias, *running, gamma, beta, {"pool_size": 3}, training=True)
+    (gradient,) = torch.autograd.grad(result.square().sum(), weight, create_graph=True)
+    if floor == "reference":
+        torch.autograd.grad(gradient.sum(), weight)
+        return
+    message = "^conv1d_batch_norm_relu_max_pool1d has no second derivative on backend 'numba': pass backend='reference'"
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.grad(gradient.sum(), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grad", [True, False])
+def test_running_statistics_are_torch_s(grad, dtype):
+    leaves, running = operands(dtype=dtype)
+    mine, theirs = ([one.clone() for one in running] for _ in range(2))
+    input, weight, bias, gamma, beta = (one.requires_grad_(grad) for one in leaves)
+    for momentum in (0.1, 1.0, 0.0, 0.25):
+        ours(input, weight, bias, *mine, gamma, beta, None, training=True, momentum=momentum)
+        composition(input, weight, bias, *theirs, gamma, beta, None, training=True, momentum=momentum)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        ({}, {"padding": "same", "weight": torch.ones(6, 4, 2)}, r"it serves the same padding on both sides"),
+        ({}, {"pool_padding": 1, "pool_dilation": 2}, "it serves a pool with padding or with dilation, got 1 and 2"),
+        ({"dtype": torch.bfloat16}, {}, "it serves float32 and float64, got torch.bfloat16"),
+        ({"samples": 0}, {}, "it serves at least one sample and output channel, got 0 and 6"),
+    ],
+    ids=str,
+)
+def test_what_is_not_served_is_torch_s_composition(change, options, reason):
+    dtype, samples = change.get("dtype", torch.float32), change.get("samples", 2)
+    options = dict(options)
+    weight = options.pop("weight", torch.ones(6, 4, 3)).to(dtype)
+    arguments = torch.ones(samples, 4, 9, dtype=dtype), weight, None, None, None
+    options = {"pool_size": 3, "training": True, **options}
+    with pytest.raises(BackendError, match=reason):
+        conv1d_batch_norm_relu_max_pool1d(*arguments, **options, backend="numba")
+    if samples:
+        assert conv1d_batch_norm_relu_max_pool1d(*arguments, **options).dtype == dtype
+
+
+def test_auto_takes_torch_where_it_is_as_fast(monkeypatch, floor):
+    monkeypatch.undo()
+    if floor == "reference":
+        monkeypatch.setenv("SEQCONV_BACKEND", floor)
+    weight = torch.zeros(8, 2, 1)
+    for samples, dtype, reason in (
+        (16, torch.float32, None),
+        (16, torch.float64, "torch's composition is as fast in torch.float64"),
+        (
+            15,
+            torch.float32,
+            "torch's composition is faster on a convolution of fewer than 131,072 numbers, got 122,880",
+        ),
+    ):
+        given = torch.zeros(samples, 2, 1024, dtype=dtype), None, weight.to(dtype), None, norm.Norm(*[None] * 4)
+        found = norm.norm_call(*given, (1, 0, 1, 1), None).explain("auto")
+        assert found.backend == ("numba" if reason is None and floor == "auto" else "reference")
+        assert floor == "reference" or found.reasons["numba"] == reason

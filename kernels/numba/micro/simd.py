@@ -26,10 +26,12 @@ __all__ = [
     "DOUBLE",
     "REGISTERS",
     "add",
+    "add_to_doubles",
     "any_of",
     "broadcast",
     "bytes_of",
     "either",
+    "equal",
     "greater",
     "horizontal_sum",
     "is_nan",
@@ -332,6 +334,17 @@ def add(_typing: Any, left: Any, right: Any) -> Any:
 
 
 @intrinsic
+def add_to_doubles(_typing: Any, terms: Any, address: Any) -> Any:
+    """Add a vector to as many float64 at ``address``."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        add_doubles(builder, arguments[0], byte_pointer(builder, arguments[1]))
+        return context.get_dummy_value()
+
+    return types.void(terms, address), generate
+
+
+@intrinsic
 def multiply_add(_typing: Any, left: Any, right: Any, addend: Any) -> Any:
     """Return ``left * right + addend``, rounded once where the CPU can."""
 
@@ -348,6 +361,17 @@ def greater(_typing: Any, left: Any, right: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.fcmp_ordered(">", *arguments)
+
+    return mask(left, right), generate
+
+
+@intrinsic
+def equal(_typing: Any, left: Any, right: Any) -> Any:
+    """Return the mask of lanes where two vectors of integers are equal."""
+    mask = Vector(types.boolean, left.lanes)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.icmp_signed("==", *arguments)
 
     return mask(left, right), generate
 
