@@ -47,7 +47,7 @@ def refuse_norm(source: Dense, weight: Tensor, convolution: Convolution, pool: P
     if (reason := refuse(source, convolution._replace(groups=1))) is not None:  # torch convolves, any groups
         return reason
     left, right = convolution.padding
-    if left != right:
+    if left != right:  # functions pad the input themselves
         return f"it serves the same padding on both sides, got {convolution.padding}"
     if pool is not None and pool.padding and pool.dilation > 1:
         return f"it serves a pool with padding or with dilation, got {pool.padding} and {pool.dilation}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..norm import Norm
 from ..source import Dense
-from .conv_pool import convolved, is_channels_last
+from .conv_pool import convolved, is_channels_last, maxima
 
 __all__ = ["compose", "pooled"]
 
@@ -34,7 +34,7 @@ def pooled(activation: Tensor, pool: Pool | None, channels_last: bool) -> Tensor
     """Return the maxima of ``(N, O, L)``, ``channels_last`` unless the pool asks for contiguous results."""
     if pool is None:
         return activation.max(dim=2).values
-    output: Tensor = F.max_pool1d(activation, *pool[:5])
+    output = maxima(activation, pool)
     if channels_last and not pool.contiguous:
         return output.transpose(1, 2).contiguous().transpose(1, 2)
     return output.contiguous()

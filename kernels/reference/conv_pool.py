@@ -29,6 +29,7 @@ __all__ = [
     "forward",
     "gathered",
     "is_channels_last",
+    "maxima",
 ]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -44,13 +45,21 @@ def compose(source: Source, weight: Tensor, bias: Tensor | None, convolution: Co
     activation = _activation(input, source, weight, bias, convolution, pool)
     if pool is None:
         return activation.max(dim=2).values
-    pooled = F.max_pool1d(activation, *pool[:5])
+    pooled = maxima(activation, pool)
     if source.lengths is not None:
         windows = limits(source.lengths, weight.size(2), convolution, pool)[1]
         pooled = pooled.masked_fill(behind(windows, pooled.size(2)), 0)
     if is_channels_last(source.values if isinstance(source, Dense) else input) and not pool.contiguous:
         return pooled.transpose(1, 2).contiguous().transpose(1, 2)
     return pooled
+
+
+def maxima(activation: Tensor, pool: Pool) -> Tensor:
+    """Return the maxima of windows; windows of one position are it."""
+    if pool[:4] == (1, 1, 0, 1):
+        return activation
+    found: Tensor = F.max_pool1d(activation, *pool[:5])
+    return found
 
 
 def compose_several(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqconv import backends
@@ -229,6 +230,11 @@ def norm_call(
             "input must give more than 1 value per channel when mean and variance are the batch's, got 1 sample of 1 "
             "position"
         )
+    left, right = geometry.padding
+    if left != right:  # as torch pads for a kernel of even length that keeps it
+        both = min(left, right)
+        source = Dense(F.pad(input, (left - both, right - both)))
+        geometry = geometry._replace(padding=(both, both))
     return conv.Call(name_of(pool), (source, weight, bias, norm, geometry, windows))
 
 
