@@ -111,6 +111,8 @@ class Program:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.variants: dict[Any, list[Variant]] = {}
+        with contextlib.suppress(TypeError, ValueError):  # of a forward pass without one
+            self.__signature__ = inspect.signature(plain_forward(module))  # which trainers look at
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         """Return what the class's ``forward`` returns."""

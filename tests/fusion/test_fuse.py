@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import threading
 
@@ -338,6 +339,11 @@ def test_copies_and_files():
             other.first.weight.zero_()
         assert not torch.equal(other(given), expected)
     assert torch.equal(fused(given), expected)
+
+
+def test_the_signature_stays():
+    model, _, _ = made("any rank", training=True)
+    assert inspect.signature(seqconv.fuse(model).forward) == inspect.signature(model.forward)
 
 
 def test_changes_are_followed():
