@@ -1,4 +1,4 @@
-"""Fused models in other people's trainers, where these are installed: the training script stays as it is."""
+"""Fused models in other people's trainers and tools, where these are installed: scripts stay as they are."""
 
 from __future__ import annotations
 
@@ -86,3 +86,29 @@ def test_hugging_face_trainer(tmp_path):
         transformers.Trainer(model=model, args=given, train_dataset=Rows()).train()
         trained.append(model)
     same(*trained)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx(tmp_path, dynamo):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    fused, x = seqconv.fuse(net()).eval(), data()[0]
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(fused, (x,), path, dynamo=dynamo)
+    session = runtime.InferenceSession(path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net().eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_peft():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    outputs = []
+    for model in (seqconv.fuse(net()), net()):
+        torch.manual_seed(2)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0", "4", "8"], init_lora_weights=False))
+        output = adapted(data()[0])
+        output.sum().backward()
+        gradients = [one.grad for one in adapted.parameters() if one.grad is not None]
+        outputs.append([output.detach(), *gradients])
+    for ours, torchs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-3, atol=1e-4)
