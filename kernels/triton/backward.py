@@ -89,7 +89,8 @@ def launch_backward(
     shared = (layer, upstream, convolution, pool)
     with on_device(source):
         partials = weight_launch(gradient, argmax, rows, *shared, wanted) if wanted[0] or wanted[1] else None
-        packed = launch_over_weights(weight, dx is not None, partials, 0 if partials is None else len(partials), dw, db)
+        splits = 0 if partials is None else len(partials)
+        packed = launch_over_weights(weight, dx is not None, partials, splits, dw, db, columns=layer.gradient_columns)
         if packed is not None and dx is not None:
             input_launch(gradient, argmax, packed, dx, rows.samples, rows.length, *shared)
     return dw, db
@@ -148,8 +149,8 @@ def _launch_input_gradient(
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
         *taps_of(convolution), *pool[:4],
-        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
-        ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), layer.gradient_columns * packed.size(1)),
+        OVERLAP=overlap(pool), ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
         PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

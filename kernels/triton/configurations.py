@@ -149,6 +149,15 @@ class Layer(NamedTuple):
         """
         return self.kind == "ieee" and self.forward_precision == "ieee"
 
+    @property
+    def gradient_columns(self) -> bool:
+        """Whether weights packed for the input's gradient have outputs in their columns.
+
+        Products sum over outputs: tensor cores take TF32 in that order alone, and copies are of 16 bytes whatever the
+        channels are. Threads that multiply and add have four channels each.
+        """
+        return self.kind != "ieee"
+
 
 T = TypeVar("T")
 TILES_FILE = Path(__file__).with_name("tiles.json")

@@ -232,8 +232,9 @@ def launch_over_weights(
     packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
+    numbers = max(weight.numel() + outputs, channels * size * pitch if columns and wants_packed else 0)
     launch(
-        device_code("weights").weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
+        device_code("weights").weights_kernel, (-(-numbers // WEIGHTS),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),

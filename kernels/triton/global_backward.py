@@ -53,7 +53,7 @@ def launch_input_gradient(
         device_code("global_backward").global_input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, length, convolution.output_length(length, layer.size),
         upstream.stride_n * upstream.align,
-        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), packed.size(1)), TAPS=taps_of(convolution),
         TILE=Blocks(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
         PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
         num_warps=4, num_stages=2,

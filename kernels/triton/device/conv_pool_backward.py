@@ -20,7 +20,7 @@ import triton.language as tl
 
 from ...geometry import Pool
 from ..groups import Taps, Upstream
-from .convolution import factor, look_up
+from .convolution import factor, load_tap, look_up
 
 __all__ = ["input_gradient_kernel", "weight_gradient_kernel"]
 
@@ -121,9 +121,7 @@ def store_apart(
         m_o = b_o < W.O
         b_t, m_t = meeting(b_i, m_i, k, positions, taps)
         b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, pool, W, OVERLAP).to(w.dtype.element_ty)
-        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)
-        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), factor(b_w, PRODUCTS.rounds)
+        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
         acc += tl.where(m_t[:, None], tl.dot(b_dy, b_w, input_precision=PRODUCTS.precision), 0.0)
     p_dx = dx + ((i_row + tl.arange(0, TILE.M)) * W.C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_i[:, None] & m_c[None, :])
@@ -181,9 +179,7 @@ def input_gradient_kernel(
         m_o = b_o < W.O
         b_t, m_t = meeting(b_i, m_i, k, positions, taps)
         b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, pool, W, OVERLAP).to(w.dtype.element_ty)
-        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)  # (O, C)
-        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), factor(b_w, PRODUCTS.rounds)
+        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
         acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
         if BY_TAP:  # noqa: SIM102  (told when it is compiled)
             if step % TILES_O == TILES_O - 1:

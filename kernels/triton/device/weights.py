@@ -29,7 +29,7 @@ def weights_kernel(
     K: tl.constexpr,
     PITCH: tl.constexpr,
     PACK: tl.constexpr,
-    COLUMNS: tl.constexpr,  # (K * C, PITCH), outputs and PITCH - O unused numbers in the rows
+    COLUMNS: tl.constexpr,  # (K * C, PITCH), outputs and PITCH - O zeros in the rows
     ROUND: tl.constexpr,  # to TF32, so that no tile has to; rounding again changes nothing
     WANT_W: tl.constexpr,
     WANT_B: tl.constexpr,
@@ -51,7 +51,8 @@ def weights_kernel(
         if ROUND:
             b_w = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b_w], tl.float32, is_pure=True, pack=1)
         b_r = b_e % (K * C)
-        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m_w)
+        m = b_e < K * C * PITCH if COLUMNS else m_w
+        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m)
     if WANT_W or WANT_B:
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for s0 in range(0, splits, BLOCK_S):
