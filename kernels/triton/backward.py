@@ -16,7 +16,7 @@ from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
-from .groups import Access, Blocks, Filters, Products, taps_of
+from .groups import Access, Blocks, Filters, Products, taps_of, windows_alone
 from .launch import Layout, device_code, layout_of, on_device, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
@@ -26,6 +26,7 @@ __all__ = ["Gradients", "backward", "launch_backward"]
 
 # Programs of the weight gradient for each multiprocessor: enough that some compute while others wait.
 PROGRAMS = 4
+UNBOUNDED = 2**31 - 1  # positions of a global maximum's window: of any length, so that kernels are compiled for none
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -77,8 +78,7 @@ def launch_backward(
     weight_launch: Any = _launch_weight_gradient
     input_launch: Any = _launch_input_gradient
     if pool is None:
-        positions = convolution.output_length(rows.length, weight.size(2))
-        pool = Pool(positions, positions)
+        pool = Pool(UNBOUNDED, UNBOUNDED)
         if global_backward.serves(layer):
             input_launch = global_backward.launch_input_gradient
         if global_backward.serves_weights(layer):
@@ -119,11 +119,10 @@ def _launch_weight_gradient(
         device_code("conv_pool_backward").weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
         gradient.size(2), positions, upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
-        *taps_of(convolution), *pool[:4],
-        W=Filters(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
-        ROWS=Access(rows.mode, layout.align), WANT_W=wanted[0], WANT_B=wanted[1],
-        TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(layer.precision, layer.rounds),
-        CHECK=convolution.padding != (0, 0),
+        W=Filters(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution), POOL=windows_alone(pool),
+        OVERLAP=overlap(pool), ALIGN=upstream.align, ROWS=Access(rows.mode, layout.align),
+        WANT_W=wanted[0], WANT_B=wanted[1], TILE=Blocks(tile.block_m, tile.block_o, tile.block_r),
+        PRODUCTS=Products(layer.precision, layer.rounds), CHECK=convolution.padding != (0, 0),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials
@@ -148,11 +147,10 @@ def _launch_input_gradient(
         device_code("conv_pool_backward").input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
-        *taps_of(convolution), *pool[:4],
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), layer.gradient_columns * packed.size(1)),
-        OVERLAP=overlap(pool), ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
-        PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        TAPS=taps_of(convolution), POOL=windows_alone(pool), OVERLAP=overlap(pool), ALIGN=upstream.align,
+        TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c), PRODUCTS=Products(layer.precision, layer.rounds),
+        APART=layer.apart, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 
 

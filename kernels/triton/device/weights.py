@@ -51,8 +51,8 @@ def weights_kernel(
         if ROUND:
             b_w = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b_w], tl.float32, is_pure=True, pack=1)
         b_r = b_e % (K * C)
-        m = b_e < K * C * PITCH if COLUMNS else m_w
-        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m)
+        m_packed = b_e < K * C * PITCH if COLUMNS else m_w
+        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m_packed)
     if WANT_W or WANT_B:
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for s0 in range(0, splits, BLOCK_S):
