@@ -272,7 +272,10 @@ def input_gradient_rule(layer: Layer) -> InputGradient:
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     # Addresses that are no multiples of four take registers, but of Hopper's own instructions.
     wide = block_c >= 64 and not layer.vectors and (layer.kind == "ieee" or layer.architecture != "sm_90")
-    return InputGradient(64, block_c, block_o, 8 if wide else 4, 2)
+    # Outputs at no multiples of four are loaded one by one: a thread of four warps would hold 16 rows' addresses.
+    # Of two stages' copies the compiler waits for all, those that it began last, too: the second one hides nothing.
+    scattered = layer.outputs % 4 > 0
+    return InputGradient(64, block_c, block_o, 8 if wide or scattered else 4, 2 if layer.kind == "ieee" else 3)
 
 
 def weight_gradient_configuration(layer: Layer) -> WeightGradient:

@@ -56,7 +56,7 @@ def launch_input_gradient(
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), packed.size(1)), TAPS=taps_of(convolution),
         TILE=Blocks(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
         PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
 
 

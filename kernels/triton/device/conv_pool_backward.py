@@ -158,18 +158,16 @@ def input_gradient_kernel(
     m_i = i_row + tl.arange(0, TILE.M) < rows
     acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
     total = acc
-    for step in range(W.K * TILES_O):
-        k = step // TILES_O
-        b_o = (step % TILES_O) * TILE.O + tl.arange(0, TILE.O)
-        m_o = b_o < W.O
+    for k in range(W.K):
         b_t, m_t = meeting(b_i, m_i, k, positions, TAPS)
-        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, W, POOL, OVERLAP).to(w.dtype.element_ty)
-        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
-        acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
-        if BY_TAP:  # noqa: SIM102  (told when it is compiled)
-            if step % TILES_O == TILES_O - 1:
-                total += acc
-                acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
+        for o0 in range(0, W.O, TILE.O):
+            b_o = o0 + tl.arange(0, TILE.O)
+            b_dy = arriving(upstream, b_n, b_t, m_t, b_o, b_o < W.O, W, POOL, OVERLAP).to(w.dtype.element_ty)
+            b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
+            acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
+        if BY_TAP:
+            total += acc
+            acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
     if BY_TAP:
         acc = total
     m = m_i[:, None] & m_c[None, :]
