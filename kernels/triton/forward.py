@@ -224,8 +224,9 @@ def launch_over_weights(
 ) -> Tensor | None:
     """Return weights as ``(O, K * C)`` or, if ``columns``, ``(K * C, O)``, and sum ``partials`` into gradients.
 
-    Rows are padded to an aligned pitch, and rounded to TF32 where tensor cores would cut them, so that no tile has to.
-    Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
+    Rows are padded to an aligned pitch, those of ``columns`` with zeros, and rounded to TF32 where tensor cores would
+    cut them, so that no tile has to. Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of
+    ``(O, K, C)`` weights and ``(O,)``.
     """
     outputs, channels, size = weight.shape
     pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
