@@ -17,7 +17,7 @@ from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
 from .groups import Access, Blocks, Filters, Products, taps_of, windows_alone
-from .launch import Layout, device_code, layout_of, on_device, processors
+from .launch import Layout, device_code, imagined, layout_of, on_device, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
 from .transposition import channels_together, positions_together
@@ -142,9 +142,11 @@ def _launch_input_gradient(
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
     tile = input_gradient_configuration(layer._replace(tokens=False))
-    tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
+    blocks = -(-layer.channels // tile.block_c)
+    if leaves_room(-(-samples * length // tile.block_m) * blocks, gradient.device):
+        tile = tile._replace(block_m=32, num_warps=8)
     launch(
-        device_code("conv_pool_backward").input_gradient_kernel, (tiles,),
+        device_code("conv_pool_backward").input_gradient_kernel, (-(-samples * length // tile.block_m) * blocks,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
         W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), layer.gradient_columns * packed.size(1)),
@@ -152,6 +154,12 @@ def _launch_input_gradient(
         TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c), PRODUCTS=Products(layer.precision, layer.rounds),
         APART=layer.apart, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+
+
+def leaves_room(tiles: int, device: torch.device) -> bool:
+    """Tell whether twice as many tiles would still run at once, each on a multiprocessor of its own."""
+    gpu = imagined()
+    return 2 * tiles <= processors(device) if gpu is None else gpu.few
 
 
 def new_gradient(upstream: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor:
