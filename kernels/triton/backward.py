@@ -16,8 +16,8 @@ from ..source import Dense
 from . import global_backward, phase_backward
 from .configurations import Layer, input_gradient_configuration, weight_gradient_configuration
 from .forward import describe, launch_over_weights
-from .groups import Access, Blocks, Filters, Products, taps_of
-from .launch import Layout, device_code, layout_of, on_device, processors
+from .groups import Access, Blocks, Filters, Products, taps_of, windows_alone
+from .launch import Layout, device_code, imagined, layout_of, on_device, processors
 from .replay import empty, launch
 from .rows import Rows, rows_of
 from .transposition import channels_together, positions_together
@@ -26,6 +26,7 @@ __all__ = ["Gradients", "backward", "launch_backward"]
 
 # Programs of the weight gradient for each multiprocessor: enough that some compute while others wait.
 PROGRAMS = 4
+UNBOUNDED = 2**31 - 1  # positions of a global maximum's window: of any length, so that kernels are compiled for none
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -77,8 +78,7 @@ def launch_backward(
     weight_launch: Any = _launch_weight_gradient
     input_launch: Any = _launch_input_gradient
     if pool is None:
-        positions = convolution.output_length(rows.length, weight.size(2))
-        pool = Pool(positions, positions)
+        pool = Pool(UNBOUNDED, UNBOUNDED)
         if global_backward.serves(layer):
             input_launch = global_backward.launch_input_gradient
         if global_backward.serves_weights(layer):
@@ -89,7 +89,8 @@ def launch_backward(
     shared = (layer, upstream, convolution, pool)
     with on_device(source):
         partials = weight_launch(gradient, argmax, rows, *shared, wanted) if wanted[0] or wanted[1] else None
-        packed = launch_over_weights(weight, dx is not None, partials, 0 if partials is None else len(partials), dw, db)
+        splits = 0 if partials is None else len(partials)
+        packed = launch_over_weights(weight, dx is not None, partials, splits, dw, db, columns=layer.gradient_columns)
         if packed is not None and dx is not None:
             input_launch(gradient, argmax, packed, dx, rows.samples, rows.length, *shared)
     return dw, db
@@ -118,11 +119,10 @@ def _launch_weight_gradient(
         device_code("conv_pool_backward").weight_gradient_kernel, (splits * blocks,),
         gradient, argmax, source, partials, rows.samples * positions, tiles_of_split * tile.block_m,
         gradient.size(2), positions, upstream.stride_n, upstream.stride_l, *rows.arguments(layout),
-        *taps_of(convolution), *pool[:4],
-        W=Filters(layer.channels, layer.outputs, layer.size), OVERLAP=overlap(pool), ALIGN=upstream.align,
-        ROWS=Access(rows.mode, layout.align), WANT_W=wanted[0], WANT_B=wanted[1],
-        TILE=Blocks(tile.block_m, tile.block_o, tile.block_r), PRODUCTS=Products(layer.precision, layer.rounds),
-        CHECK=convolution.padding != (0, 0),
+        W=Filters(layer.channels, layer.outputs, layer.size), TAPS=taps_of(convolution), POOL=windows_alone(pool),
+        OVERLAP=overlap(pool), ALIGN=upstream.align, ROWS=Access(rows.mode, layout.align),
+        WANT_W=wanted[0], WANT_B=wanted[1], TILE=Blocks(tile.block_m, tile.block_o, tile.block_r),
+        PRODUCTS=Products(layer.precision, layer.rounds), CHECK=convolution.padding != (0, 0),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return partials
@@ -142,17 +142,24 @@ def _launch_input_gradient(
 ) -> None:
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
     tile = input_gradient_configuration(layer._replace(tokens=False))
-    tiles = -(-samples * length // tile.block_m) * -(-layer.channels // tile.block_c)
+    blocks = -(-layer.channels // tile.block_c)
+    if leaves_room(-(-samples * length // tile.block_m) * blocks, gradient.device):
+        tile = tile._replace(block_m=32, num_warps=8)
     launch(
-        device_code("conv_pool_backward").input_gradient_kernel, (tiles,),
+        device_code("conv_pool_backward").input_gradient_kernel, (-(-samples * length // tile.block_m) * blocks,),
         gradient, argmax, packed, dx, samples * length, gradient.size(2), length,
         convolution.output_length(length, layer.size), upstream.stride_n, upstream.stride_l,
-        *taps_of(convolution), *pool[:4],
-        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), OVERLAP=overlap(pool),
-        ALIGN=upstream.align, TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
-        PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), layer.gradient_columns * packed.size(1)),
+        TAPS=taps_of(convolution), POOL=windows_alone(pool), OVERLAP=overlap(pool), ALIGN=upstream.align,
+        TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c), PRODUCTS=Products(layer.precision, layer.rounds),
+        APART=layer.apart, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+
+
+def leaves_room(tiles: int, device: torch.device) -> bool:
+    """Tell whether twice as many tiles would still run at once, each on a multiprocessor of its own."""
+    gpu = imagined()
+    return 2 * tiles <= processors(device) if gpu is None else gpu.few
 
 
 def new_gradient(upstream: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -149,6 +149,15 @@ class Layer(NamedTuple):
         """
         return self.kind == "ieee" and self.forward_precision == "ieee"
 
+    @property
+    def gradient_columns(self) -> bool:
+        """Whether weights packed for the input's gradient have outputs in their columns.
+
+        Products sum over outputs: tensor cores take TF32 in that order alone, and copies are of 16 bytes whatever the
+        channels are. Threads that multiply and add have four channels each.
+        """
+        return self.kind != "ieee"
+
 
 T = TypeVar("T")
 TILES_FILE = Path(__file__).with_name("tiles.json")
@@ -263,7 +272,10 @@ def input_gradient_rule(layer: Layer) -> InputGradient:
     block_o = min(max(power_of_two(layer.outputs), 16), 32)
     # Addresses that are no multiples of four take registers, but of Hopper's own instructions.
     wide = block_c >= 64 and not layer.vectors and (layer.kind == "ieee" or layer.architecture != "sm_90")
-    return InputGradient(64, block_c, block_o, 8 if wide else 4, 2)
+    # Outputs at no multiples of four are loaded one by one: a thread of four warps would hold 16 rows' addresses.
+    # Of two stages' copies the compiler waits for all, those that it began last, too: the second one hides nothing.
+    scattered = layer.outputs % 4 > 0
+    return InputGradient(64, block_c, block_o, 8 if wide or scattered else 4, 2 if layer.kind == "ieee" else 3)
 
 
 def weight_gradient_configuration(layer: Layer) -> WeightGradient:

@@ -73,14 +73,16 @@ def backward(
             taken = -1 if whole is None else whole
             partials = _launch_weight_gradient(dfolded, seen, rows, layer, blocks, multiplied, taken, dw is not None)
         splits = 0 if partials is None else len(partials)
-        packed = launch_over_weights(weight, dtable is not None, partials, splits, dw, db)
+        columns = layer.gradient_columns
+        packed = launch_over_weights(weight, dtable is not None, partials, splits, dw, db, columns=columns)
         if packed is not None and dtable is not None:
             launch(
                 device_code("folded_backward").table_gradient_kernel,
                 (-(-count // ROWS) * -(-channels // blocks[0]),),
                 dfolded, seen, packed, dtable, count, skipped,
-                W=Filters(channels, outputs, size, packed.size(1)), TILE=Blocks(ROWS, blocks[1], C=blocks[0]),
-                PRODUCTS=multiplied, num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=3,
+                W=Filters(channels, outputs, size, packed.size(1), columns * packed.size(1)),
+                TILE=Blocks(ROWS, blocks[1], C=blocks[0]), PRODUCTS=multiplied,
+                num_warps=8 if multiplied.precision == "ieee" else 4, num_stages=3,
             )  # fmt: skip
         if wanted[2] and whole is None:
             _, db = launch_backward(gradient, argmax, rows, weight, convolution, pool, (False, True), None)

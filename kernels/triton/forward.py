@@ -224,16 +224,18 @@ def launch_over_weights(
 ) -> Tensor | None:
     """Return weights as ``(O, K * C)`` or, if ``columns``, ``(K * C, O)``, and sum ``partials`` into gradients.
 
-    Rows are padded to an aligned pitch, and rounded to TF32 where tensor cores would cut them, so that no tile has to.
-    Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of ``(O, K, C)`` weights and ``(O,)``.
+    Rows are padded to an aligned pitch, those of ``columns`` with zeros, and rounded to TF32 where tensor cores would
+    cut them, so that no tile has to. Whatever of that is wanted is one launch. ``partials`` holds ``splits`` sums of
+    ``(O, K, C)`` weights and ``(O,)``.
     """
     outputs, channels, size = weight.shape
     pitch = -(-(outputs if columns else channels * size) // PITCH) * PITCH
     packed = empty(weight, (channels * size if columns else outputs, pitch)) if wants_packed else None
     if packed is None and dw is None and db is None:
         return None
+    numbers = max(weight.numel() + outputs, channels * size * pitch if columns and wants_packed else 0)
     launch(
-        device_code("weights").weights_kernel, (-(-(weight.numel() + outputs) // WEIGHTS),),
+        device_code("weights").weights_kernel, (-(-numbers // WEIGHTS),),
         weight, packed, partials, dw, db, *weight.stride(), splits,
         C=channels, O=outputs, K=size, PITCH=pitch,
         PACK=wants_packed, COLUMNS=columns, ROUND=wants_packed and cuts(weight),

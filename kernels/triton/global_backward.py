@@ -18,6 +18,9 @@ POSITIONS = 64  # of a sample in a tile
 SUMS = 14 * 1024  # that four warps hold in registers, 112 numbers a thread
 MOST_TAPS = 16  # of a program: of 31, unrolled, Triton spills sums
 FEW = 8  # channels that fill half of a tile: where taps do not fit into one program, they had better be its rows, too
+# Bytes of weights that all programs of a multiprocessor read through its L1 cache. Copies to shared memory, which more
+# than one stage takes, pass it by: the second cache would give imdb2's 28 KB to each of 8,192 programs.
+CACHED = 96 * 1024
 PROGRAMS = 2  # programs of the weights' gradient for each multiprocessor
 
 
@@ -49,14 +52,15 @@ def launch_input_gradient(
     """Write the input's gradient to ``dx``, ``(N, L, C)``."""
     block_c = min(max(power_of_two(layer.channels), 16), 64)
     tiles = samples * -(-length // POSITIONS) * -(-layer.channels // block_c)
+    cached = layer.size * block_c * layer.outputs * (2 if layer.kind == "16" else 4)
     launch(
         device_code("global_backward").global_input_gradient_kernel, (tiles,),
         gradient, argmax, packed, dx, length, convolution.output_length(length, layer.size),
         upstream.stride_n * upstream.align,
-        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), TAPS=taps_of(convolution),
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), packed.size(1)), TAPS=taps_of(convolution),
         TILE=Blocks(POSITIONS, min(max(power_of_two(layer.outputs), 16), 32), C=block_c),
         PRODUCTS=Products(layer.precision, layer.rounds), APART=layer.apart,
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=1 if cached <= CACHED else 4,
     )  # fmt: skip
 
 

@@ -189,7 +189,7 @@ def launch_input_gradient(
         device_code("phase_backward").phase_input_gradient_kernel, (programs * tiles_c,),
         gradient, argmax, packed, dx, samples * spans, spans, windows, shift,
         *positions_seen(length, layer.size, convolution, pool), upstream.stride_n, upstream.stride_l, length,
-        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1)), P=pool.stride,
+        W=Filters(layer.channels, layer.outputs, layer.size, packed.size(1), packed.size(1)), P=pool.stride,
         DILATION=convolution.dilation, SAME=is_packed(upstream, layer.outputs, windows), ALIGN=upstream.align,
         TILE=Blocks(tile.block_m, tile.block_o, C=tile.block_c),
         PRODUCTS=Products(layer.precision, layer.rounds),

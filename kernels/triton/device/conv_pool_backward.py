@@ -18,9 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...geometry import Pool
-from ..groups import Taps, Upstream
-from .convolution import factor, look_up
+from ..groups import Upstream
+from .convolution import factor, load_tap, look_up
 
 __all__ = ["input_gradient_kernel", "weight_gradient_kernel"]
 
@@ -38,13 +37,6 @@ SIZES = [
     "index_n",
     "index_l",
     "count",
-    "left",
-    "stride",
-    "dilation",
-    "pool_size",
-    "pool_stride",
-    "pool_padding",
-    "pool_dilation",
 ]
 
 
@@ -56,19 +48,19 @@ def arriving(
     m_t: tl.tensor,  # (M,)
     b_o: tl.tensor,  # (O,)
     m_o: tl.tensor,  # (O,)
-    pool: Pool,
     W: tl.constexpr,
+    POOL: tl.constexpr,
     OVERLAP: tl.constexpr,  # how many windows may see a position
 ) -> tl.tensor:
     """Return the gradient that arrives at the convolution's results, ``(M, O)`` in float32."""
-    b_from = b_t + pool.padding
-    b_last = b_from // pool.stride
+    b_from = b_t + POOL.padding
+    b_last = b_from // POOL.stride
     b_dy = tl.full((b_t.shape[0], b_o.shape[0]), 0.0, tl.float32)
     for i in range(OVERLAP):
         b_q = b_last - i
-        b_rest = b_from - b_q * pool.stride
-        b_p = b_rest // pool.dilation
-        seen = m_t & (b_q >= 0) & (b_q < upstream.windows) & (b_p * pool.dilation == b_rest) & (b_p < pool.size)
+        b_rest = b_from - b_q * POOL.stride
+        b_p = b_rest // POOL.dilation
+        seen = m_t & (b_q >= 0) & (b_q < upstream.windows) & (b_p * POOL.dilation == b_rest) & (b_p < POOL.size)
         m = seen[:, None] & m_o[None, :]
         p_argmax = upstream.argmax + ((b_n * upstream.windows + b_q) * W.O)[:, None] + b_o[None, :]
         b_argmax = tl.load(p_argmax, mask=m, other=-1)
@@ -84,12 +76,12 @@ def meeting(
     m_i: tl.tensor,  # (M,)
     k: tl.tensor,
     positions: tl.tensor,
-    taps: Taps,
+    TAPS: tl.constexpr,
 ) -> tl.tensor:
     """Return at which positions of the convolution tap ``k`` meets the input's, and where there is one."""
-    b_from = b_i + taps.left - k * taps.dilation
-    b_t = b_from // taps.stride
-    return b_t, m_i & (b_from >= 0) & (b_t * taps.stride == b_from) & (b_t < positions)
+    b_from = b_i + TAPS.left - k * TAPS.dilation
+    b_t = b_from // TAPS.stride
+    return b_t, m_i & (b_from >= 0) & (b_t * TAPS.stride == b_from) & (b_t < positions)
 
 
 @triton.jit
@@ -103,9 +95,9 @@ def store_apart(
     m_i: tl.tensor,  # (M,)
     i_c: tl.tensor,
     positions: tl.tensor,
-    taps: Taps,
-    pool: Pool,
     W: tl.constexpr,
+    TAPS: tl.constexpr,
+    POOL: tl.constexpr,
     OVERLAP: tl.constexpr,
     TILE: tl.constexpr,
     PRODUCTS: tl.constexpr,
@@ -119,11 +111,9 @@ def store_apart(
         k = step // TILES_O
         b_o = (step % TILES_O) * TILE.O + tl.arange(0, TILE.O)
         m_o = b_o < W.O
-        b_t, m_t = meeting(b_i, m_i, k, positions, taps)
-        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, pool, W, OVERLAP).to(w.dtype.element_ty)
-        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)
-        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), factor(b_w, PRODUCTS.rounds)
+        b_t, m_t = meeting(b_i, m_i, k, positions, TAPS)
+        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, W, POOL, OVERLAP).to(w.dtype.element_ty)
+        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
         acc += tl.where(m_t[:, None], tl.dot(b_dy, b_w, input_precision=PRODUCTS.precision), 0.0)
     p_dx = dx + ((i_row + tl.arange(0, TILE.M)) * W.C)[:, None] + b_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_i[:, None] & m_c[None, :])
@@ -141,14 +131,9 @@ def input_gradient_kernel(
     positions: tl.int32,  # the convolution's
     gradient_n: tl.int64,
     gradient_q: tl.int64,
-    left: tl.int32,  # see Taps
-    stride: tl.int32,
-    dilation: tl.int32,
-    pool_size: tl.int32,
-    pool_stride: tl.int32,
-    pool_padding: tl.int32,
-    pool_dilation: tl.int32,
     W: tl.constexpr,
+    TAPS: tl.constexpr,
+    POOL: tl.constexpr,
     OVERLAP: tl.constexpr,
     ALIGN: tl.constexpr,
     TILE: tl.constexpr,
@@ -164,8 +149,6 @@ def input_gradient_kernel(
     upstream = Upstream(
         gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
     )  # fmt: skip
-    taps = Taps(left=left, stride=stride, dilation=dilation)
-    pool = Pool(size=pool_size, stride=pool_stride, padding=pool_padding, dilation=pool_dilation)
     i_row = (tl.program_id(0) // TILES_C).to(tl.int64) * TILE.M
     b_c = (tl.program_id(0) % TILES_C) * TILE.C + tl.arange(0, TILE.C)
     m_c = b_c < W.C
@@ -175,20 +158,16 @@ def input_gradient_kernel(
     m_i = i_row + tl.arange(0, TILE.M) < rows
     acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
     total = acc
-    for step in range(W.K * TILES_O):
-        k = step // TILES_O
-        b_o = (step % TILES_O) * TILE.O + tl.arange(0, TILE.O)
-        m_o = b_o < W.O
-        b_t, m_t = meeting(b_i, m_i, k, positions, taps)
-        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, pool, W, OVERLAP).to(w.dtype.element_ty)
-        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)  # (O, C)
-        b_dy, b_w = factor(b_dy, PRODUCTS.rounds), factor(b_w, PRODUCTS.rounds)
-        acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
-        if BY_TAP:  # noqa: SIM102  (told when it is compiled)
-            if step % TILES_O == TILES_O - 1:
-                total += acc
-                acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
+    for k in range(W.K):
+        b_t, m_t = meeting(b_i, m_i, k, positions, TAPS)
+        for o0 in range(0, W.O, TILE.O):
+            b_o = o0 + tl.arange(0, TILE.O)
+            b_dy = arriving(upstream, b_n, b_t, m_t, b_o, b_o < W.O, W, POOL, OVERLAP).to(w.dtype.element_ty)
+            b_dy, b_w = factor(b_dy, PRODUCTS.rounds), load_tap(w, b_o, b_c, m_c, k, W, TILE)
+            acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
+        if BY_TAP:
+            total += acc
+            acc = tl.full((TILE.M, TILE.C), 0.0, tl.float32)
     if BY_TAP:
         acc = total
     m = m_i[:, None] & m_c[None, :]
@@ -200,7 +179,7 @@ def input_gradient_kernel(
             for i_c in range(0, TILE.C, 16):  # few at once, whose sums take no registers from the others
                 store_apart(
                     upstream, w, dx, i_row, b_n, b_i, m_i, tl.program_id(0) % TILES_C * TILE.C + i_c,
-                    positions, taps, pool, W, OVERLAP, TILE, PRODUCTS,
+                    positions, W, TAPS, POOL, OVERLAP, TILE, PRODUCTS,
                 )  # fmt: skip
 
 
@@ -223,14 +202,9 @@ def weight_gradient_kernel(
     index_n: tl.int64,
     index_l: tl.int64,
     count: tl.int64,  # numbers in the index are below it
-    left: tl.int32,  # see Taps
-    stride: tl.int32,
-    dilation: tl.int32,
-    pool_size: tl.int32,
-    pool_stride: tl.int32,
-    pool_padding: tl.int32,
-    pool_dilation: tl.int32,
     W: tl.constexpr,
+    TAPS: tl.constexpr,
+    POOL: tl.constexpr,
     OVERLAP: tl.constexpr,
     ALIGN: tl.constexpr,  # the gradient's
     ROWS: tl.constexpr,
@@ -262,9 +236,8 @@ def weight_gradient_kernel(
     upstream = Upstream(
         gradient=gradient, argmax=argmax, windows=windows, stride_n=gradient_n * ALIGN, stride_q=gradient_q * ALIGN
     )  # fmt: skip
-    pool = Pool(size=pool_size, stride=pool_stride, padding=pool_padding, dilation=pool_dilation)
     stride_l = stride_l * ROWS.align
-    b_tap = (b_k * dilation).to(tl.int64) * stride_l + (b_r % W.C).to(tl.int64)
+    b_tap = (b_k * TAPS.dilation).to(tl.int64) * stride_l + (b_r % W.C).to(tl.int64)
     acc = tl.full((TILE.R, TILE.O), 0.0, tl.float32)
     b_db = tl.full((TILE.O,), 0.0, tl.float32)
     first = i_split * rows_of_split
@@ -273,13 +246,13 @@ def weight_gradient_kernel(
         b_n = i_row // positions + (b_t // positions).to(tl.int64)
         b_t = b_t % positions
         m_t = i_row + tl.arange(0, TILE.M) < rows
-        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, pool, W, OVERLAP)
+        b_dy = arriving(upstream, b_n, b_t, m_t, b_o, m_o, W, POOL, OVERLAP)
         if WANT_B:
             b_db += tl.sum(b_dy, axis=0)
         if WANT_W:
-            b_at = b_t * stride - left
+            b_at = b_t * TAPS.stride - TAPS.left
             if ROWS.mode == "tokens":
-                b_at += i_k * dilation
+                b_at += i_k * TAPS.dilation
                 m_x = m_t & (b_at >= 0) & (b_at < length) if CHECK else m_t
                 b_row, m_x = look_up(index + b_n * index_n + b_at.to(tl.int64) * index_l, m_x, count)
                 p_x = (x + b_row * (stride_n * ROWS.align))[:, None] + b_c.to(tl.int64)[None, :]
@@ -290,7 +263,7 @@ def weight_gradient_kernel(
                     b_first, m_x = look_up(index + b_n * index_n, m_t, count)
                 m = m_x[:, None] & m_r[None, :]
                 if CHECK:
-                    b_seen = b_at[:, None] + (b_k * dilation)[None, :]
+                    b_seen = b_at[:, None] + (b_k * TAPS.dilation)[None, :]
                     m = m & (b_seen >= 0) & (b_seen < length)
                 p_x = x + (b_first * (stride_n * ROWS.align) + b_at.to(tl.int64) * stride_l)[:, None] + b_tap[None, :]
             b_x = factor(tl.load(p_x, mask=m, other=0.0), PRODUCTS.rounds)  # (M, R)

@@ -12,7 +12,17 @@ from triton import knobs
 
 from ..groups import Input, Outputs
 
-__all__ = ["INTERPRETED", "below", "convolve", "convolve_one", "factor", "load_filters", "look_up", "outputs_of"]
+__all__ = [
+    "INTERPRETED",
+    "below",
+    "convolve",
+    "convolve_one",
+    "factor",
+    "load_filters",
+    "load_tap",
+    "look_up",
+    "outputs_of",
+]
 
 # Whether Triton's interpreter runs the kernels, on CPU tensors: decided when a kernel is decorated.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
@@ -106,6 +116,27 @@ def load_filters(
         b_weight = k * W.C + b_c if W.pitch else b_c * W.K + k
         filters = filters + (load_block(outputs, b_weight, m_c, W, PRODUCTS.rounds),)  # noqa: RUF005
     return filters
+
+
+@triton.jit
+def load_tap(
+    w: tl.tensor,  # packed, and rounded
+    b_o: tl.tensor,  # (O,)
+    b_c: tl.tensor,  # (C,)
+    m_c: tl.tensor,  # (C,)
+    k: tl.tensor,
+    W: tl.constexpr,
+    TILE: tl.constexpr,
+) -> tl.tensor:
+    """Return a tap's weights for a product with gradients, ``(O, C)``."""
+    if W.columns:
+        i_k = tl.full((), 0, tl.int64) + k
+        p_w = w + b_o[:, None] + (b_c.to(tl.int64) * W.columns)[None, :] + i_k * (W.C * W.columns)
+        m_o = below(b_o, W.columns, TILE.O)  # zeros behind the last output
+    else:
+        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
+        m_o = b_o < W.O
+    return factor(tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0), False)
 
 
 @triton.jit

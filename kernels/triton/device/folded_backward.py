@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .convolution import below, factor
+from .convolution import below, factor, load_tap
 
 __all__ = ["sum_occurrences_kernel", "table_gradient_kernel", "table_weight_gradient_kernel"]
 
@@ -176,8 +176,7 @@ def table_gradient_kernel(
         p_f = dfolded + ((b_v * W.K + k) * W.O)[:, None] + b_o[None, :]
         b_f = tl.load(p_f, mask=m_v[:, None] & m_o[None, :], other=0.0)  # before it is known what was written
         b_f = tl.where(m_seen[:, None], b_f, 0.0)
-        p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-        b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+        b_w = load_tap(w, b_o, b_c, m_c, k, W, TILE).to(tl.float32)
         b_product = tl.dot(factor(b_f, PRODUCTS.rounds), b_w, input_precision=PRODUCTS.precision)
         acc += tl.where(m_seen[:, None], b_product, 0.0)
     acc = tl.where((b_v == skipped)[:, None], 0.0, acc)

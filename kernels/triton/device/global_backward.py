@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..groups import Input
-from .convolution import factor, look_up
+from .convolution import factor, load_tap, look_up
 
 __all__ = ["global_input_gradient_kernel", "global_weight_gradient_kernel"]
 
@@ -107,10 +107,8 @@ def global_input_gradient_kernel(
         b_from, b_g = load_maxima(gradient, argmax, w, i_n, b_o, m_o, gradient_n, W, TAPS)
         b_g = factor(b_g, PRODUCTS.rounds)
         for k in range(W.K):
-            p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-            b_w = tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0)  # (O, C)
-            b_dy = arriving(b_from, b_g, b_i, k, TAPS)
-            acc = tl.dot(b_dy, factor(b_w, PRODUCTS.rounds), acc, input_precision=PRODUCTS.precision)
+            b_w, b_dy = load_tap(w, b_o, b_c, m_c, k, W, TILE), arriving(b_from, b_g, b_i, k, TAPS)
+            acc = tl.dot(b_dy, b_w, acc, input_precision=PRODUCTS.precision)
     p_dx = dx + (i_n * length + i_first) * W.C + ((b_i - i_first) * W.C)[:, None] + b_c[None, :]
     m_dx = (b_i < length)[:, None] & m_c[None, :]
     tl.store(p_dx, acc.to(dx.dtype.element_ty), mask=m_dx)
@@ -121,7 +119,7 @@ def global_input_gradient_kernel(
             for step in range(W.O * W.K):
                 i_o, i_k = tl.full((), 0, tl.int64) + step // W.K, step % W.K
                 i_from, i_g = load_maxima(gradient, argmax, w, i_n, i_o, i_o < W.O, gradient_n, W, TAPS)
-                b_w = tl.load(w + i_o * W.pitch + i_k * W.C + b_c, mask=m_c, other=0.0).to(tl.float32)
+                b_w = tl.load(w + i_o + (i_k * W.C + b_c) * W.columns, mask=m_c, other=0.0).to(tl.float32)
                 b_dy = tl.where(b_i == i_from + i_k * TAPS.dilation, i_g.to(tl.float32), 0.0)
                 m_t = has_tap(b_i, i_k, positions, TAPS)
                 total += tl.where(m_t[:, None], b_dy[:, None] * b_w[None, :], 0.0)

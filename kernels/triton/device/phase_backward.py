@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from ..groups import Input, Upstream
-from .convolution import factor, look_up
+from .convolution import factor, load_tap, look_up
 
 __all__ = ["phase_input_gradient_kernel", "phase_weight_gradient_kernel"]
 
@@ -166,35 +166,18 @@ def phase_of_input(
 
 
 @triton.jit
-def load_tap(
-    w: tl.tensor,
-    b_o: tl.tensor,  # (O,)
-    m_o: tl.tensor,  # (O,)
-    b_c: tl.tensor,  # (C,)
-    m_c: tl.tensor,  # (C,)
-    k: tl.tensor,
-    W: tl.constexpr,
-    ROUND: tl.constexpr,
-) -> tl.tensor:
-    """Return a tap's weights, ``(O, C)``."""
-    p_w = w + (b_o.to(tl.int64) * W.pitch)[:, None] + (k * W.C + b_c)[None, :]
-    return factor(tl.load(p_w, mask=m_o[:, None] & m_c[None, :], other=0.0), ROUND)
-
-
-@triton.jit
 def load_taps(
     w: tl.tensor,
     b_o: tl.tensor,  # (O,)
-    m_o: tl.tensor,  # (O,)
     b_c: tl.tensor,  # (C,)
     m_c: tl.tensor,  # (C,)
     W: tl.constexpr,
-    ROUND: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> tl.tensor:
     """Return every tap's weights, a tuple of ``(O, C)``."""
     filters: tl.tuple = ()
     for k in tl.static_range(W.K):
-        filters = filters + (load_tap(w, b_o, m_o, b_c, m_c, k, W, ROUND),)  # noqa: RUF005
+        filters = filters + (load_tap(w, b_o, b_c, m_c, k, W, TILE),)  # noqa: RUF005
     return filters
 
 
@@ -235,7 +218,7 @@ def store_apart(
             b_u = tile.b_q * P + j - k * DILATION
             m_u = tile.m & (b_u >= begin) & (b_u < end)
             b_dy = arriving_from(upstream, w, tile.i_n + tile.b_dn, b_u, m_u, b_o, m_o, W, P, PRODUCTS.rounds)
-            b_w = load_tap(w, b_o, m_o, b_c, m_c, k, W, PRODUCTS.rounds)
+            b_w = load_tap(w, b_o, b_c, m_c, k, W, TILE)
             acc += tl.where(m_u[:, None], tl.dot(b_dy, b_w, input_precision=PRODUCTS.precision), 0.0)
         store_phase(dx, acc, tile, b_c, m_c, length, shift, j, W, P)
 
@@ -297,7 +280,7 @@ def phase_input_gradient_kernel(
     resident: tl.tuple = ()
     is_finite = 1
     if RESIDENT:
-        resident = load_taps(w, b_o, b_o < W.O, b_c, m_c, W, PRODUCTS.rounds)
+        resident = load_taps(w, b_o, b_c, m_c, W, TILE)
         is_finite = all_finite(resident, W.K)
     b_nan = tl.full((TILE.M,), 0, tl.int32)
     tiles = ((rows + TILE.M - 1) // TILE.M).to(tl.int32)
@@ -320,7 +303,7 @@ def phase_input_gradient_kernel(
                     acc = phase_of_input(acc, arriving, resident, j, W.K, DILATION, PRODUCTS.precision)
                     store_phase(dx, acc, tile, b_c, m_c, length, shift, j, W, P)
             else:
-                filters = load_taps(w, o0 + b_o, m_o, b_c, m_c, W, PRODUCTS.rounds)
+                filters = load_taps(w, o0 + b_o, b_c, m_c, W, TILE)
                 sums: tl.tuple = ()
                 for j in tl.static_range(P):
                     arriving = arriving + (arriving_at(seen, j, P, PRODUCTS.rounds),)  # noqa: RUF005

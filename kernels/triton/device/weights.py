@@ -2,7 +2,8 @@
 
 ``(O, C, K)`` weights have a kernel's positions next to each other, which no product sums over first: a tile of them
 would be gathered number by number, again in every program. Repacked once a call to ``(O, K, C)``, a row's ``K * C``
-numbers lie in the order of the reduction, and load as vectors.
+numbers lie in the order of the reduction, and load as vectors. The gradient of the input sums over outputs: for it they
+are ``(K, C, O)``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def weights_kernel(
     K: tl.constexpr,
     PITCH: tl.constexpr,
     PACK: tl.constexpr,
-    COLUMNS: tl.constexpr,  # (K * C, PITCH), outputs and PITCH - O unused numbers in the rows
+    COLUMNS: tl.constexpr,  # (K * C, PITCH), outputs and PITCH - O zeros in the rows
     ROUND: tl.constexpr,  # to TF32, so that no tile has to; rounding again changes nothing
     WANT_W: tl.constexpr,
     WANT_B: tl.constexpr,
@@ -47,11 +48,13 @@ def weights_kernel(
     b_c = b_e % C
     m_w = b_e < WEIGHTS
     if PACK:
-        b_w = tl.load(w + b_o * stride_o + b_c * stride_c + b_k * stride_k, mask=m_w, other=0.0)
+        # Columns are written apart from each other in any case: then neighbours are read.
+        b_r = b_e % K * C + b_e // K % C if COLUMNS else b_e % (K * C)
+        b_w = tl.load(w + b_o * stride_o + b_r % C * stride_c + b_r // C * stride_k, mask=m_w, other=0.0)
         if ROUND:
             b_w = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b_w], tl.float32, is_pure=True, pack=1)
-        b_r = b_e % (K * C)
-        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m_w)
+        m_packed = b_e < K * C * PITCH if COLUMNS else m_w
+        tl.store(packed + (b_r * PITCH + b_o if COLUMNS else b_o * PITCH + b_r), b_w, mask=m_packed)
     if WANT_W or WANT_B:
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for s0 in range(0, splits, BLOCK_S):

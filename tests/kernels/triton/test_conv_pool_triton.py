@@ -253,6 +253,32 @@ def test_gradients_are_as_precise_as_torch(device, floor, dtype, globally, layou
         assert error <= 2 * other + cut * value.abs().mean()
 
 
+@grid(
+    together=2,
+    dtype=[torch.float32, torch.bfloat16],
+    tf32=[True, False],
+    case=[(Pool(2, 2), 1), (Pool(3, 2), 1), (Pool(1, 1), 2), (None, 1)],
+    outputs=[5, 40],
+)
+def test_reads_nothing_that_was_not_written(device, floor, monkeypatch, dtype, tf32, case, outputs):
+    """New memory is full of NaN; outputs that packed weights do not have are zeros."""
+    new_empty, (pool, stride) = torch.Tensor.new_empty, case
+
+    def poisoned(*given, **named):
+        made = new_empty(*given, **named)
+        return made.fill_(NAN) if made.is_floating_point() else made
+
+    torch.backends.cudnn.allow_tf32 = tf32
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    x, w = (integers(i, *shape, dtype=dtype, device=device) for i, shape in enumerate([(2, 6, 40), (outputs, 6, 3)]))
+    convolution = PLAIN._replace(stride=stride)
+    out, argmax = floor.forward(x, w, None, convolution, pool)
+    upstream = integers(3, *out.shape, dtype=dtype, device=device)
+    _, gradients = floor.expected(x, w, None, convolution, pool, upstream)
+    for mine, other in zip(floor.backward(upstream, argmax, x, w, convolution, pool), gradients, strict=True):
+        assert torch.equal(mine.cpu(), other.to(dtype))
+
+
 @pytest.mark.parametrize("pool", others_large(Pool(3, 3), Pool(3, 2), None))
 def test_reruns_give_the_same_bits(device, floor, pool):
     interpreted = device.type == "cpu"
