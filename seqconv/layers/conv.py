@@ -98,18 +98,12 @@ class ConvReLUGlobalMaxPool1d(FusedConv1d):
 
     def forward(self, input: Tensor | Windows, lengths: Tensor | None = None) -> Tensor:
         """Return the pooled activation of ``input``, of its samples' first ``lengths`` ``(N,)`` positions."""
-        return conv.run(*self._given(input, lengths), self.backend)
+        return conv.run(*given(self, self.weight, self.bias, self.pool(), input, lengths), self.backend)
 
     def prepare(self, input: Tensor | Windows, lengths: Tensor | None = None) -> conv.Call:
         """Check ``input`` and return the call that :meth:`forward` runs."""
-        prepare, operands, options = self._given(input, lengths)
+        prepare, operands, options = given(self, self.weight, self.bias, self.pool(), input, lengths)
         return prepare(*operands, *options)
-
-    def _given(
-        self, input: Tensor | Windows, lengths: Tensor | None
-    ) -> tuple[Callable[..., conv.Call], tuple[Tensor | None, ...], tuple[Any, ...]]:
-        """Return what checks a call, its operands and its options."""
-        return given(self, self.weight, self.bias, self.pool(), input, lengths)
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
