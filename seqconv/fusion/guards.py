@@ -48,19 +48,29 @@ guards.is_replaceable = True  # type: ignore[attr-defined]  # what stands for no
 
 def _guard(module: nn.Module) -> Callable[[], bool]:
     own, kind = module.__dict__, type(module)
-    compared = [name for name in own if name not in (*INTERNAL, *FOREIGN) and not isinstance(own[name], Tensor)]
+    rest_of = (*INTERNAL, *FOREIGN)
+    compared = [name for name in own if name not in rest_of and not isinstance(own[name], Tensor)]
+    tensors = [name for name in own if name not in rest_of and isinstance(own[name], Tensor)]
     simple = [name for name in compared if _is_plain(own[name])]
     rest = [name for name in compared if name not in simple]
     get, hooks = itemgetter(*simple), itemgetter(*HOOKS)
     size, bare, values, states = len(own), _size(own), get(own), _states(own, rest)
+    hooked = [*map(bool, hooks(own))]
     children, names, missing = list(own["_modules"].items()), *_slots(own)
 
     def holds() -> bool:
+        try:
+            return is_same()
+        except (KeyError, RuntimeError, TypeError, ValueError):  # an attribute is gone, or is a tensor now
+            return False
+
+    def is_same() -> bool:
         return (
             type(module) is kind
             and (len(own) == size or _size(own) == bare)
             and get(own) == values
-            and not any(hooks(own))
+            and [*map(bool, hooks(own))] == hooked
+            and (not tensors or all(isinstance(own[name], Tensor) for name in tensors))
             and list(own["_modules"].items()) == children
             and _slots(own) == (names, missing)
             and (not rest or _states(own, rest) == states)

@@ -23,7 +23,7 @@ from seqconv.functional.following import is_watched
 from seqconv.fusion.calls import FusedCall, FusedConcatenation
 from seqconv.fusion.guards import PLAIN, guards, own_call_reason
 from seqconv.fusion.matching import Match, compiled, rewrite
-from seqconv.fusion.tracing import TENSOR, Untraceable, trace
+from seqconv.fusion.tracing import TENSOR, Untraceable, switches, trace
 
 __all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "unfuse"]
 
@@ -31,6 +31,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 RANKS = (3, 2, 4)  # of the arguments that fuse expects, where a forward pass asks
 MOST = 32  # variants that are kept: each holds code of a few kilobytes
+MOST_MADE = 256  # variants of a module that are made, which takes milliseconds: it is given other numbers every time
 
 _lock = threading.RLock()  # torch.fx replaces methods of nn.Module while it traces
 
@@ -98,7 +99,9 @@ def analysed(
                 raise
             cut.add(error.module)
     graph, matches = rewrite(traced.graph, traced.leaves, module, differentiable)
-    seen = [*traced.inlined, *traced.leaves.values()]
+    # What is inside of modules that the graph calls is their own; containers count, and what is read without a call.
+    inside = {one for leaf in traced.leaves.values() for one in leaf.modules() if one is not leaf}
+    seen = [one for one in module.modules() if one not in inside]
     modes = [(one, one.training) for one in seen]
     return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), traced.ranks)
 
@@ -111,6 +114,7 @@ class Program:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.variants: dict[Any, list[Variant]] = {}
+        self.made = 0
         with contextlib.suppress(TypeError, ValueError):  # of a forward pass without one
             self.__signature__ = inspect.signature(plain_forward(module))  # which trainers look at
 
@@ -123,7 +127,7 @@ class Program:
         if options:
             tensors += [one for one in options.values() if isinstance(one, Tensor)]
         variant = self._known(key, tensors)
-        if variant is None and not torch.compiler.is_compiling():
+        if variant is None and not torch.compiler.is_compiling() and self.made < MOST_MADE:
             variant = self._made(key, given, options, [one.dim() for one in tensors])
         if variant is None or variant.run is None:
             return plain_forward(self.module)(*given, **options)
@@ -157,7 +161,7 @@ class Program:
                 return None
         elif _has_any_global_hook() or is_watched():
             return None
-        parts: list[Any] = [torch.is_grad_enabled(), *options]
+        parts: list[Any] = [*switches(), *options]
         for one in (*given, *options.values()):
             if isinstance(one, Tensor):
                 parts.append(TENSOR)
@@ -169,6 +173,7 @@ class Program:
 
     def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any], ranks: Sequence[int]) -> Variant:
         """Make the variant of a call whose tensors have so many axes, and keep it."""
+        self.made += 1
         marked = tuple(TENSOR if isinstance(one, Tensor) else one for one in given)
         named = {name: TENSOR if isinstance(one, Tensor) else one for name, one in options.items()}
         try:
@@ -194,7 +199,7 @@ class Program:
         given, found = (TENSOR,) * required(self.module), False
         with torch.set_grad_enabled(differentiable):
             for rank in RANKS:
-                variant = self._made((differentiable, *given), (torch.empty(0),) * len(given), {}, [rank] * len(given))
+                variant = self._made((*switches(), *given), (torch.empty(0),) * len(given), {}, [rank] * len(given))
                 found |= variant.run is not None
                 if not variant.ranks:
                     break

@@ -6,6 +6,7 @@ graph is used only while its guards hold (see :mod:`.guards`), and what guards c
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 import threading
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqconv.fusion.guards import Keeper, own_call_reason
 
-__all__ = ["TENSOR", "Trace", "Untraceable", "trace"]
+__all__ = ["TENSOR", "Trace", "Untraceable", "switches", "trace"]
 
 TENSOR: Any = type("Tensor", (), {"__repr__": lambda _self: "TENSOR"})()  # stands for a tensor among the arguments
 
@@ -31,7 +32,7 @@ FACTORIES = frozenset(
     getattr(torch, name)
     for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
 )
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ANSWERED_ELSEWHERE = frozenset(("grad", "grad_fn", "requires_grad", "is_leaf", "names", "data_ptr", "_version"))
 
 
 class Untraceable(Exception):
@@ -103,8 +104,9 @@ class _Tracer(fx.Tracer):
     def __init__(self, root: nn.Module, cut: frozenset[nn.Module], ranks: Sequence[int]) -> None:
         einops: Any = sys.modules.get("einops")
         wrapped = (einops.rearrange, einops.repeat, einops.reduce) if einops else ()
-        super().__init__(autowrap_functions=wrapped, param_shapes_constant=True)
-        self.cut, self.thread, self.switches = cut, threading.get_ident(), _switches()
+        super().__init__(autowrap_functions=wrapped)
+        self.cut, self.thread, self.switches = cut, threading.get_ident(), switches()
+        self.saved_elsewhere = _saved_elsewhere()
         self.leaves: dict[str, nn.Module] = {}
         self.inlined, self.given = [root], 0
         self.innermost, self.ranks = root, ranks
@@ -114,8 +116,17 @@ class _Tracer(fx.Tracer):
         if value is not TENSOR:
             return value
         self.given += 1
-        node = self.create_node("placeholder", f"given_{self.given}", (), {})
-        return _Ranked(node, self, self.given - 1) if self.ranks else self.proxy(node)
+        return _Given(self.create_node("placeholder", f"given_{self.given}", (), {}), self, self.given - 1)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, np.generic):  # whose text is no Python
+            return a.item()
+        return super().create_arg(a)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         def run() -> Any:
@@ -156,27 +167,94 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _switches() != self.switches:
+        if switches() != self.switches:
             raise Untraceable("its forward pass switches gradients, autocast or inference mode", self.innermost)
+        if _saved_elsewhere() != self.saved_elsewhere:
+            raise Untraceable("its forward pass saves activations in a way of its own (a checkpoint)", self.innermost)
         return super().create_node(*args, **kwargs)
 
 
-class _Ranked(fx.Proxy):
-    """Stands for a tensor whose number of axes is known."""
+class _StandIn(fx.Proxy):
+    """Stands for a value of the forward pass, and refuses questions that it would answer in another way."""
 
     tracer: _Tracer
+    _is_param = False  # asked by isinstance(_, nn.Parameter)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ANSWERED_ELSEWHERE or not hasattr(torch.Tensor, name):
+            if _is_asked_by_the_model():
+                raise Untraceable(f"its forward pass asks a tensor for {name!r}", self.tracer.innermost)
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+    def __hash__(self) -> int:
+        self._refuse("as a key")
+        return super().__hash__()
+
+    def __str__(self) -> str:
+        self._refuse("as text")
+        return super().__str__()
+
+    def __format__(self, spec: str) -> str:
+        self._refuse("as text")
+        return super().__format__(spec)
+
+    def _refuse(self, how: str) -> None:
+        if _is_asked_by_the_model():
+            raise Untraceable(f"its forward pass takes a number of its input {how}", self.tracer.innermost)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        if _is_asked_by_the_model():
+            return self._class()
+        return type(self)
+
+    def _class(self) -> type:
+        raise Untraceable("its forward pass asks for the type of what it computes", self.tracer.innermost)
+
+
+def _in_place(name: str) -> Callable[[_StandIn, Any], Any]:
+    function = getattr(operator, name)
+
+    def record(self: _StandIn, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
+              "ilshift", "irshift"):  # fmt: skip
+    setattr(_StandIn, f"__{_name}__", _in_place(_name))
+
+
+class _Given(_StandIn):
+    """Stands for a tensor among the arguments, whose number of axes may be known."""
 
     def __init__(self, node: fx.Node, tracer: _Tracer, number: int) -> None:
         super().__init__(node, tracer)
         self.number = number
 
-    def dim(self) -> int:
+    def _class(self) -> type:
+        return torch.Tensor
+
+    def dim(self) -> Any:
+        if not self.tracer.ranks:
+            return self.tracer.create_proxy("call_method", "dim", (self,), {})
         rank = self.tracer.asked[self.number] = self.tracer.ranks[self.number]
         return rank
 
     @property
-    def ndim(self) -> int:
+    def ndim(self) -> Any:
         return self.dim()
+
+
+def _is_asked_by_the_model() -> bool:
+    """Tell whether the caller's caller is code of a model, not of a tool that traces it."""
+    frame = sys._getframe(2)
+    name = frame.f_globals.get("__name__", "")
+    if name == "torch" and frame.f_code.co_name == "is_tensor":
+        return True
+    return not name.startswith(("torch.", "seqconv.", "einops.", "copy", "abc", "typing")) and name != "torch"
 
 
 class _Factories(TorchFunctionMode):
@@ -203,9 +281,16 @@ class _NothingComputed(TorchDispatchMode):
         raise Untraceable(f"its forward pass computes {func} of no tensor of its input", self.tracer.innermost)
 
 
-def _switches() -> tuple[bool, ...]:
-    devices = ("cpu", "cuda")
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, devices)
+def switches() -> tuple[bool, ...]:
+    """Return torch's switches that a forward pass may ask for; torch.compile knows three of them."""
+    known = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    if torch.compiler.is_compiling():
+        return *known, False, False
+    return *known, torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()
+
+
+def _saved_elsewhere() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _generators() -> tuple[Any, ...]:
