@@ -35,12 +35,25 @@ def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
     Compared are classes, hooks, children, which parameters and buffers exist, and every attribute: numbers, words and
     containers of them by value, objects by identity and by their own attributes.
     """
+    modules = [*modules]
     checks = [_guard(module) for module in modules]
+    if (tied := _ties(modules)) is not None:
+        checks.append(lambda: _ties(modules) == tied)
 
     def hold() -> bool:
         return all(check() for check in checks)
 
     return hold
+
+
+def _ties(modules: list[nn.Module]) -> list[list[int]] | None:
+    """Return which parameters and buffers are one object, by their places; ``None`` where all differ."""
+    places: dict[int, list[int]] = {}
+    held = (one for module in modules for one in (*module._parameters.values(), *module._buffers.values()))
+    for place, tensor in enumerate(held):
+        if tensor is not None:
+            places.setdefault(id(tensor), []).append(place)
+    return [one for one in places.values() if len(one) > 1] or None
 
 
 guards.is_replaceable = True  # type: ignore[attr-defined]  # what stands for no forward at all

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from seqconv.fusion.guards import own_call_reason
 
@@ -189,7 +190,7 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
         bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None
         options = {"weight": f"{name}.weight", "bias": bias}
         options |= {one: getattr(module, one) for one in ("stride", "padding", "dilation", "groups")}
-        options["kernel_size"] = module.kernel_size
+        options |= {"kernel_size": module.kernel_size, "is_parametrized": is_parametrized(module)}
         if module.groups != 1:
             reason = reason or "groups: torch's own convolution is as fast"
         elif module.padding_mode != "zeros" and of is nn.Conv2d:
@@ -201,7 +202,12 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
         if forward is not _BatchNorm.forward:
             return Link("norm", node, source, {}, f"{type(module).__name__} has statistics of its own")
         live = module.training or module.running_mean is None
-        return Link("norm", node, source, {"module": name, "training": live}, reason)
+        options = {"module": name, "training": live}
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            options["axes"] = 3 if isinstance(module, nn.BatchNorm1d) else 4
+        elif reason is None:
+            reason = f"{type(module).__name__} is of other axes"
+        return Link("norm", node, source, options, reason)
     if forward is nn.ReLU.forward:
         return Link("relu", node, source, {}, reason)
     if forward is nn.Identity.forward:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, NormOptions, image_of
 from seqconv.fusion.links import Link, is_shape_read, link_of
+from seqconv.fusion.tracing import IN_PLACE
 
 __all__ = ["Match", "rewrite"]
 
@@ -21,6 +22,7 @@ WORDS = {
 
 
 STOP = "stop"
+WRITING = frozenset((*(getattr(operator, name) for name in IN_PLACE), operator.setitem, operator.delitem))
 UNPOOLED = (1, 1, 0, 1, False)  # the options of a pool that takes every position as it is
 
 
@@ -52,6 +54,17 @@ class Chain:
     @property
     def last(self) -> fx.Node:
         return self.steps[-1].node
+
+    @property
+    def axes(self) -> int:
+        """How many axes its activations have now."""
+        return 3 if self.squeezed else 4
+
+    def sequences(self) -> list[fx.Node]:
+        """Return the nodes of activations ``(N, O, L)``."""
+        nodes = [one.node for one in self.steps]
+        places = [place for place, step in enumerate(self.steps) if step.kind == "squeeze"]
+        return nodes if self.image is None else nodes[places[0] :] if places else []
 
     def match(self) -> Match:
         """Return what the report tells of it."""
@@ -96,7 +109,10 @@ def rewrite(
     dead: set[fx.Node] = set()
     current: dict[Any, fx.Node] = {}  # what stands for a chain's last node now
     for cat, together in list(_concatenated(graph, chains)):
+        first = min((one for chain in together for one in chain.front), key=order.__getitem__)
         nodes = {cat}.union(*(chain.nodes() for chain in together))
+        if matcher.effect(first, cat, nodes, _several(together)[2]) is not None:
+            continue
         _replace(graph, root, order, current, cat, cat, nodes, *_several(together))
         rest -= {*together}
         dead |= nodes
@@ -119,6 +135,8 @@ def rewrite(
 class _Matcher:
     def __init__(self, graph: fx.Graph, steps: dict[fx.Node, Link], differentiable: bool) -> None:
         self.graph, self.steps, self.differentiable = graph, steps, differentiable
+        self.between = [*graph.nodes]
+        self.order = {node: number for number, node in enumerate(self.between)}
 
     def match(self, conv: Link) -> Chain | Match:
         """Return the chain that begins with a convolution, or why there is none."""
@@ -129,6 +147,8 @@ class _Matcher:
             reason = reason or "a convolution along two axes"
         if reason is None:
             reason = self._follow(chain)
+        if reason is None and chain.pool is None and conv.options.get("is_parametrized"):
+            reason = "its parametrized weight would be computed twice where it is not served"
         if reason is None:
             reason = self._hazard(chain)
         if reason is None:
@@ -187,6 +207,8 @@ class _Matcher:
             chain.has_relu = True
             return None
         if step.kind == "norm" and chain.pool is None and chain.norm is None and chain.behind is None:
+            if step.options.get("axes", chain.axes) != chain.axes:
+                return "a norm of other axes"
             if not chain.has_relu:
                 chain.norm = step
                 return None
@@ -199,7 +221,7 @@ class _Matcher:
             return None if chain.squeezed else "an axis is removed that is none of its own"
         if chain.pool is None and step.kind in ("pool", "maximum") and chain.squeezed:
             of = step.options.get("of")
-            if of is not None and of not in [one.node for one in chain.steps]:
+            if of is not None and of not in chain.sequences():
                 return "the pool's size is the length of other data"
             if step.options.get("shared") and self.differentiable:
                 return "amax shares gradients among equal values"
@@ -214,19 +236,36 @@ class _Matcher:
 
     def _hazard(self, chain: Chain) -> str | None:
         """Return what forbids to compute the end of a chain where its convolution stands."""
-        nodes, given, inside = chain.nodes(), _operands(chain), False
-        early = set()
-        for node in self.graph.nodes:
-            if node is chain.conv.node:
-                inside = True
-            if node is chain.last:
-                break
-            if not inside:
-                early.add(node)
-            elif node not in nodes and _writes(node) and any(one in given for one in node.all_input_nodes):
-                return "its parameters are written to in between"
-        if any(one not in early and one.op != "get_attr" for one in given):
+        if (reason := self.effect(chain.conv.node, chain.last, chain.nodes(), _given(chain))) is not None:
+            return reason
+        if any(self.order[one] > self.order[chain.conv.node] and one.op != "get_attr" for one in _operands(chain)):
             return "its parameters are computed behind it"
+        if chain.norm is not None and chain.norm.options["training"]:
+            key = _statistics(chain.norm)
+            norms = (step for step in self.steps.values() if step.kind == "norm" and step.reason is None)
+            if sum(_statistics(step) == key for step in norms) > 1:
+                return "its norm is called more than once"
+        return None
+
+    def effect(self, first: fx.Node, last: fx.Node, nodes: set[fx.Node], operands: list[Any]) -> str | None:
+        """Return what happens between two nodes of a graph that what is computed at once may not be moved across.
+
+        Other parameters, buffers and inputs than the operands may be written to: but not parts of anything.
+        """
+        names = {str(one.target) if isinstance(one, fx.Node) else one for one in operands}
+        for node in self.between[self.order[first] + 1 : self.order[last]]:
+            if node in nodes:
+                continue
+            if _switches(node):
+                return "gradients or autocast are switched in between"
+            if not _writes(node):
+                continue
+            to: Any = node.args[0] if node.args else None
+            if not isinstance(to, fx.Node) or to.op not in ("placeholder", "get_attr"):
+                return "a tensor is written to in between"
+            name = str(to.target)
+            if name in names or name.rpartition(".")[0] in names:
+                return "its parameters are written to in between"
         return None
 
     def find_tokens(self, chains: list[Chain]) -> None:
@@ -244,9 +283,11 @@ class _Matcher:
             is_wide = chain.image is None or chain.image.is_wide
             live = chain.norm is not None and chain.norm.options["training"]
             is_plain = chain.pool is not None and not live and "pad" not in chain.conv.options
-            if kinds == front and is_plain and is_wide and _is_served(path[-1]) and all(
-                one.kind != "unsqueeze" or one.options["dim"] in (1, -3) for one in path
-            ):  # fmt: skip
+            if kinds != front or not is_plain or not is_wide or not _is_served(path[-1]):
+                continue
+            given = [path[-1].source, path[-1].options["weight"], *_given(chain)]
+            is_calm = self.effect(path[-1].node, chain.last, chain.nodes(), given) is None
+            if is_calm and all(one.kind != "unsqueeze" or one.options["dim"] in (1, -3) for one in path):
                 fronts[chain] = path
         while True:  # a chain that must stay on rows makes its neighbours stay, too
             readers = {chain.conv.node for chain in fronts}
@@ -459,8 +500,27 @@ def _is_served(embedding: Link) -> bool:
 
 
 def _writes(node: fx.Node) -> bool:
+    """Tell whether a node may write to a tensor that others see; modules write to their own buffers alone."""
+    if node.op not in ("call_function", "call_method"):
+        return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or "out" in node.kwargs or node.target in WRITING or bool(node.kwargs.get("inplace"))
+
+
+def _switches(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and any(word in name for word in ("grad_enabled", "autocast", "inference_mode"))
+
+
+def _statistics(norm: Link) -> Any:
+    """Return what tells which running statistics a norm takes."""
+    options = norm.options
+    return options["module"] if "module" in options else _name_of(options["running_mean"]) or norm
+
+
+def _name_of(value: Any) -> Any:
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else value
 
 
 def _name(conv: Link) -> str:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqconv.fusion.guards import Keeper, own_call_reason
 
-__all__ = ["TENSOR", "Trace", "Untraceable", "switches", "trace"]
+__all__ = ["IN_PLACE", "TENSOR", "Trace", "Untraceable", "switches", "trace"]
 
 TENSOR: Any = type("Tensor", (), {"__repr__": lambda _self: "TENSOR"})()  # stands for a tensor among the arguments
 
@@ -32,6 +32,10 @@ FACTORIES = frozenset(
     getattr(torch, name)
     for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
 )
+IN_PLACE = (
+    "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift",
+    "irshift",
+)  # fmt: skip
 ANSWERED_ELSEWHERE = frozenset(("grad", "grad_fn", "requires_grad", "is_leaf", "names", "data_ptr", "_version"))
 
 
@@ -200,7 +204,7 @@ class _StandIn(fx.Proxy):
         return super().__format__(spec)
 
     def _refuse(self, how: str) -> None:
-        if _is_asked_by_the_model():
+        if _is_asked_by_the_model(depth=3):
             raise Untraceable(f"its forward pass takes a number of its input {how}", self.tracer.innermost)
 
     @property  # type: ignore[misc]
@@ -222,8 +226,7 @@ def _in_place(name: str) -> Callable[[_StandIn, Any], Any]:
     return record
 
 
-for _name in ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
-              "ilshift", "irshift"):  # fmt: skip
+for _name in IN_PLACE:
     setattr(_StandIn, f"__{_name}__", _in_place(_name))
 
 
@@ -248,9 +251,9 @@ class _Given(_StandIn):
         return self.dim()
 
 
-def _is_asked_by_the_model() -> bool:
-    """Tell whether the caller's caller is code of a model, not of a tool that traces it."""
-    frame = sys._getframe(2)
+def _is_asked_by_the_model(depth: int = 2) -> bool:
+    """Tell whether the caller's caller, or one so deep, is code of a model, not of a tool that traces it."""
+    frame = sys._getframe(depth)
     name = frame.f_globals.get("__name__", "")
     if name == "torch" and frame.f_code.co_name == "is_tensor":
         return True
@@ -290,7 +293,7 @@ def switches() -> tuple[bool, ...]:
 
 
 def _saved_elsewhere() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _generators() -> tuple[Any, ...]:
