@@ -23,13 +23,13 @@ from seqconv.functional.following import is_watched
 from seqconv.fusion.calls import FusedCall, FusedConcatenation
 from seqconv.fusion.guards import PLAIN, guards, own_call_reason
 from seqconv.fusion.matching import Match, compiled, rewrite
-from seqconv.fusion.tracing import TENSOR, Untraceable, switches, trace
+from seqconv.fusion.tracing import TENSOR, Fact, Untraceable, switches, trace
 
 __all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "unfuse"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-RANKS = (3, 2, 4)  # of the arguments that fuse expects, where a forward pass asks
+EXPECTED = [Fact(ndim, torch.float32) for ndim in (3, 2, 4)]  # of arguments, where a forward pass asks
 MOST = 32  # variants that are kept: each holds code of a few kilobytes
 MOST_MADE = 256  # variants of a module that are made, which takes milliseconds: it is given other numbers every time
 
@@ -47,7 +47,7 @@ class Analysis(NamedTuple):
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
     called: frozenset[str]
-    ranks: dict[int, int]
+    asked: dict[tuple[int, str], Any]
 
     @property
     def is_fused(self) -> bool:
@@ -57,17 +57,17 @@ class Analysis(NamedTuple):
 class Variant(NamedTuple):
     """What runs while ``holds``, ``None`` where the class's ``forward`` does; ``name`` is its own.
 
-    ``modes`` are those of the modules; ``ranks`` the numbers of axes, by the numbers of the tensors, that it is for.
+    ``modes`` are those of the modules; ``asked`` are the facts that the tensors must have, by their numbers.
     """
 
     name: str
     run: Callable[..., Any] | None
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
-    ranks: tuple[tuple[int, int], ...]
+    asked: tuple[tuple[int, str, Any], ...]
 
     def takes(self, tensors: list[Tensor]) -> bool:
-        return all(tensors[number].dim() == rank for number, rank in self.ranks)
+        return all(getattr(tensors[number], name) == value for number, name, value in self.asked)
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -81,18 +81,18 @@ def analysed(
     options: dict[str, Any],
     *,
     differentiable: bool,
-    ranks: Sequence[int] = (),
+    facts: Sequence[Fact] = (),
 ) -> Analysis:
     """Trace a module's plain forward pass and put fused calls into it. Raises :class:`Untraceable`.
 
-    ``TENSOR`` stands for a tensor among the arguments, ``ranks`` are their numbers of axes, where these are known.
-    Modules inside that cannot be traced are called by the graph.
+    ``TENSOR`` stands for a tensor among the arguments, ``facts`` are theirs, where these are known. Modules inside that
+    cannot be traced are called by the graph.
     """
     cut: set[nn.Module] = set()
     while True:
         try:
             with _lock:
-                traced = trace(module, plain_forward(module), given, options, frozenset(cut), ranks)
+                traced = trace(module, plain_forward(module), given, options, frozenset(cut), facts)
             break
         except Untraceable as error:
             if error.module is module or error.module in cut:
@@ -103,7 +103,7 @@ def analysed(
     inside = {one for leaf in traced.leaves.values() for one in leaf.modules() if one is not leaf}
     seen = [one for one in module.modules() if one not in inside]
     modes = [(one, one.training) for one in seen]
-    return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), traced.ranks)
+    return Analysis(graph, matches, guards(seen), modes, frozenset(traced.leaves), traced.asked)
 
 
 class Program:
@@ -128,7 +128,7 @@ class Program:
             tensors += [one for one in options.values() if isinstance(one, Tensor)]
         variant = self._known(key, tensors)
         if variant is None and not torch.compiler.is_compiling() and self.made < MOST_MADE:
-            variant = self._made(key, given, options, [one.dim() for one in tensors])
+            variant = self._made(key, given, options, [Fact(one.dim(), one.dtype) for one in tensors])
         if variant is None or variant.run is None:
             return plain_forward(self.module)(*given, **options)
         return variant.run(*tensors)
@@ -171,22 +171,25 @@ class Program:
                 return None
         return tuple(parts)
 
-    def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any], ranks: Sequence[int]) -> Variant:
-        """Make the variant of a call whose tensors have so many axes, and keep it."""
+    def _made(self, key: Any, given: tuple[Any, ...], options: dict[str, Any], facts: Sequence[Fact]) -> Variant:
+        """Make the variant of a call whose tensors have these facts, and keep it."""
         self.made += 1
         marked = tuple(TENSOR if isinstance(one, Tensor) else one for one in given)
         named = {name: TENSOR if isinstance(one, Tensor) else one for name, one in options.items()}
         try:
-            found = analysed(self.module, marked, named, differentiable=key[0], ranks=ranks)
+            found = analysed(self.module, marked, named, differentiable=key[0], facts=facts)
         except Untraceable:
             found = None
         modules = [*self.module.modules()]
         if found is None:
-            holds, kept_modes, asked = guards(modules), [(one, one.training) for one in modules], dict(enumerate(ranks))
+            holds, kept_modes = guards(modules), [(one, one.training) for one in modules]
+            asked = {(number, name): value for number, one in enumerate(facts) for name, value in one._asdict().items()}
         else:
-            holds, kept_modes, asked = found.holds, found.modes, found.ranks
+            holds, kept_modes, asked = found.holds, found.modes, found.asked
         run = compiled(found.graph, self.module) if found is not None and found.is_fused else None
-        variant = Variant(f"variant {next(_numbers)}", run, holds, kept_modes, tuple(asked.items()))
+        variant = Variant(
+            f"variant {next(_numbers)}", run, holds, kept_modes, tuple((*key, value) for key, value in asked.items())
+        )
         _holding[variant.name] = holds
         kept = self.variants.get(key, [])
         if sum(map(len, self.variants.values())) >= MOST:
@@ -198,10 +201,10 @@ class Program:
         """Make variants of a call with the required arguments, all tensors; tell whether anything is fused in one."""
         given, found = (TENSOR,) * required(self.module), False
         with torch.set_grad_enabled(differentiable):
-            for rank in RANKS:
-                variant = self._made((*switches(), *given), (torch.empty(0),) * len(given), {}, [rank] * len(given))
+            for fact in EXPECTED:
+                variant = self._made((*switches(), *given), (torch.empty(0),) * len(given), {}, [fact] * len(given))
                 found |= variant.run is not None
-                if not variant.ranks:
+                if not variant.asked:
                     break
         return found
 

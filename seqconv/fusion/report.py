@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqconv.fusion.calls import noted
 from seqconv.fusion.matching import Match
-from seqconv.fusion.program import RANKS, Analysis, Program, analysed, fuse, fused_calls, required
+from seqconv.fusion.program import EXPECTED, Analysis, Program, analysed, fuse, fused_calls, required
 from seqconv.fusion.tracing import TENSOR, Untraceable
 
 __all__ = ["FusionReport", "Row", "fusion_report"]
@@ -163,16 +163,16 @@ def _rows(module: nn.Module, path: str, *, is_fused: bool) -> Iterator[Row]:
 
 
 def _analysed(module: nn.Module) -> tuple[Analysis | None, str]:
-    """Return a module's graph, or why there is none; tensors have as many axes as give the most fused calls."""
+    """Return a module's graph, or why there is none; of facts, those that give the most fused calls."""
     most: Analysis | None = None
     try:
         given = (TENSOR,) * required(module)
-        for rank in RANKS:
+        for fact in EXPECTED:
             with torch.enable_grad():
-                found = analysed(module, given, {}, differentiable=True, ranks=[rank] * len(given))
+                found = analysed(module, given, {}, differentiable=True, facts=[fact] * len(given))
             if most is None or _fused(found) > _fused(most):
                 most = found
-            if not found.ranks:
+            if not found.asked:
                 break
     except (Untraceable, TypeError, ValueError) as error:
         return most, str(error)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqconv.fusion.guards import Keeper, own_call_reason
 
-__all__ = ["IN_PLACE", "TENSOR", "Trace", "Untraceable", "switches", "trace"]
+__all__ = ["IN_PLACE", "TENSOR", "Fact", "Trace", "Untraceable", "switches", "trace"]
 
 TENSOR: Any = type("Tensor", (), {"__repr__": lambda _self: "TENSOR"})()  # stands for a tensor among the arguments
 
@@ -32,6 +32,7 @@ FACTORIES = frozenset(
     getattr(torch, name)
     for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
 )
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 IN_PLACE = (
     "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift",
     "irshift",
@@ -50,14 +51,21 @@ class Untraceable(Exception):
 class Trace(NamedTuple):
     """A graph of a root's forward pass: the modules whose own code ran, and by their names those that it calls.
 
-    ``ranks`` are numbers of axes that the forward pass asked for, by the numbers of the tensors.
+    ``asked`` is what the forward pass asked of its tensors, by their numbers and the names of a :class:`Fact`.
     """
 
     root: nn.Module
     graph: fx.Graph
     inlined: list[nn.Module]
     leaves: dict[str, nn.Module]
-    ranks: dict[int, int]
+    asked: dict[tuple[int, str], Any]
+
+
+class Fact(NamedTuple):
+    """What is known of a tensor among the arguments: its number of axes, and its dtype."""
+
+    ndim: int
+    dtype: torch.dtype
 
 
 def trace(
@@ -66,14 +74,17 @@ def trace(
     given: tuple[Any, ...] = (),
     options: dict[str, Any] | None = None,
     cut: frozenset[nn.Module] = frozenset(),
-    ranks: Sequence[int] = (),
+    facts: Sequence[Fact] = (),
 ) -> Trace:
     """Trace ``forward(*given, **options)``, the plain forward pass of ``root``, with a stand-in for each ``TENSOR``.
 
-    The graph calls modules out of ``cut``, and does not look into them. ``ranks`` are the tensors' numbers of axes,
-    where they are known. Raises :class:`Untraceable`.
+    The graph calls modules out of ``cut``, and does not look into them. ``facts`` are those of the tensors, where they
+    are known. Raises :class:`Untraceable`.
     """
-    tracer = _Tracer(root, cut, ranks)
+    for module in root.modules():
+        if any(isinstance(one, GENERATORS) for one in vars(module).values()):
+            raise Untraceable("it has a generator of random numbers of its own", module)
+    tracer = _Tracer(root, cut, facts)
 
     def run() -> Any:
         stand_ins = [tracer.stand_in(one) for one in given]  # before those of options, as they are handed over
@@ -105,7 +116,7 @@ class _Tracer(fx.Tracer):
 
     run: Callable[[], Any]
 
-    def __init__(self, root: nn.Module, cut: frozenset[nn.Module], ranks: Sequence[int]) -> None:
+    def __init__(self, root: nn.Module, cut: frozenset[nn.Module], facts: Sequence[Fact]) -> None:
         einops: Any = sys.modules.get("einops")
         wrapped = (einops.rearrange, einops.repeat, einops.reduce) if einops else ()
         super().__init__(autowrap_functions=wrapped)
@@ -113,8 +124,8 @@ class _Tracer(fx.Tracer):
         self.saved_elsewhere = _saved_elsewhere()
         self.leaves: dict[str, nn.Module] = {}
         self.inlined, self.given = [root], 0
-        self.innermost, self.ranks = root, ranks
-        self.asked: dict[int, int] = {}
+        self.innermost, self.facts = root, facts
+        self.asked: dict[tuple[int, str], Any] = {}
 
     def stand_in(self, value: Any) -> Any:
         if value is not TENSOR:
@@ -231,7 +242,7 @@ for _name in IN_PLACE:
 
 
 class _Given(_StandIn):
-    """Stands for a tensor among the arguments, whose number of axes may be known."""
+    """Stands for a tensor among the arguments, of which facts may be known."""
 
     def __init__(self, node: fx.Node, tracer: _Tracer, number: int) -> None:
         super().__init__(node, tracer)
@@ -241,14 +252,27 @@ class _Given(_StandIn):
         return torch.Tensor
 
     def dim(self) -> Any:
-        if not self.tracer.ranks:
+        if not self.tracer.facts:
             return self.tracer.create_proxy("call_method", "dim", (self,), {})
-        rank = self.tracer.asked[self.number] = self.tracer.ranks[self.number]
-        return rank
+        return self._known("ndim")
 
     @property
     def ndim(self) -> Any:
         return self.dim()
+
+    @property
+    def dtype(self) -> Any:
+        return self._known("dtype") if self.tracer.facts else fx.proxy.Attribute(self, "dtype")
+
+    @property
+    def shape(self) -> Any:
+        if not self.tracer.facts:
+            return fx.proxy.Attribute(self, "shape")
+        return tuple(self.size(axis) for axis in range(self._known("ndim")))
+
+    def _known(self, name: str) -> Any:
+        found = self.tracer.asked[self.number, name] = getattr(self.tracer.facts[self.number], name)
+        return found
 
 
 def _is_asked_by_the_model(depth: int = 2) -> bool:
