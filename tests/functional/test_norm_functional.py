@@ -137,6 +137,7 @@ def test_gradients_of_the_running_statistics_are_theirs():
         ({"beta": [1.0]}, TypeError, "norm_bias must be a tensor, got list"),
         ({"momentum": None}, TypeError, "momentum must be a number, got None"),
         ({"eps": "1"}, TypeError, "eps must be a number, got '1'"),
+        ({"eps": -1.0}, ValueError, "eps must be at least 0, got -1.0"),
         ({"training": 1}, TypeError, "training must be True or False, got 1"),
         ({"lengths": torch.tensor([3, 4])}, ValueError, "lengths must be None where mean and variance are the batch's"),
         ({"input": torch.ones(1, 4, 3), "pool_size": 1}, ValueError, "input must give more than 1 value per channel"),
