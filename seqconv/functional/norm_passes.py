@@ -110,10 +110,12 @@ def _applied(operation: str) -> Any:
     return super(torch.autograd.Function, autograd.called(_Normalised, operation)).apply  # see autograd.py
 
 
-def _needed(operands: Sequence[Tensor | None], activation: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+def _needed(operands: Sequence[Tensor | None], activation: Tensor, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
     """Return input, weight and bias, each ``None`` where the backward pass does not read it: torch saves no more."""
-    again = not activation.numel() and any(wanted[:3])
-    return [one if again or want else None for one, want in zip(operands, (wanted[1], wanted[0], False), strict=True)]
+    dx, dw, db = wanted
+    if (dx or dw or db) and not activation.numel():
+        return operands
+    return operands[0] if dw else None, operands[1] if dx else None, None
 
 
 def _filled(saved: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], like: Tensor) -> list[Tensor | None]:
@@ -134,14 +136,13 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: NormPasses, *tensors: Any) -> tuple[Tensor, Tensor]:
         output, saved = passes.forward(tensors)
-        operands = tensors[:3]
-        needed = _needed(operands, saved.activation, ctx.needs_input_grad[1:])
+        operands, wanted = tensors[:3], ctx.needs_input_grad[1:4]
+        needed = _needed(operands, saved.activation, wanted)
         ctx.save_for_backward(*needed, *saved)
         ctx.mark_non_differentiable(saved.statistics)
         ctx.passes, ctx.shapes = passes, (tensors[0].shape, tensors[1].shape)
         # Somebody may differentiate again, also with respect to what is not saved.
-        others = zip(operands, needed, strict=True)
-        ctx.others = tuple(one for one, kept in others if kept is None and one is not None and one.requires_grad)
+        ctx.others = [operands[i] for i in range(3) if wanted[i] and needed[i] is None]
         return output, saved.statistics
 
     @staticmethod
@@ -244,7 +245,7 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Passed) -> None:
     input, weight, bias, _, _, backend, convolution, pool, groups, *_ = inputs
-    ctx.save_for_backward(*output[1:], *_needed((input, weight, bias), output[4], ctx.needs_input_grad))
+    ctx.save_for_backward(*output[1:], *_needed((input, weight, bias), output[4], ctx.needs_input_grad[:3]))
     ctx.mark_non_differentiable(*output[1:])
     ctx.shapes, ctx.options = (input.shape, weight.shape), (backend, convolution, pool, groups)
 
