@@ -91,19 +91,22 @@ def forward(
     shifts = input.new_empty(samples, layer.padded)
     sums = input.new_empty(samples, 2, layer.padded, dtype=torch.float64)
     activation = input.new_empty(0)
-    chunk = chunk_size(input, weight, layer)
-    for begin in range(0, samples, chunk):
-        part = convolve(rows[begin : begin + chunk], filters, bias, convolution)
-        places: tuple[int, ...] = (
-            part.data_ptr(), signs.data_ptr(), values[begin:].data_ptr(),
-            argmax[begin:].data_ptr() if want_argmax else 0, shifts[begin:].data_ptr(), sums[begin:].data_ptr(),
-        )  # fmt: skip
-        run(partial(survey_samples, layer, places, like, argmax_like), part.size(0), threads_of(part))
-        if want_argmax and chunk == samples:
-            activation = part
     statistics = input.new_zeros(5, layer.padded)
-    places = shifts.data_ptr(), sums.data_ptr(), address(gamma), address(beta), statistics.data_ptr()
-    finish_survey(layer, samples, places, float(norm.eps), like)
+    chunk = chunk_size(input, weight, layer)
+    for guessing in (1, 0):  # the second survey, around the mean, is rarely needed
+        for begin in range(0, samples, chunk):
+            if guessing or chunk < samples:
+                part = convolve(rows[begin : begin + chunk], filters, bias, convolution)
+            places: tuple[int, ...] = (
+                part.data_ptr(), signs.data_ptr(), values[begin:].data_ptr(),
+                argmax[begin:].data_ptr() if want_argmax else 0, shifts[begin:].data_ptr(), sums[begin:].data_ptr(),
+            )  # fmt: skip
+            run(partial(survey_samples, layer, places, guessing, like, argmax_like), part.size(0), threads_of(part))
+        places = shifts.data_ptr(), sums.data_ptr(), address(gamma), address(beta), statistics.data_ptr()
+        if not finish_survey(layer, samples, places, float(norm.eps), like):
+            break
+    if want_argmax and chunk == samples:
+        activation = part
     output = empty_output(input, layer, pool)
     places = values.data_ptr(), statistics[3].data_ptr(), statistics[4].data_ptr(), output.data_ptr()
     transposed = pool is not None and output.is_contiguous() and layer.windows > 1

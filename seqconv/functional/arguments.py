@@ -16,6 +16,7 @@ __all__ = [
     "IntOrTuple",
     "contiguous",
     "convolution",
+    "flag",
     "floating",
     "folded_dtype",
     "integer",
@@ -115,11 +116,23 @@ def single(name: str, value: Any, least: int) -> int:
     return integer(name, value, least)
 
 
-def number(name: str, value: Any) -> float:
-    """Return ``value`` if it is a number, which ``True`` is not, else raise ``TypeError``."""
+def number(name: str, value: Any, least: float | None = None) -> float:
+    """Return ``value`` if it is a number, which ``True`` is not, and at least ``least``.
+
+    Raises ``TypeError`` for what is no number and ``ValueError`` for one that is too small, or NaN.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    if least is not None and not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
     return value  # type: ignore[return-value]
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is ``True`` or ``False``, else raise ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def operands(source_name: str, source: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -201,8 +214,7 @@ def pool(
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Pool:
     """Check a pool's arguments and, where it is known, the ``length`` of its input; return the pool's geometry."""
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"ceil_mode must be True or False, got {ceil_mode!r}")
+    flag("ceil_mode", ceil_mode)
     size = single("pool_size", pool_size, 1)
     geometry = Pool(
         size,

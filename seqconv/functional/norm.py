@@ -166,8 +166,7 @@ def run_folded(
 
 def uses_batch(norm: Norm, training: bool) -> bool:
     """Tell whether mean and variance are the batch's: in training, and where there are no running statistics."""
-    if not isinstance(training, bool):
-        raise TypeError(f"training must be True or False, got {training!r}")
+    arguments.flag("training", training)
     return training or norm.running_mean is None
 
 
@@ -298,7 +297,7 @@ def _check_norm(weight: Tensor, norm: Norm) -> None:
         given = "running_mean" if norm.running_var is None else "running_var"
         raise ValueError(f"running_mean and running_var must both be tensors or both be None, got {given} alone")
     arguments.number("momentum", norm.momentum)
-    arguments.number("eps", norm.eps)
+    arguments.number("eps", norm.eps, 0)
 
 
 def composed(

@@ -98,7 +98,7 @@ class NormPasses:
         return found
 
     def backward(self, gradient: Tensor, tensors: tuple[Any, ...], wanted: tuple[bool, ...]) -> tuple[Any, ...]:
-        """Return the gradients that are wanted; ``tensors`` are input, weight and bias, and what was saved."""
+        """Return the gradients that are wanted; ``tensors`` are input, weight and bias, and what the kernel saved."""
         floor, gradient = _floor(self.backend), in_plain_memory(gradient)
         saved = floor.NormSaved(*(one.contiguous() for one in tensors[3:]))  # hooks may have laid them out anew
         found: tuple[Any, ...] = floor.backward(gradient, saved, *tensors[:3], *self.geometry, wanted=wanted)
@@ -110,26 +110,51 @@ def _applied(operation: str) -> Any:
     return super(torch.autograd.Function, autograd.called(_Normalised, operation)).apply  # see autograd.py
 
 
+def _needed(operands: Sequence[Tensor | None], activation: Tensor, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+    """Return input, weight and bias, each ``None`` where the backward pass does not read it: torch saves no more."""
+    dx, dw, db = wanted
+    if (dx or dw or db) and not activation.numel():
+        return operands
+    return operands[0] if dw else None, operands[1] if dx else None, None
+
+
+def _filled(saved: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], like: Tensor) -> list[Tensor | None]:
+    """Return what :func:`_needed` did, with memory that nobody reads in place of an input or weight that it left out.
+
+    The memory is laid out as kernels take it, so that none is copied.
+    """
+    operands = [
+        like.new_empty(shape[0], shape[2], shape[1]).transpose(1, 2) if one is None else one
+        for one, shape in zip(saved, shapes, strict=False)
+    ]
+    return [*operands, saved[2]]
+
+
 class _Normalised(torch.autograd.Function):
-    """Saves input, weight and bias, a number and a small integer for every window, and mostly the convolution."""
+    """Saves what :func:`_needed` tells, a number and a small integer for every window, and mostly the convolution."""
 
     @staticmethod
     def forward(ctx: Any, passes: NormPasses, *tensors: Any) -> tuple[Tensor, Tensor]:
         output, saved = passes.forward(tensors)
-        ctx.save_for_backward(*tensors[:3], *saved)
+        operands, wanted = tensors[:3], ctx.needs_input_grad[1:4]
+        needed = _needed(operands, saved.activation, wanted)
+        ctx.save_for_backward(*needed, *saved)
         ctx.mark_non_differentiable(saved.statistics)
-        ctx.passes = passes
+        ctx.passes, ctx.shapes = passes, (tensors[0].shape, tensors[1].shape)
+        # Somebody may differentiate again, also with respect to what is not saved.
+        ctx.others = [operands[i] for i in range(3) if wanted[i] and needed[i] is None]
         return output, saved.statistics
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _statistics: Any) -> tuple[Tensor | None, ...]:
         passes, saved = ctx.passes, ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[1:])
+        tensors = (*_filled(saved[:3], ctx.shapes, gradient), *saved[3:])
         if not torch.is_grad_enabled():
-            return None, *passes.backward(gradient, saved, wanted)
+            return None, *passes.backward(gradient, tensors, wanted)
         with torch.no_grad():
-            gradients = passes.backward(gradient, saved, wanted)
-        sources = tuple(one for one in (gradient, *saved[:3]) if one is not None)  # somebody may differentiate again
+            gradients = passes.backward(gradient, tensors, wanted)
+        sources = (gradient, *(one for one in saved[:3] if one is not None), *ctx.others)
         return None, *autograd.underivable(passes.backend, passes.operation, sources, gradients)
 
 
@@ -220,14 +245,16 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Passed) -> None:
     input, weight, bias, _, _, backend, convolution, pool, groups, *_ = inputs
-    ctx.save_for_backward(*output[1:], input, weight, bias)
+    ctx.save_for_backward(*output[1:], *_needed((input, weight, bias), output[4], ctx.needs_input_grad[:3]))
     ctx.mark_non_differentiable(*output[1:])
-    ctx.options = backend, convolution, pool, groups
+    ctx.shapes, ctx.options = (input.shape, weight.shape), (backend, convolution, pool, groups)
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    gradients = _conv_norm_relu_pool_backward(gradient, *ctx.saved_tensors, *ctx.options, wanted)
+    *saved, input, weight, bias = ctx.saved_tensors
+    operands = _filled((input, weight, bias), ctx.shapes, gradient)
+    gradients = _conv_norm_relu_pool_backward(gradient, *saved, *operands, *ctx.options, wanted)
     return *(one if want else None for one, want in zip(gradients, wanted, strict=True)), *(None,) * 6
 
 

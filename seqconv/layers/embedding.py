@@ -65,8 +65,7 @@ class Embedded(Fused):
         arguments.floating("embeddings", embeddings)
         if embeddings.dim() != 2 or not embeddings.numel():
             raise ValueError(f"embeddings must have shape (num_embeddings, embedding_dim), got {_shape(embeddings)}")
-        if not isinstance(freeze, bool):
-            raise TypeError(f"freeze must be True or False, got {freeze!r}")
+        arguments.flag("freeze", freeze)
         if padding_idx is not None:
             padding_idx = arguments.row("padding_idx", padding_idx, embeddings.size(0))
         for name in REFUSED.keys() & options.keys():

@@ -94,17 +94,17 @@ class ConvBatchNormReLUGlobalMaxPool1d(Fused):
             padding=padding,  # type: ignore[arg-type]
             dilation=dilation,  # type: ignore[arg-type]
             groups=groups,
-            bias=bias,
+            bias=arguments.flag("bias", bias),
             padding_mode=padding_mode,
             device=device,
             dtype=dtype,
         )
         self.norm = nn.BatchNorm1d(
             out_channels,
-            eps=arguments.number("norm_eps", norm_eps),
+            eps=arguments.number("norm_eps", norm_eps, 0),
             momentum=None if norm_momentum is None else arguments.number("norm_momentum", norm_momentum),
-            affine=norm_affine,
-            track_running_stats=norm_track_running_stats,
+            affine=arguments.flag("norm_affine", norm_affine),
+            track_running_stats=arguments.flag("norm_track_running_stats", norm_track_running_stats),
             device=device,
             dtype=dtype,
         )

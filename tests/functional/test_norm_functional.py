@@ -12,7 +12,7 @@ from seqconv.functional import (
     norm,
     norm_passes,
 )
-from seqconv.kernels.numba import support
+from seqconv.kernels.numba import conv_norm_pool, support
 from tests.conv_cases import channels_last
 from tests.grids import grid
 
@@ -137,6 +137,7 @@ def test_gradients_of_the_running_statistics_are_theirs():
         ({"beta": [1.0]}, TypeError, "norm_bias must be a tensor, got list"),
         ({"momentum": None}, TypeError, "momentum must be a number, got None"),
         ({"eps": "1"}, TypeError, "eps must be a number, got '1'"),
+        ({"eps": -1.0}, ValueError, "eps must be at least 0, got -1.0"),
         ({"training": 1}, TypeError, "training must be True or False, got 1"),
         ({"lengths": torch.tensor([3, 4])}, ValueError, "lengths must be None where mean and variance are the batch's"),
         ({"input": torch.ones(1, 4, 3), "pool_size": 1}, ValueError, "input must give more than 1 value per channel"),
@@ -233,6 +234,46 @@ def test_frozen_tensors_get_no_gradient():
         result.backward(torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape))
         assert [one.grad is not None for one in given] == [i == j for j in range(5)]
         torch.testing.assert_close(given[i].grad, every[1 + i], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "again", "read"),
+    [(0, False, {1}), (1, False, {0}), *((i, False, set()) for i in (2, 3, 4)),
+     *((i, True, {0, 1, 2}) for i in range(3)), *((i, True, set()) for i in (3, 4))],
+)  # fmt: skip
+def test_what_no_gradient_reads_may_be_overwritten(wanted, again, read, compiled, monkeypatch):
+    """As with torch; a convolution that is computed again for a gradient reads all its operands."""
+    monkeypatch.setattr(conv_norm_pool, "LARGE", 0 if again else 2**25)
+    torch.compiler.reset()
+    function = torch.compile(ours, backend="aot_eager", fullgraph=True) if compiled else ours
+    leaves, _ = operands(dtype=torch.float32)
+    leaves[wanted].requires_grad_()
+    gradients = []
+    for written in (None, 0, 1, 2):
+        input, weight, bias, gamma, beta = given = [one.clone() for one in leaves]
+        options = {"training": True, "backend": "numba"}
+        result = function(input, weight, bias, None, None, gamma, beta, {"pool_size": 3}, **options)
+        if written is not None:
+            given[written].detach().zero_()
+        if written in read:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(result.square().sum(), leaves[wanted])
+        else:
+            gradients += torch.autograd.grad(result.square().sum(), leaves[wanted])
+    assert all(torch.equal(one, gradients[0]) for one in gradients)
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_second_derivatives_by_what_is_not_saved(wanted):
+    leaves, _ = operands()
+    leaves[wanted].requires_grad_()
+    input, weight, bias, gamma, beta = leaves
+    options = {"training": True, "backend": "numba"}
+    result = ours(input, weight, bias, None, None, gamma, beta, {"pool_size": 3}, **options)
+    (gradient,) = torch.autograd.grad(result.sum(), leaves[wanted], create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(gradient.sum(), leaves[wanted], allow_unused=True)
 
 
 def test_a_graph_that_is_retained_gives_its_gradients_twice():

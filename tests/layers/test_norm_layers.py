@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -283,16 +284,25 @@ def test_compiles_to_one_graph(training):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"norm_eps": None}, "norm_eps must be a number, got None"),
-        ({"norm_momentum": True}, "norm_momentum must be a number, got True"),
-        ({"pool_size": "2"}, "pool_size must be an integer, got '2'"),
+        ({"norm_eps": None}, TypeError, "norm_eps must be a number, got None"),
+        ({"norm_eps": -1.0}, ValueError, "norm_eps must be at least 0, got -1.0"),
+        ({"norm_eps": math.nan}, ValueError, "norm_eps must be at least 0, got nan"),
+        ({"norm_momentum": True}, TypeError, "norm_momentum must be a number, got True"),
+        ({"norm_affine": "x"}, TypeError, "norm_affine must be True or False, got 'x'"),
+        ({"norm_track_running_stats": None}, TypeError, "norm_track_running_stats must be True or False, got None"),
+        ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        ({"pool_size": "2"}, TypeError, "pool_size must be an integer, got '2'"),
     ],
 )
-def test_options_are_checked(change, message):
-    with pytest.raises(TypeError, match=f"^{message}"):
-        ConvBatchNormReLUMaxPool1d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, "pool_size": 2} | change)
+def test_options_are_checked(change, error, message):
+    options = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | change
+    with pytest.raises(error, match=f"^{message}"):
+        ConvBatchNormReLUMaxPool1d(**{"pool_size": 2} | options)
+    if "pool_size" not in change:
+        with pytest.raises(error, match=f"^{message}"):
+            ConvBatchNormReLUGlobalMaxPool1d(**options)
 
 
 CONV = {"stride": 2, "padding": 1, "groups": 2, "bias": False}

@@ -107,16 +107,88 @@ def test_layouts(layout, channels):
         assert_near(mine, exact, dy, 12)
 
 
-@pytest.mark.parametrize("mean", [0.0, 300.0])
-def test_is_as_precise_as_torch(mean):
-    """Also where a channel's mean is far from zero: at most twice the error of torch's own float32."""
-    leaves = [one.float() for one in operands(16, samples=9, length=500, mean=mean)]
-    exact, _, _ = composed([one.double() for one in leaves], Convolution(), Pool(2, 2))
-    theirs, _, _ = composed(leaves, Convolution(), Pool(2, 2))
-    mine, _ = ours(leaves, Convolution(), Pool(2, 2))
-    for i in (0, 1, 2, 4, 5):
+def assert_as_precise(leaves, convolution, which):
+    """Check that errors are at most twice those of torch's own float32; return what is kept."""
+    exact, _, _ = composed([one.double() for one in leaves], convolution, Pool(2, 2))
+    theirs, _, _ = composed(leaves, convolution, Pool(2, 2))
+    mine, saved = ours(leaves, convolution, Pool(2, 2))
+    for i in which:
         errors = [(one[i].double() - exact[i]).norm() for one in (mine, theirs)]
         assert errors[0] <= 2 * errors[1] + 1e-6 * exact[i].norm(), i
+    return saved
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_is_as_precise_as_torch(mean):
+    """Also where a channel's mean is far from zero."""
+    assert_as_precise(
+        [one.float() for one in operands(16, samples=9, length=500, mean=mean)], Convolution(), (0, 1, 2, 4, 5)
+    )
+
+
+def click(y, place):
+    y[..., place] = 1000
+
+
+def silence(y):
+    y.zero_()
+    click(y, 0)
+
+
+def marker(y):
+    y.mul_(0.1)
+    click(y, slice(5))
+
+
+def at_the_guess(y):
+    """As many as the kernel looks at, in eighths of the sample."""
+    y.mul_(0.1)
+    click(y, torch.arange(1, 16, 2) * y.size(2) // 16)
+
+
+def edges(y):
+    """As behind zero padding of an input that is far from zero."""
+    y.add_(290)
+    click(y, slice(8))
+    click(y, slice(-8, None))
+
+
+def one_sample(y):
+    at_the_guess(y[:1])
+
+
+@pytest.mark.parametrize("change", [silence, marker, at_the_guess, edges, one_sample], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(("samples", "length", "again"), [(1, 20_000, False), (8, 4000, False), (9, 4000, True)])
+def test_positions_unlike_the_rest(change, samples, length, again, monkeypatch):
+    """The convolution passes numbers on; torch adds up in float64, so its statistics are exact but for a rounding.
+
+    The gradient of one weight per channel is what rounding leaves of a sum that is zero.
+    """
+    if again:
+        monkeypatch.setattr(conv_norm_pool, "LARGE", 0)
+        monkeypatch.setattr(conv_norm_pool, "CHUNK", 1)
+    y = torch.randn(samples, 16, length, generator=torch.Generator().manual_seed(0))
+    change(y)
+    leaves = y, torch.ones(16, 1, 1), torch.zeros(16), torch.linspace(-1, 1, 16), torch.zeros(16)
+    saved = assert_as_precise(leaves, Convolution(groups=16), (0, 1, 4, 5))
+    var, mean = torch.var_mean(y.double(), (0, 2), correction=0)
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(saved.statistics[1].double(), var, rtol=4 * eps, atol=0)
+    assert ((saved.statistics[0] - mean).abs() <= eps * (mean.abs() + var.sqrt())).all()
+
+
+@pytest.mark.parametrize(("value", "count"), [(math.inf, 1), (-math.inf, 2), (math.nan, 1)])
+def test_statistics_of_numbers_that_are_not_finite(value, count):
+    """The mean is infinite as torch's is, the variance NaN."""
+    for place in (0, 75, 149):
+        leaves = [one.float() for one in operands(16, size=1, length=150)]
+        leaves[0][:count, 1, place] = value
+        theirs = [torch.zeros(16) for _ in range(2)]
+        y = F.conv1d(*leaves[:3])
+        F.batch_norm(y, *theirs, training=True, momentum=1.0)
+        _, saved = ours(leaves, Convolution(), Pool(2, 2))
+        for one, other in zip(saved.statistics, theirs, strict=False):
+            torch.testing.assert_close(one, other, equal_nan=True)
 
 
 def test_statistics_are_the_batch_s():
