@@ -49,6 +49,10 @@ def refuse_norm(source: Dense, weight: Tensor, convolution: Convolution, pool: P
     left, right = convolution.padding
     if left != right:  # functions pad the input themselves
         return f"it serves the same padding on both sides, got {convolution.padding}"
+    if weight.size(2) == 1 and convolution.stride > 1:
+        # In channels-last memory torch's (2.13, oneDNN) gradient of such a weight writes where it may not: loops over
+        # random shapes of these ended in segmentation faults, those over others did not.
+        return f"it serves a stride of 1 where a kernel has one position, got {convolution.stride}"
     if pool is not None and pool.padding and pool.dilation > 1:
         return f"it serves a pool with padding or with dilation, got {pool.padding} and {pool.dilation}"
     if source.samples == 0 or weight.size(0) == 0:

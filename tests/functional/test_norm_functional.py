@@ -315,6 +315,7 @@ def test_running_statistics_are_torch_s(grad, dtype):
     [
         ({}, {"pool_padding": 1, "pool_dilation": 2}, "it serves a pool with padding or with dilation, got 1 and 2"),
         ({"dtype": torch.bfloat16}, {}, "it serves float32 and float64, got torch.bfloat16"),
+        ({"size": 1}, {"stride": 2}, "it serves a stride of 1 where a kernel has one position, got 2"),
         ({"samples": 0}, {}, "it serves at least one sample and output channel, got 0 and 6"),
     ],
     ids=str,
@@ -322,7 +323,7 @@ def test_running_statistics_are_torch_s(grad, dtype):
 def test_what_is_not_served_is_torch_s_composition(change, options, reason):
     dtype, samples = change.get("dtype", torch.float32), change.get("samples", 2)
     options = dict(options)
-    weight = torch.ones(6, 4, 3, dtype=dtype)
+    weight = torch.ones(6, 4, change.get("size", 3), dtype=dtype)
     arguments = torch.ones(samples, 4, 9, dtype=dtype), weight, None, None, None
     options = {"pool_size": 3, "training": True, **options}
     with pytest.raises(BackendError, match=reason):
