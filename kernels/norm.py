@@ -35,8 +35,9 @@ def folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Ten
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    return (weight * scale[:, None, None]).to(weight.dtype), shift.to(weight.dtype)
+    centre = norm.running_mean if bias is None else norm.running_mean - bias
+    shift = -centre * scale if norm.bias is None else torch.addcmul(norm.bias, centre, scale, value=-1)
+    scaled = weight * scale[:, None, None]
+    if scaled.dtype != weight.dtype or shift.dtype != weight.dtype:
+        scaled, shift = scaled.to(weight.dtype), shift.to(weight.dtype)
+    return scaled, shift

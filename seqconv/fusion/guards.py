@@ -41,7 +41,13 @@ def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
         checks.append(lambda: _ties(modules) == tied)
 
     def hold() -> bool:
-        return all(check() for check in checks)
+        try:
+            for check in checks:
+                if not check():
+                    return False
+        except (KeyError, RuntimeError, TypeError, ValueError):  # an attribute is gone, or is a tensor now
+            return False
+        return True
 
     return hold
 
@@ -69,20 +75,15 @@ def _guard(module: nn.Module) -> Callable[[], bool]:
     get, hooks = itemgetter(*simple), itemgetter(*HOOKS)
     size, bare, values, states = len(own), _size(own), get(own), _states(own, rest)
     hooked = [*map(bool, hooks(own))]
+    is_bare = not any(hooked)
     children, names, missing = list(own["_modules"].items()), *_slots(own)
 
     def holds() -> bool:
-        try:
-            return is_same()
-        except (KeyError, RuntimeError, TypeError, ValueError):  # an attribute is gone, or is a tensor now
-            return False
-
-    def is_same() -> bool:
         return (
             type(module) is kind
             and (len(own) == size or _size(own) == bare)
             and get(own) == values
-            and [*map(bool, hooks(own))] == hooked
+            and (not any(hooks(own)) if is_bare else [*map(bool, hooks(own))] == hooked)
             and (not tensors or all(isinstance(own[name], Tensor) for name in tensors))
             and list(own["_modules"].items()) == children
             and _slots(own) == (names, missing)

@@ -220,7 +220,8 @@ class _StandIn(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        if _is_asked_by_the_model():
+        # torch's own checks of arguments ask in the name of the model's code, too.
+        if _is_asked_by_the_model() and "isinstance" in sys._getframe(1).f_code.co_names:
             return self._class()
         return type(self)
 
@@ -279,7 +280,7 @@ def _is_asked_by_the_model(depth: int = 2) -> bool:
     """Tell whether the caller's caller, or one so deep, is code of a model, not of a tool that traces it."""
     frame = sys._getframe(depth)
     name = frame.f_globals.get("__name__", "")
-    if name == "torch" and frame.f_code.co_name == "is_tensor":
+    if name == "torch" and frame.f_code.co_name == "is_tensor":  # whose code asks with isinstance
         return True
     return not name.startswith(("torch.", "seqconv.", "einops.", "copy", "abc", "typing")) and name != "torch"
 

@@ -207,3 +207,10 @@ def test_the_report_has_geometric_means_and_the_least_for_each_work():
         ["training", "step,", "usual", "batch", "torch.compile", "1", "3", "3", "fcn", "3"],
     ]
     assert report.means([], "simple") == ["", ""]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", WILD)
+def test_all_convolutions_are_fused(name, training):
+    report = seqconv.fusion_report(seqconv.fuse(WILD[name].make().train(training)))
+    assert [row.name for row in report if not row.fused and row.kind not in ("GRU", "LSTM")] == []

@@ -88,7 +88,9 @@ def test_is_as_precise_as_torch_whatever_the_arguments(call, layout, has_bias, s
             terms["weight"] = terms["bias"] = exact.numel() // outputs
         partial_sum = 4 * terms[name] ** 0.5 * (1 if name == "result" else 3)
         times = 2 if name == "result" else 2 * overlap**0.5
-        assert mine <= times * torchs + EPSILON * partial_sum / exact.numel() ** 0.5, name
+        # The mean of n errors is off by more where n is small: as a spread of n numbers is, by n - 1.
+        spread = max(exact.numel() - 1, 1) ** 0.5
+        assert mine <= times * torchs + EPSILON * partial_sum / spread, name
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
