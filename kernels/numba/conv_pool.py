@@ -8,6 +8,8 @@ needs a gradient. Rows of a table are served by :mod:`.gather` and :mod:`.gather
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
@@ -48,6 +50,24 @@ def forward(
     else:
         return gather.forward(source, weight, bias, convolution, pool, want_argmax, folded, plan)
     return output, argmax
+
+
+def tape_of(
+    source: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,
+    *,
+    want_argmax: bool,
+) -> Any:
+    """Return what runs a call again on other tensors of the same formats, ``None`` for calls that are planned anew."""
+    if not isinstance(source, Dense) or source.lengths is not None:
+        return None
+    return dense.prepared(source.values, weight, bias, convolution, pool, want_argmax)
+
+
+forward.tape_of = tape_of  # type: ignore[attr-defined]
 
 
 def backward(

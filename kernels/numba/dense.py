@@ -37,7 +37,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
 from ..source import limits
-from .conv_pool_blocking import forward_blocking
+from .conv_pool_blocking import ADDRESSES, forward_blocking
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
 from .micro.simd import REGISTERS
 from .runtime import threads
@@ -56,6 +56,9 @@ ARGMAX_INTEGERS: list[tuple[int, torch.dtype, Any]] = [
 
 
 CPU = torch.device("cpu")  # memory is made there, whatever device is the default
+
+# What torch.empty_strided comes to there, in half its time.
+empty = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 
 
 def argmax_format(
@@ -92,46 +95,108 @@ def forward(
     shape and strides, and the result is channels-last. ``lengths`` ``(N,)`` cut samples off; the convolution must have
     no padding then.
     """
-    greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
-    kind, _ = argmax_integers(greatest)
-    shape, dtype = weight.shape, input.dtype
-    strides = weight.stride()
-    if ((strides[2] != 1 and shape[2] > 1) or strides[1] != shape[2]) and (
-        (strides[1] != 1 and shape[1] > 1) or strides[2] != shape[1]
-    ):
+    if not _is_read_in_place(weight):
         weight = weight.contiguous()
-        strides = weight.stride()
-    channels_last = (places is not None or is_channels_last(input)) and not (pool and pool.contiguous)
-    limits = (torch.get_num_threads(), threads.WORTH_A_THREAD)
-    blocking = forward_blocking(
-        input.shape, input.stride(), shape, strides, convolution, pool, dtype.itemsize, kind.itemsize,
-        channels_last, limits,
-    )  # fmt: skip
-    out = torch.empty_strided(blocking.out_shape, blocking.out_strides, dtype=dtype, device=CPU)
-    argmax = torch.empty(blocking.argmax_shape, dtype=kind, device=CPU) if want_argmax else None
-    if not out.numel():
+    prepared = Prepared(input, weight, bias, convolution, pool, want_argmax, is_scattered=places is not None)
+    cut = None if lengths is None else limits_table(lengths, weight.shape[2], convolution, pool)
+    return prepared.run(input, weight, bias, places, cut)
+
+
+def prepared(
+    input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None, want_argmax: bool
+) -> Prepared | None:
+    """Return what runs :func:`forward` again on other operands of the same formats; ``None`` if a weight is copied."""
+    if not _is_read_in_place(weight):
+        return None
+    return Prepared(input, weight, bias, convolution, pool, want_argmax)
+
+
+class Prepared:
+    """A forward pass, all but the addresses of its operands and results: these have the formats of the ones given."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        convolution: Convolution,
+        pool: Pool | None,
+        want_argmax: bool,
+        *,
+        is_scattered: bool = False,
+    ) -> None:
+        dtype, self.threads = input.dtype, torch.get_num_threads()
+        greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
+        kind, _ = argmax_integers(greatest)
+        channels_last = (is_scattered or is_channels_last(input)) and not (pool and pool.contiguous)
+        blocking = forward_blocking(
+            input.shape, input.stride(), weight.shape, weight.stride(), convolution, pool, dtype.itemsize,
+            kind.itemsize, channels_last, (self.threads, threads.WORTH_A_THREAD),
+        )  # fmt: skip
+        self.blocking, self.kernel, self.has_argmax = blocking, KERNELS[dtype], want_argmax
+        self.out = blocking.out_shape, blocking.out_strides, dtype
+        self.argmax = blocking.argmax_shape, kind
+        self.is_empty = 0 in blocking.out_shape
+        bias_stride = 0 if bias is None else bias.stride(0) * dtype.itemsize
+        self.numbers = array("q", (0, 0, 0, bias_stride, *[0] * (ADDRESSES - 4), *blocking.numbers))
+
+    @property
+    def may_replay(self) -> bool:
+        """Whether :meth:`replay` does what the kernel's call would."""
+        return torch.get_num_threads() == self.threads
+
+    def replay(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the result and, if wanted, ``argmax``, of ``(input, weight)`` or ``(input, weight, bias)``."""
+        input, weight, *rest = tensors
+        return self.run(input, weight, rest[0] if rest else None)
+
+    def run(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        places: Tensor | None = None,
+        cut: NDArray[np.int64] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the result and, if wanted, ``argmax``; ``cut`` is a :func:`limits_table`."""
+        blocking, argmax = self.blocking, None
+        out = empty(*self.out)
+        numbers = self.numbers[:]
+        numbers[0], numbers[1], numbers[4] = input.data_ptr(), weight.data_ptr(), out.data_ptr()
+        if bias is not None:
+            numbers[2] = bias.data_ptr()
+        if self.has_argmax:
+            argmax = torch.empty(self.argmax[0], dtype=self.argmax[1], device=CPU)
+            numbers[5] = argmax.data_ptr()
+        if self.is_empty:
+            return out, argmax
+        if blocking.packed_bytes:
+            packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
+            numbers[6] = (packed.data_ptr() + 63) // 64 * 64
+        if blocking.partial_bytes:
+            partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
+            numbers[7] = partial.data_ptr()
+        if places is not None:
+            numbers[8] = places.data_ptr()
+        if cut is not None:
+            numbers[9] = cut.ctypes.data
+        kernel, (table, _) = self.kernel, numbers.buffer_info()
+        if blocking.packed_bytes:
+            threads.run(functools.partial(kernel, table, PACK), blocking.panels, blocking.threads)
+        if blocking.threads == 1:
+            kernel(table, COMPUTE, 0, blocking.args.blocks, 1, 0)
+        else:
+            threads.run(functools.partial(kernel, table, COMPUTE), blocking.args.blocks, blocking.threads)
+        if blocking.partial_bytes:
+            kernel(table, FINISH, 0, 0, 1, 0)
         return out, argmax
-    kernel = KERNELS[dtype]
-    cut = None if lengths is None else limits_table(lengths, shape[2], convolution, pool)
-    packed = partial = None
-    if blocking.packed_bytes:
-        packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
-    if blocking.partial_bytes:
-        partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
-    numbers = array("q", (
-        input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if bias is None else bias.stride(0) * dtype.itemsize, out.data_ptr(),
-        0 if argmax is None else argmax.data_ptr(), 0 if packed is None else (packed.data_ptr() + 63) // 64 * 64,
-        0 if partial is None else partial.data_ptr(), 0 if places is None else places.data_ptr(),
-        0 if cut is None else cut.ctypes.data, *blocking.numbers,
-    ))  # fmt: skip
-    table = numbers.buffer_info()[0]
-    if packed is not None:
-        threads.run(functools.partial(kernel, table, PACK), blocking.panels, blocking.threads)
-    threads.run(functools.partial(kernel, table, COMPUTE), blocking.args.blocks, blocking.threads)
-    if partial is not None:
-        kernel(table, FINISH, 0, 0, 1, 0)
-    return out, argmax
+
+
+def _is_read_in_place(weight: Tensor) -> bool:
+    """Tell whether the kernel reads a weight as it lies: each output channel's numbers are dense, in either order."""
+    (_, channels, size), (_, by_channel, by_tap) = weight.shape, weight.stride()
+    rows_are_kernels = (by_tap == 1 or size <= 1) and by_channel == size
+    return rows_are_kernels or ((by_channel == 1 or channels <= 1) and by_tap == channels)
 
 
 def limits_table(lengths: Tensor, size: int, convolution: Convolution, pool: Pool | None) -> NDArray[np.int64]:

@@ -158,6 +158,11 @@ class Tape:
         self.results: tuple[int | None, ...] = ()
         self.is_tuple, self.is_sound = False, True
 
+    @property
+    def may_replay(self) -> bool:
+        """Whether nobody is told of launches, as Triton's own would be."""
+        return not is_hooked()
+
     def add(self, step: Any, *made: Tensor) -> None:
         """Note a step and what it made."""
         self.steps.append(step)

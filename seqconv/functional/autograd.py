@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from seqconv.functional import folded, library
-from seqconv.functional.floors import floor
+from seqconv.functional.floors import Tape, floor, tape_of
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
-from seqconv.kernels.triton.replay import Tape, is_hooked, layouts
+from seqconv.kernels.triton.replay import layouts
 
 __all__ = ["FusedPasses", "called", "fused", "needs_gradient", "recorded", "underivable", "undifferentiated"]
 
@@ -71,7 +71,7 @@ class FusedPasses:
     """The two passes of a backend's kernel on a source's tensors, a weight and a bias: what a call is besides these.
 
     ``apply(passes, *tensors)`` runs them as autograd's function, whether or not one of the tensors needs that.
-    ``tape`` is what the kernel's forward pass did, where that can be replayed; then the backward pass is, too.
+    ``tape`` is what the kernel's forward pass did, where that can be replayed; Triton's backward pass is then, too.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FusedPasses:
         tape: Tape | None = None,
     ) -> None:
         self.backend, self.kind, self.options, self.geometry = backend, kind, options, (convolution, pool)
-        self.tape = tape
+        self.tape, self.is_replayed = tape, tape is not None and backend == "triton"
         self.backward_tapes: dict[tuple[Any, ...], Tape] = {}
         self.place = 1 + kind._fields.index("values")  # of the source's values among the arguments of ``apply``
         self.operation = name_of(kind, pool)
@@ -93,7 +93,7 @@ class FusedPasses:
     def forward(self, tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Return the result and ``argmax``."""
         found: tuple[Tensor, Tensor]
-        if self.tape is not None and not is_hooked():
+        if self.tape is not None and self.tape.may_replay:
             found = self.tape.replay([one for one in tensors if one is not None])
             return found
         *given, weight, bias = tensors
@@ -111,17 +111,17 @@ class FusedPasses:
         *given, weight, argmax = saved
         argmax = argmax.contiguous()  # hooks on saved tensors may have laid it out anew
         found: tuple[Tensor | None, Tensor | None, Tensor | None]
-        if self.tape is not None:
+        if self.is_replayed:
             tensors = [gradient, argmax, *[one for one in given if one is not None], weight]
             kind = wanted, *layouts(tensors)
             tape = self.backward_tapes.get(kind)
-            if tape is not None and not is_hooked():
+            if tape is not None and tape.may_replay:
                 found = tape.replay(tensors)
                 return found
         passed = gradient, argmax, source_of(self.kind, given, self.options), weight, *self.geometry
         run = floor(self.backend).backward
         found = run(*passed, wanted=wanted)
-        if self.tape is not None and (tape := run.tape_of(*passed, wanted=wanted)) is not None:
+        if self.is_replayed and (tape := tape_of(run, *passed, wanted=wanted)) is not None:
             self.backward_tapes[kind] = tape
         return found
 

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from seqconv import backends
 
-__all__ = ["floor"]
+__all__ = ["Tape", "floor", "tape_of"]
+
+
+class Tape(Protocol):
+    """A call of a floor, to be run again on other tensors of the same formats, while it ``may_replay``."""
+
+    @property
+    def may_replay(self) -> bool: ...
+
+    def replay(self, tensors: list[Tensor]) -> Any:
+        """Return what the call returned, of these tensors."""
+
+
+def tape_of(function: Any, *arguments: Any, **options: Any) -> Tape | None:
+    """Return the tape of a call of a floor's function, ``None`` where there is none."""
+    found: Tape | None = function.tape_of(*arguments, **options) if hasattr(function, "tape_of") else None
+    return found
 
 
 @cache

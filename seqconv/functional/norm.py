@@ -27,7 +27,6 @@ from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import norm as triton_norm
-from seqconv.kernels.triton import replay
 
 __all__ = [
     "conv1d_batch_norm_relu_global_max_pool1d",
@@ -156,7 +155,7 @@ def run_folded(
 
         def known(*operands: Any) -> Tensor:
             *first, weight, bias, mean, var, scale, shift = operands
-            if tape is not None and not replay.is_hooked():
+            if tape is not None and tape.may_replay:
                 return conv_known(*first, *tape.replay([one for one in operands[len(first) :] if one is not None]))
             return conv_known(*first, *_folded(weight, bias, Norm(mean, var, scale, shift, eps=eps)))
 

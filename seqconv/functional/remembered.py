@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from seqconv import backends
 from seqconv.functional import arguments, folded
 from seqconv.functional.autograd import FusedPasses, recorded, undifferentiated
-from seqconv.functional.floors import floor
+from seqconv.functional.floors import Tape, floor, tape_of
 from seqconv.functional.following import active
 from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton import replay
@@ -103,9 +103,8 @@ def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.
     """Remember a call that the floor of a backend has served, by what its kernel was given."""
     source, weight, bias, convolution, pool = call
     kind, count, options, name = type(source), len(tensors_of(source)), options_of(source), name_of(type(source), pool)
-    tape, differentiable = None, key[-1]
-    if backend == "triton":
-        tape = floor(backend).forward.tape_of(source, weight, bias, convolution, pool, want_argmax=differentiable)
+    differentiable = key[-1]
+    tape = tape_of(floor(backend).forward, source, weight, bias, convolution, pool, want_argmax=differentiable)
     known: Known
     if differentiable:
         passes = FusedPasses(backend, kind, options, convolution, pool, tape)
@@ -113,7 +112,7 @@ def remember(key: Key, backend: str, call: tuple[Any, ...], folded_dtype: torch.
     else:
 
         def known(*operands: Any) -> Tensor:
-            if tape is not None and not (kind is Tokens and folded.is_any_frozen()) and not replay.is_hooked():
+            if tape is not None and not (kind is Tokens and folded.is_any_frozen()) and tape.may_replay:
                 return recorded(name, _first_of, tape, [one for one in operands if one is not None])
             again, (weight, bias) = source_of(kind, operands[:count], options), operands[count:]
             return undifferentiated(backend, again, weight, bias, convolution, pool, folded_dtype)
@@ -136,7 +135,7 @@ def keep(key: Key, known: Known) -> None:
         _known[key] = known
 
 
-def _first_of(tape: replay.Tape, tensors: list[Tensor]) -> Tensor:
+def _first_of(tape: Tape, tensors: list[Tensor]) -> Tensor:
     return tape.replay(tensors)[0]  # type: ignore[no-any-return]
 
 
