@@ -8,12 +8,13 @@ from torch import Tensor
 from .launch import INSTALLED, device_code, on_device
 from .replay import NVIDIA, empty, launch, replayed
 
-__all__ = ["DTYPES", "SERVES", "folded"]
+__all__ = ["DTYPES", "MOST", "SERVES", "folded"]
 
 SERVES = INSTALLED and NVIDIA
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MOST = 1024  # weights of an output at a time
+MOST = 2**40  # numbers of a weight that it serves: all
+AT_ONCE = 1024  # of an output's
 
 
 @replayed
@@ -37,6 +38,6 @@ def folded(
         launch(
             device_code("norm").fold_norm_kernel, (outputs,),
             weight, bias, mean, var, norm_weight, norm_bias, scaled, shift, numbers, eps,
-            BLOCK=min(MOST, 1 << max(numbers - 1, 15).bit_length()), num_warps=4,
+            BLOCK=min(AT_ONCE, 1 << max(numbers - 1, 15).bit_length()), num_warps=4,
         )  # fmt: skip
     return scaled, shift

@@ -26,7 +26,7 @@ from ..source import Dense, Tokens, Windows
 from .groups import constants
 from .launch import imagined, on_device
 
-__all__ = ["Tape", "compute", "empty", "forget", "is_hooked", "launch", "layouts", "remembered", "replayed", "serves"]
+__all__ = ["Tape", "compute", "empty", "forget", "generation", "is_hooked", "launch", "layouts", "remembered", "replayed", "serves"]
 
 MOST = 1024  # calls of a function that are remembered; texts of any length would be more and more
 NVIDIA = torch.version.hip is None
@@ -137,8 +137,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
 remembered: list[dict[tuple[Any, ...], Any]] = []  # what :func:`forget` empties
 
 
+_generation = 0
+
+
+def generation() -> int:
+    """Return how often calls were forgotten."""
+    return _generation
+
+
 def forget() -> None:
     """Forget all calls: for those who change what follows from a call, as the tiles of a layer."""
+    global _generation
+    _generation += 1
     for tapes in remembered:
         tapes.clear()
 

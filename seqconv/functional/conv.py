@@ -21,6 +21,7 @@ from seqconv import backends
 from seqconv.functional import arguments, remembered
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import is_own, register
+from seqconv.functional.recent import Recent
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, name_of
@@ -252,13 +253,25 @@ class Call(NamedTuple):
 
 
 def run(
-    prepare: Callable[..., Call], operands: tuple[Tensor | None, ...], options: tuple[Any, ...], backend: str
+    prepare: Callable[..., Call],
+    operands: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+    backend: str,
+    recent: Recent | None = None,
 ) -> Tensor:
-    """Run the call that ``prepare(*operands, *options)`` returns, as it was remembered if it was run before."""
-    key = None if torch.compiler.is_compiling() else remembered.key_of(prepare, operands, options, backend)
+    """Run the call that ``prepare(*operands, *options)`` returns, as it was remembered if it was run before.
+
+    ``recent`` are calls of the same ``prepare``, options and backend.
+    """
+    is_compiling = torch.compiler.is_compiling()
+    if recent is not None and not is_compiling and (known := recent.find(operands)) is not None:
+        return known(*operands)
+    key = None if is_compiling else remembered.key_of(prepare, operands, options, backend)
     if key is None:
         return prepare(*operands, *options).run(backend)
     if (known := remembered.find(key)) is not None:
+        if recent is not None:
+            recent.add(operands, known)
         return known(*operands)
     call = prepare(*operands, *options)
     chosen, kernel = backends.choose_named(call.operation, backend, call.arguments)

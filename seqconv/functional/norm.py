@@ -18,15 +18,16 @@ from torch import Tensor
 from seqconv import backends
 from seqconv.functional import arguments, conv, remembered
 from seqconv.functional.arguments import IntOrTuple
+from seqconv.functional.floors import tape_of
 from seqconv.functional.following import unfollowed
 from seqconv.functional.norm_passes import normalised
+from seqconv.functional.recent import Recent
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm, folded
 from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
-from seqconv.kernels.triton import norm as triton_norm
 
 __all__ = [
     "conv1d_batch_norm_relu_global_max_pool1d",
@@ -136,6 +137,7 @@ def run_folded(
     norm: Norm,
     options: tuple[Any, ...],
     backend: str,
+    recent: Recent | None = None,
 ) -> Tensor:
     """Run the call that ``prepare(*sources, weight, bias, *options)`` returns, with a norm folded into it.
 
@@ -143,15 +145,19 @@ def run_folded(
     """
     (*statistics, _, eps), compiling = norm, torch.compiler.is_compiling()
     operands = *sources, weight, bias, *statistics
+    if recent is not None and not compiling and (known := recent.find(operands)) is not None:
+        return known(*operands)
     key = None if compiling else remembered.key_of(prepare, operands, (*options, (eps,)), backend)
     if key is not None and (known := remembered.find(key)) is not None:
+        if recent is not None:
+            recent.add(operands, known)
         return known(*operands)
     given = *sources, *fold(prepare, sources, weight, bias, norm)
     output = conv.run(prepare, given, options, backend)
     found = None if key is None else remembered.key_of(prepare, given, options, backend)
     if key is not None and found is not None and (conv_known := remembered.find(found)) is not None:
-        served = _is_served_by_triton(weight, bias, norm)
-        tape = triton_norm.folded.tape_of(weight, bias, *statistics, eps) if served else None  # type: ignore[attr-defined]
+        floor = _floor_of(weight, bias, norm)
+        tape = None if floor is None else tape_of(floor.folded, weight, bias, *statistics, eps)
 
         def known(*operands: Any) -> Tensor:
             *first, weight, bias, mean, var, scale, shift = operands
@@ -186,24 +192,29 @@ def fold(
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    if _is_served_by_triton(weight, bias, norm):
-        given: Any = (weight, bias, *norm[:4], norm.eps)
-        return triton_norm.folded(*given)
-    return folded(weight, bias, norm)
+    floor = _floor_of(weight, bias, norm)
+    if floor is None:
+        return folded(weight, bias, norm)
+    made: tuple[Tensor, Tensor] = floor.folded(weight, bias, *norm[:4], norm.eps)
+    return made
 
 
-def _is_served_by_triton(weight: Tensor, bias: Tensor | None, norm: Norm) -> bool:
-    """Tell whether one launch folds a norm: without gradients, and in plain memory."""
+def _floor_of(weight: Tensor, bias: Tensor | None, norm: Norm) -> Any:
+    """Return the floor that folds a norm in one pass, without gradients and in plain memory; ``None`` for torch's."""
+    if torch.compiler.is_compiling() or not (weight.is_cuda or weight.is_cpu):
+        return None
     tensors = [one for one in (weight, bias, *norm[:4]) if one is not None]
-    return (
-        weight.is_cuda
-        and weight.dtype in triton_norm.DTYPES
-        and triton_norm.SERVES
-        and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
-        and all(one.is_contiguous() for one in tensors)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+        return None
+    floor = backends.load(f"seqconv.kernels.{'triton' if weight.is_cuda else 'numba'}.norm")
+    is_served = (
+        floor.SERVES
+        and weight.dtype in floor.DTYPES
+        and weight.numel() <= floor.MOST
+        and all(one.is_contiguous() and (weight.is_cuda or one.dtype is weight.dtype) for one in tensors)
         and unfollowed(*tensors, autocast=True) is None
     )
+    return floor if is_served else None
 
 
 def norm_call(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqconv.functional import conv, norm
+from seqconv.functional.recent import Recent
 from seqconv.functional.several import embedding_conv1ds_call
 from seqconv.kernels.norm import Norm
 from seqconv.layers.norm import count_batch, norm_of
@@ -139,6 +140,7 @@ class FusedCall:
         self.options = (padding_idx, *self.geometry, None) if of_tokens else self.geometry
         self.pad, self.of_tokens, self.is_rank_free = pad, of_tokens, pool is not None and norm is None
         self.is_unpooled = pool is not None and pool[0] == 1
+        self.recent = Recent()
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
         """Run the fused call on ``operands``, or ``plain`` on ``given``."""
@@ -176,7 +178,7 @@ class FusedCall:
         if self.norm is not None:
             output = self._normalised(prepare, sources, weight, bias, *norm)
         else:
-            output = conv.run(prepare, (*sources, weight, bias), self.options, "auto")
+            output = conv.run(prepare, (*sources, weight, bias), self.options, "auto", self.recent)
         if output is None:
             return None
         if self.keepdim:
@@ -194,7 +196,7 @@ class FusedCall:
         if self.is_behind:
             return self._scaled(conv.run, (prepare, (*sources, weight, bias), self.options, "auto"), stack)
         if not norm.uses_batch(stack, live):
-            return norm.run_folded(prepare, sources, weight, bias, stack, self.options, "auto")
+            return norm.run_folded(prepare, sources, weight, bias, stack, self.options, "auto", self.recent)
         if self.of_tokens or weight.is_cuda or (self.is_unpooled and weight[0].numel() > FEW_PRODUCTS):
             return None
         output = norm.run(sources[0], weight, bias, stack, True, *self.geometry)

@@ -201,8 +201,13 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
     if isinstance(module, _BatchNorm):
         if forward is not _BatchNorm.forward:
             return Link("norm", node, source, {}, f"{type(module).__name__} has statistics of its own")
-        live = module.training or module.running_mean is None
-        options = {"module": name, "training": live}
+        options = {"training": module.training or module.running_mean is None}
+        if options["training"]:
+            options["module"] = name
+        else:
+            options |= {"momentum": 0.0, "eps": module.eps}
+            for one in ("running_mean", "running_var", "weight", "bias"):
+                options[one] = None if getattr(module, one) is None else f"{name}.{one}"
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             options["axes"] = 3 if isinstance(module, nn.BatchNorm1d) else 4
         elif reason is None:

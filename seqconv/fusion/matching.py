@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, NormOptio
 from seqconv.fusion.links import Link, is_shape_read, link_of
 from seqconv.fusion.tracing import IN_PLACE
 
-__all__ = ["Match", "rewrite"]
+__all__ = ["Match", "compiled", "resolved", "rewrite"]
 
 WORDS = {
     "conv1d": "Conv1d", "conv2d": "Conv2d", "embedding": "Embedding", "norm": "BatchNorm", "relu": "ReLU",
@@ -466,9 +468,44 @@ def _cut_out(nodes: set[fx.Node], last: fx.Node, order: dict[fx.Node, int], root
 def compiled(graph: fx.Graph, root: Any) -> Any:
     """Return a graph as a function of its placeholders; attributes are read from ``root`` at every call."""
     code = graph.python_code("self")
+    return _executed(code.src, dict(code.globals)).__get__(root)
+
+
+def resolved(graph: fx.Graph, root: Any, known: Collection[nn.Module]) -> Any:
+    """Return :func:`compiled` of a graph where the modules ``known`` stay what they are: they are not looked up."""
+    graph, places = copy.deepcopy(graph), {}
+    for node in graph.nodes:
+        if node.op not in ("get_attr", "call_module"):
+            continue
+        path, _, name = str(node.target).rpartition(".")
+        holder = operator.attrgetter(path)(root) if path else root
+        held = holder if node.op == "get_attr" else getattr(holder, name)
+        if held in known:
+            places[node.name] = held, name
+            node.target = f"{PLACE}{node.name}"
+    code = graph.python_code("self")
     scope = dict(code.globals)
-    exec(compile(code.src, "<seqconv.fusion>", "exec"), scope)
-    return scope["forward"].__get__(root)
+
+    def found(place: re.Match[str]) -> str:
+        held, name = places[place[1]]
+        scope[f"held_{place[1]}"] = held
+        if place[0].endswith("("):
+            return f"held_{place[1]}("
+        for tensors in (held._parameters, held._buffers):
+            if name in tensors and name not in held.__dict__ and not hasattr(type(held), name):
+                scope[f"held_{place[1]}"] = tensors
+                return f"held_{place[1]}[{name!r}]"
+        return f"held_{place[1]}.{name}"
+
+    return _executed(re.sub(rf"\bself\.{PLACE}(\w+)\(?", found, code.src), scope).__get__(root)
+
+
+def _executed(source: str, scope: dict[str, Any]) -> Any:
+    exec(compile(source, "<seqconv.fusion>", "exec"), scope)
+    return scope["forward"]
+
+
+PLACE = "seqconv_place_of_"
 
 
 def _back(node: fx.Node, stop: fx.Node) -> set[fx.Node]:

@@ -13,6 +13,8 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -22,7 +24,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from seqconv.functional.following import is_watched
 from seqconv.fusion.calls import FusedCall, FusedConcatenation
 from seqconv.fusion.guards import PLAIN, guards, own_call_reason
-from seqconv.fusion.matching import Match, compiled, rewrite
+from seqconv.fusion.matching import Match, compiled, resolved, rewrite
 from seqconv.fusion.tracing import TENSOR, Fact, Untraceable, switches, trace
 
 __all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "unfuse"]
@@ -54,17 +56,28 @@ class Analysis(NamedTuple):
         return any(match.fused for match in self.matches)
 
 
-class Variant(NamedTuple):
+@dataclass
+class Variant:
     """What runs while ``holds``, ``None`` where the class's ``forward`` does; ``name`` is its own.
 
-    ``modes`` are those of the modules; ``asked`` are the facts that the tensors must have, by their numbers.
+    ``run`` looks modules up at every call, as torch.compile wants it; ``quick`` has them at hand. ``modes`` are those
+    of the modules; ``asked`` are the facts that the tensors must have, by their numbers.
     """
 
     name: str
+    graph: fx.Graph | None
     run: Callable[..., Any] | None
     holds: Callable[[], bool]
     modes: list[tuple[nn.Module, bool]]
     asked: tuple[tuple[int, str, Any], ...]
+
+    @cached_property
+    def quick(self) -> Callable[..., Any]:
+        """What runs in eager mode."""
+        assert self.graph is not None
+        assert self.run is not None
+        root = self.run.__self__  # type: ignore[attr-defined]
+        return resolved(self.graph, root, {module for module, _ in self.modes})  # type: ignore[no-any-return]
 
     def takes(self, tensors: list[Tensor]) -> bool:
         return all(getattr(tensors[number], name) == value for number, name, value in self.asked)
@@ -131,7 +144,7 @@ class Program:
             variant = self._made(key, given, options, [Fact(one.dim(), one.dtype) for one in tensors])
         if variant is None or variant.run is None:
             return plain_forward(self.module)(*given, **options)
-        return variant.run(*tensors)
+        return variant.run(*tensors) if torch.compiler.is_compiling() else variant.quick(*tensors)
 
     @property
     def __code__(self) -> Any:
@@ -188,7 +201,7 @@ class Program:
             holds, kept_modes, asked = found.holds, found.modes, found.asked
         run = compiled(found.graph, self.module) if found is not None and found.is_fused else None
         variant = Variant(
-            f"variant {next(_numbers)}", run, holds, kept_modes, tuple((*key, value) for key, value in asked.items())
+            f"variant {next(_numbers)}", found and found.graph, run, holds, kept_modes, tuple((*key, value) for key, value in asked.items())
         )
         _holding[variant.name] = holds
         kept = self.variants.get(key, [])
