@@ -8,13 +8,14 @@ training it comes in at :mod:`.conv_norm_pool`::
        │
        ├──────── gather ────────── gathered, ../plans                         rows of a table, read through an index
        │           ├─ gather_folded   fold, pooling                           additions of rows of the folded table
-       │           └─ gather_direct                                           products with the rows as they are read
+       │           └─ dense                                                   on rows gathered for a few samples
        └──────── gather_backward
                    ├─ gather_backward_folded   gather_backward_spread         gradients summed by row, then multiplied
                    └─ gather_backward_direct                                  products for every window's maximum
 
     conv_norm_pool ─ norm_pool_kernel                                         torch's convolution, then the norm
 
+    norm                                                                      a norm folded into weights
     windows, rmsprop                                                          kernels of their own
     support                                                                   which calls are served; imports no Numba
     micro/      simd, control, memory, tile, igemm, gemm, sparse_products, packing, transposition, argmaxpool,

@@ -88,18 +88,21 @@ def forward(
     want_argmax: bool,
     places: Tensor | None = None,
     lengths: Tensor | None = None,
+    results: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return :func:`.conv_pool.forward`'s result and, if wanted, ``argmax`` of an ``input`` ``(N, C, L)``.
 
     ``places`` ``(N,)``, int64, are the addresses of samples that lie anywhere in a series; ``input`` then has their
     shape and strides, and the result is channels-last. ``lengths`` ``(N,)`` cut samples off; the convolution must have
-    no padding then.
+    no padding then. ``results`` is memory to write to, channels-last unless the pool's result is contiguous.
     """
     if not _is_read_in_place(weight):
         weight = weight.contiguous()
-    prepared = Prepared(input, weight, bias, convolution, pool, want_argmax, is_scattered=places is not None)
+    channels_last = places is not None or results is not None or is_channels_last(input)
+    kind = None if results is None or results[1] is None else results[1].dtype
+    prepared = Prepared(input, weight, bias, convolution, pool, want_argmax, channels_last, kind)
     cut = None if lengths is None else limits_table(lengths, weight.shape[2], convolution, pool)
-    return prepared.run(input, weight, bias, places, cut)
+    return prepared.run(input, weight, bias, places, cut, results)
 
 
 def prepared(
@@ -108,7 +111,7 @@ def prepared(
     """Return what runs :func:`forward` again on other operands of the same formats; ``None`` if a weight is copied."""
     if not _is_read_in_place(weight):
         return None
-    return Prepared(input, weight, bias, convolution, pool, want_argmax)
+    return Prepared(input, weight, bias, convolution, pool, want_argmax, is_channels_last(input))
 
 
 class Prepared:
@@ -122,13 +125,13 @@ class Prepared:
         convolution: Convolution,
         pool: Pool | None,
         want_argmax: bool,
-        *,
-        is_scattered: bool = False,
+        channels_last: bool,
+        kind: torch.dtype | None = None,
     ) -> None:
         dtype, self.threads = input.dtype, torch.get_num_threads()
         greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
-        kind, _ = argmax_integers(greatest)
-        channels_last = (is_scattered or is_channels_last(input)) and not (pool and pool.contiguous)
+        kind = kind or argmax_integers(greatest)[0]
+        channels_last = channels_last and not (pool and pool.contiguous)
         blocking = forward_blocking(
             input.shape, input.stride(), weight.shape, weight.stride(), convolution, pool, dtype.itemsize,
             kind.itemsize, channels_last, (self.threads, threads.WORTH_A_THREAD),
@@ -157,19 +160,22 @@ class Prepared:
         bias: Tensor | None,
         places: Tensor | None = None,
         cut: NDArray[np.int64] | None = None,
+        results: tuple[Tensor, Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the result and, if wanted, ``argmax``; ``cut`` is a :func:`limits_table`."""
-        blocking, argmax = self.blocking, None
-        out = empty(*self.out)
+        blocking = self.blocking
+        if results is None:
+            argmax = torch.empty(self.argmax[0], dtype=self.argmax[1], device=CPU) if self.has_argmax else None
+            results = empty(*self.out), argmax
+        out, argmax = results
         numbers = self.numbers[:]
         numbers[0], numbers[1], numbers[4] = input.data_ptr(), weight.data_ptr(), out.data_ptr()
         if bias is not None:
             numbers[2] = bias.data_ptr()
-        if self.has_argmax:
-            argmax = torch.empty(self.argmax[0], dtype=self.argmax[1], device=CPU)
+        if argmax is not None:
             numbers[5] = argmax.data_ptr()
         if self.is_empty:
-            return out, argmax
+            return results
         if blocking.packed_bytes:
             packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
             numbers[6] = (packed.data_ptr() + 63) // 64 * 64
@@ -189,7 +195,7 @@ class Prepared:
             threads.run(functools.partial(kernel, table, COMPUTE), blocking.args.blocks, blocking.threads)
         if blocking.partial_bytes:
             kernel(table, FINISH, 0, 0, 1, 0)
-        return out, argmax
+        return results
 
 
 def _is_read_in_place(weight: Tensor) -> bool:

@@ -26,7 +26,19 @@ from ..source import Dense, Tokens, Windows
 from .groups import constants
 from .launch import imagined, on_device
 
-__all__ = ["Tape", "compute", "empty", "forget", "generation", "is_hooked", "launch", "layouts", "remembered", "replayed", "serves"]
+__all__ = [
+    "Tape",
+    "compute",
+    "empty",
+    "forget",
+    "generation",
+    "is_hooked",
+    "launch",
+    "layouts",
+    "remembered",
+    "replayed",
+    "serves",
+]
 
 MOST = 1024  # calls of a function that are remembered; texts of any length would be more and more
 NVIDIA = torch.version.hip is None

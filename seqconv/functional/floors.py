@@ -16,7 +16,8 @@ class Tape(Protocol):
     """A call of a floor, to be run again on other tensors of the same formats, while it ``may_replay``."""
 
     @property
-    def may_replay(self) -> bool: ...
+    def may_replay(self) -> bool:
+        """Whether :meth:`replay` does now what the call would."""
 
     def replay(self, tensors: list[Tensor]) -> Any:
         """Return what the call returned, of these tensors."""

@@ -56,7 +56,7 @@ class Recent:
 
     def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Tensor]) -> None:
         """Note what runs a call on such operands."""
-        if self.added == MOST_ADDED:
+        if self.added == MOST_ADDED or len(operands) > len(NOTHING):
             self.entries = []
             return
         self.added += 1

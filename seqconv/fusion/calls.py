@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seqconv.functional import conv, norm
 from seqconv.functional.recent import Recent
-from seqconv.functional.several import embedding_conv1ds_call
+from seqconv.functional.several import run_recent
 from seqconv.kernels.norm import Norm
 from seqconv.layers.norm import count_batch, norm_of
 
@@ -253,7 +253,7 @@ class FusedConcatenation:
     ) -> None:
         self.__name__, self.__module__ = "fused_several", __name__
         self.plain, self.names, self.images = plain, names, images
-        self.convolution, self.padding_idx = convolution, padding_idx
+        self.convolution, self.padding_idx, self.recent = convolution, padding_idx, Recent()
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
         """Run the fused call on ``operands``, or ``plain`` on ``given``."""
@@ -271,7 +271,7 @@ class FusedConcatenation:
             ]
             if tokens.dim() != 2:
                 return None
-            call = embedding_conv1ds_call(tokens, table, None, weights, biases, self.padding_idx, self.convolution)
-            return call.run("auto")
+            operands = tokens, table, *weights, *biases
+            return run_recent(operands, len(weights), self.padding_idx, self.convolution, self.recent)
         except REFUSALS:
             return None

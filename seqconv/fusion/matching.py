@@ -491,11 +491,14 @@ def resolved(graph: fx.Graph, root: Any, known: Collection[nn.Module]) -> Any:
         scope[f"held_{place[1]}"] = held
         if place[0].endswith("("):
             return f"held_{place[1]}("
+        if name in held._modules:
+            scope[f"held_{place[1]}"] = held._modules[name]
+            return f"held_{place[1]}"
         for tensors in (held._parameters, held._buffers):
             if name in tensors and name not in held.__dict__ and not hasattr(type(held), name):
                 scope[f"held_{place[1]}"] = tensors
                 return f"held_{place[1]}[{name!r}]"
-        return f"held_{place[1]}.{name}"
+        return f"getattr(held_{place[1]}, {name!r})"
 
     return _executed(re.sub(rf"\bself\.{PLACE}(\w+)\(?", found, code.src), scope).__get__(root)
 

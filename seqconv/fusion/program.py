@@ -200,9 +200,9 @@ class Program:
         else:
             holds, kept_modes, asked = found.holds, found.modes, found.asked
         run = compiled(found.graph, self.module) if found is not None and found.is_fused else None
-        variant = Variant(
-            f"variant {next(_numbers)}", found and found.graph, run, holds, kept_modes, tuple((*key, value) for key, value in asked.items())
-        )
+        facts_asked = tuple((*fact, value) for fact, value in asked.items())
+        name, graph = f"variant {next(_numbers)}", found.graph if found is not None else None
+        variant = Variant(name, graph, run, holds, kept_modes, facts_asked)
         _holding[variant.name] = holds
         kept = self.variants.get(key, [])
         if sum(map(len, self.variants.values())) >= MOST:
