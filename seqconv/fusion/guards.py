@@ -28,9 +28,13 @@ def own_call_reason(module: nn.Module) -> str | None:
     own = module.__dict__
     if any(own[name] for name in HOOKS):
         return "hooks need the module's own call"
-    if "_conv_forward" in own or not hasattr(own.get("forward", guards), "is_replaceable"):
+    if "_conv_forward" in own or _has_own_forward(own):
         return "the module has a forward of its own"
     return None
+
+
+def _has_own_forward(own: dict[str, Any]) -> bool:
+    return not hasattr(own.get("forward", guards), "is_replaceable")
 
 
 def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
@@ -150,12 +154,16 @@ def _guard(module: nn.Module) -> Callable[[], bool]:
     hooked = [*map(bool, hooks(own))]
     is_bare = not any(hooked)
     children, names, missing = list(own["_modules"].items()), *_slots(own)
+    parameters, buffers, has_own_forward = own["_parameters"], own["_buffers"], _has_own_forward(own)
 
     def holds() -> bool:
         return (
             type(module) is kind
             and (len(own) == size or _size(own) == bare)
             and get(own) == values
+            and own["_parameters"] is parameters
+            and own["_buffers"] is buffers
+            and _has_own_forward(own) is has_own_forward
             and (not any(hooks(own)) if is_bare else [*map(bool, hooks(own))] == hooked)
             and (not tensors or all(isinstance(own[name], Tensor) for name in tensors))
             and list(own["_modules"].items()) == children
