@@ -198,5 +198,5 @@ class _Underivable(torch.autograd.Function):
         backend, operation = ctx.kernel
         raise RuntimeError(
             f"{operation} has no second derivative on backend {backend!r}: "
-            "pass backend='reference', which torch can differentiate any number of times"
+            "pass backend='reference', or seqconv.unfuse a fused model, to have torch's own operations"
         )
