@@ -123,7 +123,7 @@ def test_a_position_of_other_ranks_is_refused():
     old = ArrayBatches(*numbered(20)).state_dict()
     del old["config"]["rank"], old["config"]["world_size"]
     ArrayBatches(*numbered(20)).load_state_dict(old)
-    with pytest.raises(ValueError, match="saved with {'world_size': 1, .* this loader has {'world_size': 2,"):
+    with pytest.raises(ValueError, match=r"saved with {'world_size': 1, .* this loader has {'world_size': 2,"):
         first.load_state_dict(old)
 
 
