@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,6 +32,7 @@ from seqconv.training import (
 )
 
 TIMES = {"seconds", "ms_per_step"}
+WAITS = datetime.timedelta(seconds=30)  # a rank that waits for ever fails its test, and frees its process
 ROWS, BATCH = 44, 8  # batches of 8, the last of 4: no row is repeated on two ranks
 
 
@@ -63,11 +66,11 @@ def both(executor: ProcessPoolExecutor, tmp_path: Path) -> Callable[..., list[An
 
 
 def of_a_rank(rank: int, meeting: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    waits = datetime.timedelta(seconds=30)  # a rank that waits for ever fails the test, and frees its process
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=waits)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=WAITS)
     try:
         return function(rank, *arguments)
     finally:
+        gc.collect()  # a DistributedDataParallel would keep the group's connections
         distributed.destroy_process_group()
 
 
@@ -111,9 +114,13 @@ def weights(model: nn.Module) -> dict[str, np.ndarray]:
 
 def plainly(rank: int, folder: Path, wrapped: bool = False) -> Any:
     model = network(rank)
-    called = []
+    called: list[dict[str, float]] = []
     given = nn.parallel.DistributedDataParallel(model) if wrapped else model
-    records = train(rank, 2, given, checkpoint_dir=folder, callback=called.append)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:  # where every file would be written
+            for module in ("checkpoint", "history"):
+                patch.delattr(f"seqconv.training.{module}.atomic_write")
+        records = train(rank, 2, given, checkpoint_dir=folder, callback=called.append)
     scores = scores_of(rank, 2, given)
     return records, weights(model), scores, called
 
@@ -264,6 +271,33 @@ def test_an_error_on_one_rank_is_raised_on_both_at_the_same_step(both, tmp_path,
     assert {made for _, made in told} <= steps
 
 
+class FailsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise LookupError("failed in the backward pass")
+
+
+def failing_backwards(rank: int) -> str:
+    """Fail while the other waits for gradients; the process group's end, as the process's, ends that."""
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(FailsBackwards.apply(outputs) if rank == 0 else outputs, targets)
+
+    with pytest.raises((LookupError, RuntimeError)) as caught:
+        train(rank, 2, network(rank), loss=loss)
+    return type(caught.value).__name__
+
+
+def test_an_error_in_the_backward_pass_ends_the_other_rank_with_the_connection(both):
+    began = time.monotonic()
+    assert both(failing_backwards) == ["LookupError", "RuntimeError"]
+    assert time.monotonic() - began < WAITS.total_seconds()  # it has not waited in vain
+
+
 def not_finite(rank: int, folder: Path) -> Any:
     calls = 0
 
@@ -304,6 +338,9 @@ def several_things(rank: int) -> Any:
     scores = evaluate(nn.Sequential(nn.Flatten(), nn.Linear(6, 1), nn.Flatten(0)), alone, loss=constant)
     with pytest.raises(ValueError, match="at least one batch"):
         evaluate(norm, [], loss=constant)
+    seeds: list[int] = []
+    train(rank, 2, norm, seed=2**32 - 1, epochs=1, callback=lambda record: seeds.append(torch.initial_seed()))
+    assert seeds == [[2**32 - 1], [0]][rank]
     frozen = nn.Linear(6, 1).requires_grad_(False)
     assert evaluate(frozen, alone, loss=constant) == scores
     with pytest.raises(LookupError, match="failed in call 1"):
