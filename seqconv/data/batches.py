@@ -80,19 +80,17 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
         kept = int(len(self.targets) * (1 - share))
         if not 0 < kept < len(self.targets):
             raise ValueError(f"share must leave some of {len(self.targets)} rows on either side, got {share}")
-        ranks = {"rank": self.rank, "world_size": self.world_size}
-        train = ArrayBatches(
+        part = partial(ArrayBatches, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+        train = part(
             mapped(lambda one: one[:kept], self.inputs),
             self.targets[:kept],
-            batch_size=self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed if self.seed_given else None,
             drop_last=self.drop_last,
             uneven=self.uneven,
-            **ranks,
         )
         rest = mapped(lambda one: one[kept:], self.inputs)
-        return train, ArrayBatches(rest, self.targets[kept:], batch_size=self.batch_size, uneven="keep", **ranks)
+        return train, part(rest, self.targets[kept:], uneven="keep")
 
     @property
     def _total(self) -> int:

@@ -89,7 +89,8 @@ class Passes(Generic[Batch]):
 
     def positions(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Return this rank's samples' positions in a pass over all ranks, which begins again behind its end."""
-        return (self.rank + self.world_size * indices) % self._total
+        positions: NDArray[Any] = (self.rank + self.world_size * indices) % self._total
+        return positions
 
     def _order(self, number: int, *fresh: int) -> NDArray[Any]:
         """Return this rank's samples in the order of pass ``number``, drawn with ``fresh`` beside the seed."""

@@ -126,15 +126,33 @@ def fit(
     Losses and metrics are means over samples: a smaller last batch counts for less, as in Keras. The training figures
     are those of the steps as they were made, with dropout and changing weights.
 
+    In a process group of ``torch.distributed``, as ``torchrun`` scripts make one, all ranks make the call with the same
+    arguments, but for loaders and callbacks:
+
+    - The model trains in ``DistributedDataParallel``, one given in it as it is, with gradients that are means over the
+      ranks. They, and the history, are those of one process where each rank's loader yields its part of every batch:
+      ``SlidingWindows`` and ``ArrayBatches`` with ``rank``, ``world_size``, a ``batch_size`` divided by that, and
+      ``uneven="keep"`` for validation. A batch norm sees its rank's part alone; its running statistics are rank 0's.
+    - Rank 0 alone shows progress and writes files, to its ``checkpoint_dir``; the others wait for it and resume from
+      there. Weights are saved without the wrapper, positions, random states and callbacks' states of each rank. As many
+      ranks must resume a run as began it.
+    - All start from rank 0's weights. Rank ``r`` is seeded with ``seed + r``, so that each has dropout of its own.
+    - ``callback`` is called on every rank, with the same record, so that what it changes is changed everywhere; one
+      that prints asks for the rank. ``on_step`` gets the loss of the rank's part.
+    - An error on one rank is raised on all of them and a signal stops all of them, at the same step. What ends a
+      backward pass on one rank alone ends the others only with its process; a loader that dies of a signal leaves
+      ``last.pt`` as it was.
+
     Raises:
         NonFiniteError: the loss became NaN or infinite. On the CPU the step is not made; on an accelerator losses
             are looked at a few times a second. Losses and weights are always checked before a checkpoint is written.
         Interrupted: Ctrl-C, or SIGTERM, then as its subclass Terminated; the step under way was completed and
             ``last.pt`` written. A second Ctrl-C stops at once. Signals are handled in the main thread only.
-        CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run.
+        CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run, or
+            of another number of ranks.
         FileExistsError: ``checkpoint_dir`` holds a run and ``resume`` is not set.
         OSError: ``checkpoint_dir`` cannot be written to, which is tried before a new run begins.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or not the same on all ranks.
         TypeError: a count is no int, or ``schedule`` none of torch's.
 
     """
