@@ -95,10 +95,9 @@ class Passes(Generic[Batch]):
     def _order(self, number: int, *fresh: int) -> NDArray[Any]:
         """Return this rank's samples in the order of pass ``number``, drawn with ``fresh`` beside the seed."""
         mine = self.positions(np.arange(self._share))
-        if not self.shuffle:
-            return mine
-        order: NDArray[Any] = np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)
-        return order[mine]
+        if self.shuffle:
+            mine = np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)[mine]
+        return mine
 
     def __iter__(self) -> Iterator[Batch]:
         last = self._position

@@ -32,7 +32,7 @@ from seqconv.training import (
 )
 
 TIMES = {"seconds", "ms_per_step"}
-WAITS = datetime.timedelta(seconds=30)  # a rank that waits for ever fails its test, and frees its process
+WAITS = datetime.timedelta(seconds=60)  # a rank that waits for ever fails its test, and frees its process
 ROWS, BATCH = 44, 8  # batches of 8, the last of 4: no row is repeated on two ranks
 
 
