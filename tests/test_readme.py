@@ -40,6 +40,8 @@ def test_commands_exist():
     for words in commands():
         while "=" in words[0]:  # a variable set for the command
             words = words[1:]
+        if words[0] == "torchrun":
+            words = words[words.index("seqconv") :]
         if words[0] == "make":
             assert words[1] in targets, words
         elif words[0] == "seqconv":

@@ -7,6 +7,7 @@ import json
 import sys
 
 from seqconv.cli import options
+from seqconv.cli.torchrun import world_size
 
 __all__ = ["add_parser"]
 
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     from seqconv import environment
     from seqconv.experiments import compare, load_task, report
 
+    if world_size() > 1:
+        raise ValueError(f"compare runs in one process, got WORLD_SIZE={world_size()}; seqconv train runs in several")
     folder = options.output_folder(arguments)
     names = None if arguments.models is None else arguments.models.split(",")
     tasks = options.TASKS if arguments.task == "all" else (arguments.task,)

@@ -6,8 +6,15 @@ import argparse
 import json
 import math
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seqconv.cli import options
+from seqconv.cli.torchrun import process_group
+
+if TYPE_CHECKING:
+    from seqconv.experiments import Task
+    from seqconv.training import History
 
 __all__ = ["add_parser"]
 
@@ -16,6 +23,7 @@ EXAMPLES = """  seqconv train imdb --model convnet
   seqconv train jena --model conv_gru --preset notebook --patience 3 --out runs/hybrid --resume
   seqconv train imdb --learning-rate 3e-4 --clip-norm 1 --schedule CosineAnnealingLR T_max=10 eta_min=1e-5
   seqconv train jena --csv station.csv --date-column date --target "T (degC)"
+  torchrun --nproc-per-node 2 --no-python seqconv train jena --preset notebook   (two processes share each batch)
 """
 
 
@@ -36,11 +44,24 @@ def add_parser(commands: options.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, judge the best epoch's weights on validation and test data, and print the history."""
+    """Train, judge the best epoch's weights on validation and test data, and print the history.
+
+    Under ``torchrun`` its processes do that together, and the first one prints.
+    """
+    with process_group() as ranks:
+        arguments.quiet = arguments.quiet or not ranks.is_main
+        folder = ranks.gather(options.output_folder(arguments))[0]  # a new one is named by the time
+        task, history, scores = train(arguments, folder)
+    if ranks.is_main:
+        show(arguments, folder, task, history, scores)
+    return 0
+
+
+def train(arguments: argparse.Namespace, folder: Path) -> tuple[Task, History | None, dict[str, float]]:
+    """Return the task, the history, ``None`` where there is nothing to train, and the metric by part of the data."""
     from seqconv.experiments import load_task
     from seqconv.experiments.comparison import train_model
 
-    folder = options.output_folder(arguments)
     task = load_task(
         arguments.task,
         settings=options.settings_from(arguments, arguments.task),
@@ -66,6 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
         clip_norm=arguments.clip_norm,
         clip_value=arguments.clip_value,
     )
+    return task, history, scores
+
+
+def show(
+    arguments: argparse.Namespace, folder: Path, task: Task, history: History | None, scores: dict[str, float]
+) -> None:
+    """Print the results."""
     if arguments.json:
         result = {
             "task": task.name,
@@ -79,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             "folder": str(folder),
         }
         print(json.dumps(result, indent=2))
-        return 0
+        return
     if history is not None:
         print(history.frame.to_string(index=False))
     metric = task.metric.name.replace("_", " ")
@@ -88,7 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{part} {metric}: {value:.4f}{units} ({task.origin})")
     if history is not None:
         print(f"checkpoints, history and plot: {folder}")
-    return 0
 
 
 def _without_nan(record: dict[str, float]) -> dict[str, float | None]:

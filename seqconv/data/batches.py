@@ -27,7 +27,8 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
     Each ``iter()`` starts a pass in which every row comes once; the last batch is smaller where ``batch_size`` does
     not divide N, or left out with ``drop_last``. ``shuffle=True`` draws a new order for every pass from ``(seed,
     number of the pass)``; ``seed=None`` draws the seed from torch's global generator. ``len()`` is the number of
-    batches in a pass.
+    batches in a pass. ``rank``, ``world_size`` and ``uneven`` share a pass's rows out, as those of
+    :class:`SlidingWindows` do its windows; ``batch_size`` and ``len()`` are then those of one rank.
 
     :meth:`state_dict` holds the position of what has been handed out so far and JSON can hold it; after
     :meth:`load_state_dict` the next ``iter()`` finishes the interrupted pass.
@@ -36,8 +37,9 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
 
     Arrays are NumPy arrays of numbers or CPU tensors, with rows along their first axis. They are read in place, so
     changes to them show; only arrays that no tensor can share (read-only, negative strides, foreign byte order) are
-    copied once. Raises ``TypeError`` for anything else and for ``batch_size`` and ``seed`` that are no integers,
-    ``ValueError`` where the numbers of rows differ, ``batch_size`` is below 1 or ``seed`` below 0.
+    copied once. Raises ``TypeError`` for anything else and for numbers that are no integers, ``ValueError`` where the
+    numbers of rows differ, ``batch_size`` is below 1 or ``seed`` below 0, and for ranks as :class:`SlidingWindows`
+    does.
     """
 
     def __init__(
@@ -49,6 +51,9 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
         shuffle: bool = False,
         seed: int | None = None,
         drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        uneven: str = "pad",
     ) -> None:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         if not given:
@@ -61,46 +66,45 @@ class ArrayBatches(Passes[tuple[Inputs, Tensor]]):
         for rows in map(len, tensors):
             if rows != len(self.targets):
                 raise ValueError(f"targets must have as many rows as inputs ({rows}), got {len(self.targets)}")
-        super().__init__(shuffle=shuffle, seed=seed)
+        super().__init__(shuffle=shuffle, seed=seed, rank=rank, world_size=world_size, uneven=uneven)
+        self._require_share("row")
         self.batch_size = integer("batch_size", batch_size, 1)
         self.drop_last = bool(drop_last)
 
     def split(self, share: float) -> tuple[ArrayBatches, ArrayBatches]:
         """Return batches to train on and batches to validate with: the last ``share`` of the rows, as in Keras.
 
-        The rows are split as they stand, before any shuffling, and those for validation are not shuffled. Raises
-        ``ValueError`` where ``share`` leaves either part empty.
+        The rows are split as they stand, before any shuffling, and those for validation are not shuffled; ranks have
+        each of these once (``uneven="keep"``). Raises ``ValueError`` where ``share`` leaves either part empty.
         """
         kept = int(len(self.targets) * (1 - share))
         if not 0 < kept < len(self.targets):
             raise ValueError(f"share must leave some of {len(self.targets)} rows on either side, got {share}")
-        train = ArrayBatches(
+        part = partial(ArrayBatches, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+        train = part(
             mapped(lambda one: one[:kept], self.inputs),
             self.targets[:kept],
-            batch_size=self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed if self.seed_given else None,
             drop_last=self.drop_last,
+            uneven=self.uneven,
         )
         rest = mapped(lambda one: one[kept:], self.inputs)
-        return train, ArrayBatches(rest, self.targets[kept:], batch_size=self.batch_size)
+        return train, part(rest, self.targets[kept:], uneven="keep")
+
+    @property
+    def _total(self) -> int:
+        return len(self.targets)
 
     def __len__(self) -> int:
-        rows = len(self.targets)
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        return self._share // self.batch_size if self.drop_last else -(-self._share // self.batch_size)
 
     def _batches(self, number: int, first: int) -> Generator[tuple[Inputs, Tensor], None, None]:
-        order = self._order(number)
+        order = torch.from_numpy(self._order(number))
         for batch in range(first, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             take = partial(torch.index_select, dim=0, index=rows)
             yield mapped(take, self.inputs), take(self.targets)
-
-    def _order(self, number: int) -> Tensor:
-        """Return the rows in the order of pass ``number``."""
-        if not self.shuffle:
-            return torch.arange(len(self.targets))
-        return torch.from_numpy(np.random.default_rng([self.seed or 0, number]).permutation(len(self.targets)))
 
     def _config(self) -> dict[str, Any]:
         return {

@@ -8,7 +8,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from seqconv.data.arguments import integer
 
@@ -33,14 +35,30 @@ class Position:
 class Passes(Generic[Batch]):
     """What the loaders share: passes whose order depends on their number and a seed, and a position to resume from.
 
+    A pass is over samples, which the ranks of ``DistributedDataParallel`` share out: of their order, the loader of
+    ``rank`` has those at ``rank``, ``rank + world_size``, ... ``uneven`` tells what becomes of the samples that are
+    left where ``world_size`` does not divide them, see :class:`~seqconv.data.SlidingWindows`.
+
     ``seed_given`` tells a seed of the user's from one drawn from torch's global generator, where ``shuffle`` needs one.
     """
 
-    def __init__(self, *, shuffle: bool, seed: int | None) -> None:
+    def __init__(self, *, shuffle: bool, seed: int | None, rank: int, world_size: int, uneven: str) -> None:
+        self.world_size = integer("world_size", world_size, 1)
+        self.rank = integer("rank", rank, 0, self.world_size - 1)
+        if uneven not in ("pad", "drop", "keep"):
+            raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
+        self.uneven = uneven
+        if shuffle and self.world_size > 1 and seed is None:
+            raise ValueError("seed must be given where ranks share out a shuffled order, got None")
         self.shuffle = bool(shuffle)
         self.seed_given = seed is not None
         self.seed = integer("seed", seed, 0) if self.seed_given else int(torch.randint(2**62, ())) if shuffle else None
         self._position = Position()
+
+    @property
+    @abstractmethod
+    def _total(self) -> int:
+        """Samples that there are, over all ranks."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -52,7 +70,34 @@ class Passes(Generic[Batch]):
 
     @abstractmethod
     def _config(self) -> dict[str, Any]:
-        """Return what a position depends on, as JSON can hold it."""
+        """Return what a position depends on beside the ranks, as JSON can hold it."""
+
+    @property
+    def _share(self) -> int:
+        """Samples in a pass of this rank, repeated ones included."""
+        total, ranks = self._total, self.world_size
+        shares = {"pad": -(-total // ranks), "drop": total // ranks, "keep": len(range(self.rank, total, ranks))}
+        return shares[self.uneven]
+
+    def _require_share(self, sample: str) -> None:
+        """Raise ``ValueError`` where ranks without samples are left."""
+        if self.uneven == "drop" and self._total < self.world_size:
+            raise ValueError(
+                f"uneven='drop' needs a {sample} for each of the {self.world_size} ranks, got {self._total} {sample}s; "
+                "'pad' repeats them"
+            )
+
+    def positions(self, indices: NDArray[Any]) -> NDArray[Any]:
+        """Return this rank's samples' positions in a pass over all ranks, which begins again behind its end."""
+        positions: NDArray[Any] = (self.rank + self.world_size * indices) % self._total
+        return positions
+
+    def _order(self, number: int, *fresh: int) -> NDArray[Any]:
+        """Return this rank's samples in the order of pass ``number``, drawn with ``fresh`` beside the seed."""
+        mine = self.positions(np.arange(self._share))
+        if self.shuffle:
+            mine = np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)[mine]
+        return mine
 
     def __iter__(self) -> Iterator[Batch]:
         last = self._position
@@ -75,8 +120,12 @@ class Passes(Generic[Batch]):
             "batch": position.handed_out,
             "under_way": position.under_way,
             "seed": self.seed,
-            "config": self._config(),
+            "config": self._whole_config(),
         }
+
+    def _whole_config(self) -> dict[str, Any]:
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        return self._config() | ranks | ({"uneven": self.uneven} if self.world_size > 1 else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position that :meth:`state_dict` returned, and take over its seed where none was given here.
@@ -95,7 +144,8 @@ class Passes(Generic[Batch]):
                 pass
             case _:
                 raise ValueError(f"state must be what state_dict returned, got {state!r}")
-        saved, mine = {**config, "seed": seed}, self._config()
+        # A state from before these loaders had ranks is of one process.
+        saved, mine = {"rank": 0, "world_size": 1, **config, "seed": seed}, self._whole_config()
         if self.shuffle and self.seed_given:
             mine["seed"] = self.seed
         differing = [key for key, value in mine.items() if saved.get(key) != value]

@@ -133,23 +133,16 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         self.columns, self.one_column = columns_of(target_column, self.series.shape[1], names)
         self.batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
         self.drop_last = bool(drop_last)
-        self.world_size = integer("world_size", world_size, 1)
-        self.rank = integer("rank", rank, 0, self.world_size - 1)
         self.prefetch, self.reuse, self.output = bool(prefetch), bool(reuse), output
         self.materialise = materialise
         if batch_size is None and drop_last:
             raise ValueError("drop_last must be False with batch_size=None, got True")
-        self.uneven = uneven
         if output not in ("torch", "numpy"):
             raise ValueError(f"output must be 'torch' or 'numpy', got {output!r}")
-        if uneven not in ("pad", "drop", "keep"):
-            raise ValueError(f"uneven must be 'pad', 'drop' or 'keep', got {uneven!r}")
         if not isinstance(materialise, bool):
             raise TypeError(f"materialise must be True or False, got {materialise!r}")
         self.backend = load_kernels(backend)
-        if shuffle and world_size > 1 and seed is None:
-            raise ValueError("seed must be given where ranks share out a shuffled order, got None")
-        super().__init__(shuffle=shuffle, seed=seed)
+        super().__init__(shuffle=shuffle, seed=seed, rank=rank, world_size=world_size, uneven=uneven)
         self._runs, self._counts = self._runs_of_windows(groups)
         if not self._counts.size:
             raise ValueError(
@@ -158,11 +151,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
                 + (" in groups" if groups is not None else "")
             )
         self._ends = np.cumsum(self._counts)
-        if uneven == "drop" and self._total < self.world_size:
-            raise ValueError(
-                f"uneven='drop' needs a window for each of the {world_size} ranks, got {self._total} windows; "
-                "'pad' repeats them"
-            )
+        self._require_share("window")
         self._tensors: dict[torch.device, Tensor] = {}
         self._worker_passes = WorkerPasses() if self.shuffle and self.seed_given else None
 
@@ -184,9 +173,7 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     @property
     def windows(self) -> int:
         """Windows in a pass of this rank, repeated ones included."""
-        total, ranks = self._total, self.world_size
-        shares = {"pad": -(-total // ranks), "drop": total // ranks, "keep": len(range(self.rank, total, ranks))}
-        return shares[self.uneven]
+        return self._share
 
     @property
     def _total(self) -> int:
@@ -225,10 +212,6 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         within = positions - (self._ends - self._counts)[run]
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
 
-    def positions(self, indices: Array) -> Array:
-        """Return this rank's windows' positions in a pass over all ranks, which begins again behind its end."""
-        return (self.rank + self.world_size * indices) % self._total
-
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
         self._position = Position(integer("epoch", epoch, 0))
@@ -253,7 +236,8 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         buffers = None
         if self.reuse and worker is None:
             buffers = [self._empty(min(self.batch_size or 1, self.windows)) for _ in range(2 if self.prefetch else 1)]
-        filled = self._filled(self._order(number), share, buffers)
+        fresh = [] if worker is None or self.seed_given else [worker.seed - worker.id]  # common to all workers
+        filled = self._filled(self._order(number, *fresh), share, buffers)
         with contextlib.closing(prefetched(filled) if self.prefetch else filled) as batches:
             yield from batches
 
@@ -289,15 +273,6 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         inputs: Array = np.empty(shape, dtype) if self.materialise else np.empty(count, np.int64)
         return inputs, np.empty((count, self.horizon, len(self.columns)), dtype)
 
-    def _order(self, number: int) -> Array:
-        """Return the positions of this rank's windows in the order of pass ``number``."""
-        mine = self.positions(np.arange(self.windows))
-        if not self.shuffle:
-            return mine
-        worker = get_worker_info()
-        fresh = [worker.seed - worker.id] if worker is not None and not self.seed_given else []  # common to all workers
-        return np.random.default_rng([self.seed or 0, number, *fresh]).permutation(self._total)[mine]
-
     def _runs_of_windows(self, groups: Any) -> tuple[Array, Array]:
         """Return the first rows of the runs that hold windows, and how many windows each holds."""
         firsts = np.array([self.start])
@@ -329,9 +304,6 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
-            "rank": self.rank,
-            "world_size": self.world_size,
-            **({"uneven": self.uneven} if self.world_size > 1 else {}),
         }
 
 

@@ -31,6 +31,7 @@ from seqconv.training import (
     rmsprop,
     seed_everything,
 )
+from seqconv.training.ranks import Ranks
 
 __all__ = ["Outcome", "compare", "served_by", "step_milliseconds", "train_model"]
 
@@ -127,7 +128,8 @@ def train_model(
     """Train one model from weights drawn by ``seed``; return it with its best epoch's weights, history and metrics.
 
     The metrics are the task's on the ``"validation"`` and ``"test"`` data. A model with nothing to train has no
-    history. Every model sees the same batches in the same order.
+    history. Every model sees the same batches in the same order. In a process group of ``torch.distributed`` all ranks
+    make the call, with a task loaded there, and rank 0 writes the files.
 
     ``learning_rate`` takes the place of the model's own. ``schedule`` is the name of one of torch's schedules and its
     arguments, ``("StepLR", {"step_size": 2})``, where ``ReduceLROnPlateau`` looks the right way by default; the rest is
@@ -168,7 +170,8 @@ def train_model(
             labels={"data": task.source},
             settings={"learning_rate": learning_rate, "schedule_arguments": schedule and schedule[1]},
         )
-        plot_history(history, folder / "history.png", title=f"{name}, {task.title} ({task.origin})")
+        if Ranks().is_main:
+            plot_history(history, folder / "history.png", title=f"{name}, {task.title} ({task.origin})")
         load_weights(model, folder / "best.pt")
     scores = {
         part: evaluate(model, loader, loss=task.loss, metrics=[task.metric], steps=steps)[task.metric.name]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from seqconv import models
 from seqconv.data import ArrayBatches, load_imdb
 from seqconv.data.sources import DataSource
-from seqconv.experiments.task import Entry, Settings, Task
+from seqconv.experiments.task import Entry, Settings, Task, shared_out
 from seqconv.training import binary_accuracy
 
 __all__ = ["load"]
@@ -27,7 +27,9 @@ def load(
 
     def batches(part: str, *, shuffle: bool = False) -> ArrayBatches:
         tokens, labels = getattr(data, part)
-        return ArrayBatches(tokens, labels, batch_size=settings.batch_size, shuffle=shuffle, seed=seed)
+        return ArrayBatches(
+            tokens, labels, shuffle=shuffle, seed=seed, **shared_out(settings.batch_size, training=shuffle)
+        )
 
     words = data.num_words
     labels = torch.from_numpy(data.train[1])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from seqconv import models
 from seqconv.data import SlidingWindows, load_csv, load_jena
 from seqconv.data.sources import DataSource
-from seqconv.experiments.task import Entry, Settings, Task
+from seqconv.experiments.task import Entry, Settings, Task, shared_out
 from seqconv.training import mean_absolute_error
 
 __all__ = ["load"]
@@ -47,11 +47,11 @@ def load(
             target_column=data.target_column,
             start=rows.start,
             stop=rows.stop,
-            batch_size=settings.batch_size,
             shuffle=shuffle,
             seed=seed,
             groups=data.groups,
             materialise=False,
+            **shared_out(settings.batch_size, training=shuffle),
         )
 
     def reading() -> models.WindowSource:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from seqconv.data.sources import DataSource
 from seqconv.training import Metric
+from seqconv.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from seqconv.data import ArrayBatches, SlidingWindows
 
-__all__ = ["PRESETS", "TASKS", "Entry", "Settings", "Task", "load_task"]
+__all__ = ["PRESETS", "TASKS", "Entry", "Settings", "Task", "load_task", "shared_out"]
 
 Loader: TypeAlias = "ArrayBatches | SlidingWindows"
 
@@ -110,6 +111,7 @@ def load_task(
     ``preset`` is ``"notebook"`` (the notebook's epochs and steps) or ``"quick"`` (minutes on a small CPU); ``settings``
     take its place. ``data_dir``, ``source``: see :func:`seqconv.data.sources.find`. ``seed`` orders the batches.
     ``csv``, the arguments of :func:`seqconv.data.load_csv`, puts a file of one's own in the place of Jena's.
+    In a process group of ``torch.distributed`` the loaders yield this rank's part of each batch.
     Raises ``ValueError`` for an unknown name or preset, and what the data's loader raises.
     """
     if name not in TASKS:
@@ -124,6 +126,26 @@ def load_task(
     own = {} if csv is None else {"csv": csv}
     task: Task = module.load(settings, data_dir=data_dir, source=source, seed=seed, **own)
     return task
+
+
+def shared_out(batch_size: int, *, training: bool) -> dict[str, Any]:
+    """Return a loader's arguments for this rank's part of each batch of ``batch_size`` samples.
+
+    Ranks have equally many batches in training, where a pass may repeat a sample for that; elsewhere each sample
+    counts once. Raises ``ValueError`` for a batch that cannot be parted equally.
+    """
+    ranks = Ranks()
+    if batch_size % ranks.world_size:
+        raise ValueError(
+            f"batch_size, which {ranks.world_size} processes share out, must be a multiple of {ranks.world_size}, "
+            f"got {batch_size}"
+        )
+    return {
+        "batch_size": batch_size // ranks.world_size,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "uneven": "pad" if training else "keep",
+    }
 
 
 TASKS = ("imdb", "jena")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from seqconv.training.feed import Batches, to_device
 from seqconv.training.metrics import Metric
+from seqconv.training.parallel import unwrapped
+from seqconv.training.ranks import Ranks
 
 __all__ = ["Loss", "Means", "evaluate", "mode", "model_device"]
 
@@ -34,10 +36,18 @@ def evaluate(
     The loss is weighted by the number of samples in each batch, as in Keras. The model is in evaluation mode
     meanwhile and every submodule's own mode is restored. ``device`` is the model's unless given; the model is moved
     there. Raises ``ValueError`` if there is no batch.
+
+    In a process group of ``torch.distributed`` every rank must make the call, each with its own part of the samples
+    (``SlidingWindows(..., rank=, world_size=, uneven="keep")`` has each sample once): the means are over all of them.
     """
+    ranks = Ranks()
+    model = unwrapped(model)
     device = model_device(model) if device is None else torch.device(device)
     means = Means(metrics)
-    evaluate_into(means, model.to(device), loader, loss=loss, steps=steps, device=device)
+    with ranks.sharing_errors():
+        evaluate_into(means, model.to(device), loader, loss=loss, steps=steps, device=device)
+        means = means.over(ranks)
+    require_batches(means, loader)
     return means.result()
 
 
@@ -49,9 +59,13 @@ def evaluate_into(
     loss: Loss,
     steps: int | None,
     device: torch.device,
-    after_batch: Callable[[int], None] | None = None,
+    after_batch: Callable[[int], bool] | None = None,
 ) -> None:
-    """Add the batches of one pass, ``steps`` at most, to ``means``; call ``after_batch`` with the number done."""
+    """Add the batches of one pass, ``steps`` at most, to ``means``.
+
+    ``after_batch`` is called with the number done and returns whether to go on. The model is none in
+    ``DistributedDataParallel``, since ranks may have unequal numbers of batches.
+    """
     with mode(model, training=False):
         for step, batch in enumerate(itertools.islice(loader, steps), start=1):
             inputs, targets = to_device(batch, device)
@@ -59,8 +73,12 @@ def evaluate_into(
             with torch.no_grad():
                 outputs = model(*inputs)
                 means.add(loss(outputs, targets), outputs, targets)
-            if after_batch is not None:
-                after_batch(step)
+            if after_batch is not None and not after_batch(step):
+                break
+
+
+def require_batches(means: Means, loader: Batches) -> None:
+    """Raise ``ValueError`` where ``loader`` had nothing to evaluate."""
     if means.batches == 0:
         raise ValueError(f"the loader to evaluate on must yield at least one batch, got none from {type(loader)}")
 
@@ -120,6 +138,17 @@ class Means:
         names = ["loss", *(metric.name for metric in self.metrics)]
         pairs = zip(self.totals, self.weights, strict=True)
         return dict(zip(names, (total / weight if weight else math.nan for total, weight in pairs), strict=True))
+
+    def over(self, ranks: Ranks) -> Means:
+        """Return the means over the batches of all ranks."""
+        if not ranks.several:
+            return self
+        together = Means(self.metrics)
+        for state in ranks.gather(self.state_dict()):
+            together.totals = [sum(pair) for pair in zip(together.totals, state["totals"], strict=True)]
+            together.weights = [sum(pair) for pair in zip(together.weights, state["weights"], strict=True)]
+            together.batches += state["batches"]
+        return together
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""

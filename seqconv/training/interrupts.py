@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seqconv.training.ranks import Ranks
 
 __all__ = ["Interrupt", "Interrupted", "Terminated", "interruptible"]
 
@@ -26,6 +29,9 @@ class Interrupted(KeyboardInterrupt):
         kept = f"resume from {checkpoint}" if checkpoint else "nothing was saved, since no checkpoint_dir was given"
         super().__init__(f"interrupted: {kept}")
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None]]:
+        return type(self), (self.checkpoint,)
+
 
 class Terminated(Interrupted, SystemExit):
     """Training was stopped by SIGTERM, as clusters send it. Where nobody catches it, the exit code is 143."""
@@ -34,9 +40,25 @@ class Terminated(Interrupted, SystemExit):
 
 
 class Interrupt:
-    """The signal that asked for a stop, ``None`` until then."""
+    """The ``signal`` that asks for a stop, ``None`` until then: on several ranks one that they have agreed on.
 
-    signal: int | None = None
+    ``received`` is the one that came to this process.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.received: int | None = None
+        self.signal: int | None = None
+
+    def receive(self, number: int) -> None:
+        """Take note of a signal."""
+        self.received = number
+        if not self.ranks.several:
+            self.signal = number
+
+    def agree(self) -> None:
+        """Have all ranks stop where one of them has received a signal."""
+        self.signal = self.ranks.largest(self.received or 0) or None
 
     @property
     def requested(self) -> bool:
@@ -49,7 +71,7 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
+def interruptible(ranks: Ranks) -> Iterator[Interrupt]:
     """Yield a flag that the first SIGINT or SIGTERM sets.
 
     A further SIGINT raises ``KeyboardInterrupt`` wherever the program is. A further SIGTERM does nothing: ``timeout``
@@ -58,7 +80,7 @@ def interruptible() -> Iterator[Interrupt]:
     The handlers that were there before are restored at the end. Signals reach the main thread only, so elsewhere
     nothing is changed; nor is it where a signal is ignored or handled outside Python.
     """
-    interrupt = Interrupt()
+    interrupt = Interrupt(ranks)
     before: dict[int, Any] = {}
 
     def replace(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
@@ -66,11 +88,11 @@ def interruptible() -> Iterator[Interrupt]:
         signal.signal(number, handler)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if interrupt.requested:
+        if interrupt.received is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        interrupt.signal = number
+        interrupt.receive(number)
         # The signal may have reached a DataLoader's workers, too. torch raises as soon as one of them has died,
         # wherever the program is: that would break off the step, which needs no worker any more.
         died = getattr(signal, "SIGCHLD", None)

@@ -21,13 +21,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from seqconv.training.callbacks import Callback
 from seqconv.training.clipping import clipping
 from seqconv.training.clock import StepClock
-from seqconv.training.evaluation import Loss, Means, evaluate_into, mode, model_device
+from seqconv.training.evaluation import Loss, Means, evaluate_into, mode, model_device, require_batches
 from seqconv.training.feed import Batches, Feed, to_device
 from seqconv.training.history import History
 from seqconv.training.interrupts import Interrupt, interruptible
 from seqconv.training.metrics import Metric
+from seqconv.training.parallel import in_parallel, share_buffers, unwrapped
 from seqconv.training.progress import Progress
-from seqconv.training.randomness import random_state, seed_everything
+from seqconv.training.randomness import random_state
+from seqconv.training.ranks import Ranks
 from seqconv.training.run import Run
 from seqconv.training.schedules import Schedule
 
@@ -47,6 +49,9 @@ class NonFiniteError(ArithmeticError):
         self.what, self.epoch, self.step, self.value, self.checkpoint = what, epoch, step, value, checkpoint
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
         super().__init__(f"{what} is {value} at epoch {epoch}, step {step}; {kept}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.epoch, self.step, self.value, self.checkpoint)
 
 
 def fit(
@@ -121,15 +126,33 @@ def fit(
     Losses and metrics are means over samples: a smaller last batch counts for less, as in Keras. The training figures
     are those of the steps as they were made, with dropout and changing weights.
 
+    In a process group of ``torch.distributed``, as ``torchrun`` scripts make one, all ranks make the call with the same
+    arguments, but for loaders and callbacks:
+
+    - The model trains in ``DistributedDataParallel``, one given in it as it is, with gradients that are means over the
+      ranks. They, and the history, are those of one process where each rank's loader yields its part of every batch:
+      ``SlidingWindows`` and ``ArrayBatches`` with ``rank``, ``world_size``, a ``batch_size`` divided by that, and
+      ``uneven="keep"`` for validation. A batch norm sees its rank's part alone; its running statistics are rank 0's.
+    - Rank 0 alone shows progress and writes files, to its ``checkpoint_dir``; the others wait for it and resume from
+      there. Weights are saved without the wrapper, positions, random states and callbacks' states of each rank. As many
+      ranks must resume a run as began it.
+    - All start from rank 0's weights. Rank ``r`` is seeded with ``seed + r``, so that each has dropout of its own.
+    - ``callback`` is called on every rank, with the same record, so that what it changes is changed everywhere; one
+      that prints asks for the rank. ``on_step`` gets the loss of the rank's part.
+    - An error on one rank is raised on all of them and a signal stops all of them, at the same step. What ends a
+      backward pass on one rank alone ends the others only with its process; a loader that dies of a signal leaves
+      ``last.pt`` as it was.
+
     Raises:
         NonFiniteError: the loss became NaN or infinite. On the CPU the step is not made; on an accelerator losses
             are looked at a few times a second. Losses and weights are always checked before a checkpoint is written.
         Interrupted: Ctrl-C, or SIGTERM, then as its subclass Terminated; the step under way was completed and
             ``last.pt`` written. A second Ctrl-C stops at once. Signals are handled in the main thread only.
-        CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run.
+        CheckpointError: ``last.pt`` is damaged, missing beside other files of a run, or of another model or run, or
+            of another number of ranks.
         FileExistsError: ``checkpoint_dir`` holds a run and ``resume`` is not set.
         OSError: ``checkpoint_dir`` cannot be written to, which is tried before a new run begins.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or not the same on all ranks.
         TypeError: a count is no int, or ``schedule`` none of torch's.
 
     """
@@ -148,9 +171,10 @@ def fit(
         scheduled = Schedule(schedule, schedule_every, optimizer, monitor, larger_is_better=better)
     clip = clipping(optimizer, clip_norm, clip_value)
 
+    ranks = Ranks()
     device = model_device(model) if device is None else torch.device(device)
     run = Run(
-        model=model.to(device),
+        model=unwrapped(model.to(device)),
         optimizer=optimizer,
         feed=Feed(train),
         metrics=metrics,
@@ -171,21 +195,25 @@ def fit(
             "clip_value": clip_value,
             **(settings or {}),
         },
+        ranks=ranks,
     )
-    if run.is_on_disk(resume=resume):
-        run.restore()
-    else:
-        run.make_folder()
-        if seed is not None:
-            seed_everything(seed)
-
-    with interruptible() as interrupt, contextlib.closing(run.feed), mode(model, training=True):
+    with (
+        ranks.sharing_errors(unless=lambda: run.updating),
+        interruptible(ranks) as interrupt,
+        contextlib.closing(run.feed),
+        mode(model, training=True),
+        in_parallel(model, ranks) as model,
+    ):
+        run.require_same({"epochs": epochs, "patience": patience, **run.settings})
+        run.begin(resume=resume, seed=seed)
+        shown = progress and ranks.is_main
         while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
-            bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=progress)
+            bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=shown)
             try:
-                one_epoch(run, steps, loss, clip, validation, validation_steps, interrupt, bar)
+                one_epoch(run, model, steps, loss, clip, validation, validation_steps, interrupt, bar)
             finally:
                 bar.close()
+            interrupt.agree()  # behind rank 0's files, too
             if interrupt.requested:
                 raise interrupt.error(run.last)
     return run.history
@@ -193,6 +221,7 @@ def fit(
 
 def one_epoch(
     run: Run,
+    model: nn.Module,
     steps: int,
     loss: Loss,
     clip: Callable[[], None] | None,
@@ -203,8 +232,10 @@ def one_epoch(
 ) -> None:
     """Make the epoch's steps that are still to be made, validate, and write the checkpoint."""
     began = time.perf_counter() - run.seconds
-    milliseconds = train_steps(run, steps, loss, clip, interrupt, bar, began)
-    figures = run.means.result()
+    milliseconds = train_steps(run, model, steps, loss, clip, interrupt, bar, began)
+    figures = run.means.over(run.ranks).result()
+    if run.ranks.several:
+        share_buffers(run.model)
 
     if validation is not None:
         # A loader may draw its order from the global generators; a run that is stopped here validates again.
@@ -212,16 +243,15 @@ def one_epoch(
         means = Means(run.metrics)
         refresh_at = 0.0
 
-        def after_batch(step: int) -> None:
+        def after_batch(step: int) -> bool:
             nonlocal refresh_at
             now = time.perf_counter()
             run.seconds = now - began
-            if interrupt.requested:
-                run.stop(interrupt, random)
             if now >= refresh_at:
                 refresh_at = now + SECONDS_BETWEEN_REFRESHES
                 means.flush()
                 bar.show(run.step, figures, remark=f"validation batch {step}")
+            return interrupt.received is None
 
         try:
             evaluate_into(
@@ -235,17 +265,23 @@ def one_epoch(
             )
         except Exception:
             # A signal may reach a loader's worker processes too, and their end may be the first thing noticed.
-            if not interrupt.requested:
+            if interrupt.received is None:
                 raise
+        interrupt.agree()
+        if interrupt.requested:
             run.stop(interrupt, random)
-        figures |= {f"val_{name}": value for name, value in means.result().items()}
+        means.flush()
         require_finite(means, "the validation loss", run)
+        means = means.over(run.ranks)
+        require_batches(means, validation)
+        figures |= {f"val_{name}": value for name, value in means.result().items()}
 
     record = {"epoch": run.epochs_done + 1, **figures}
     if run.schedule is not None:
         record["learning_rate"] = run.schedule.learning_rate
         run.schedule.after_epoch(record)
-    record |= {"seconds": time.perf_counter() - began, "ms_per_step": milliseconds}
+    times = {"seconds": time.perf_counter() - began, "ms_per_step": milliseconds}
+    record |= run.ranks.gather(times)[0]  # the same record everywhere, whatever a callback makes of it
     bar.finish(run.step, {name: value for name, value in record.items() if name != "epoch"})
     run.history.records.append(record)
     run.begin_epoch()
@@ -256,6 +292,7 @@ def one_epoch(
 
 def train_steps(
     run: Run,
+    model: nn.Module,
     steps: int,
     loss: Loss,
     clip: Callable[[], None] | None,
@@ -264,7 +301,7 @@ def train_steps(
     began: float,
 ) -> float:
     """Make the steps from ``run.step`` to ``steps``; return the milliseconds of one."""
-    model, optimizer, means, feed, device = run.model, run.optimizer, run.means, run.feed, run.device
+    optimizer, means, feed, device, several = run.optimizer, run.means, run.feed, run.device, run.ranks.several
     on_step = getattr(run.callback, "on_step", None)
     clock = StepClock(device)
     refresh_at = 0.0
@@ -272,9 +309,11 @@ def train_steps(
         try:
             batch = next(feed)
         except Exception:
-            if not interrupt.requested:
+            if interrupt.received is None:
                 raise
             require_good(run)
+            if several:  # the others have their batch already: a state saved now would be of two steps
+                raise interrupt.error(run.last_saved) from None
             run.stop(interrupt)
         inputs, targets = to_device(batch, device)
         outputs = model(*inputs)
@@ -282,6 +321,9 @@ def train_steps(
         means.add(value, outputs, targets)
         if means.non_finite is not None:
             require_good(run)
+        if several:
+            interrupt.agree()
+            run.agreed_step = run.step
         optimizer.zero_grad()
         value.backward()
         if clip is not None:

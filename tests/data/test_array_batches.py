@@ -91,6 +91,42 @@ def test_an_abandoned_pass_is_not_finished_by_the_next():
     assert rows_in([first_batch, *second]) == rows_in(reference)
 
 
+@pytest.mark.parametrize("uneven", ["pad", "drop", "keep"])
+@given(st.integers(3, 30), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_ranks_share_out_the_rows_of_one_process(uneven, rows, batch_size, world_size, shuffle):
+    arguments = {"shuffle": shuffle, "seed": 3}
+    (order,) = rows_in(ArrayBatches(*numbered(rows), batch_size=rows, **arguments))
+    arguments |= {"batch_size": batch_size, "world_size": world_size, "uneven": uneven}
+    whole = rows // world_size * world_size
+    expected = {"pad": [*order, *order[: (whole - rows) % world_size]], "drop": order[:whole], "keep": order}[uneven]
+    for rank in range(world_size):
+        batches = ArrayBatches(*numbered(rows), rank=rank, **arguments)
+        received = rows_in(batches)
+        assert [row for batch in received for row in batch] == expected[rank::world_size]
+        assert len(received) == len(batches)
+        assert all(len(batch) == batch_size for batch in received[:-1])
+
+
+def test_a_split_keeps_the_ranks_and_has_each_validation_row_once():
+    arguments = {"batch_size": 4, "world_size": 2, "uneven": "drop"}
+    parts = [ArrayBatches(*numbered(12), rank=rank, **arguments).split(0.25) for rank in range(2)]
+    assert [rows_in(train) for train, _ in parts] == [[[0, 2, 4, 6]], [[1, 3, 5, 7]]]
+    assert [rows_in(validation) for _, validation in parts] == [[[9, 11]], [[10]]]
+
+
+def test_a_position_of_other_ranks_is_refused():
+    first, second = (ArrayBatches(*numbered(20), rank=rank, world_size=2) for rank in range(2))
+    with pytest.raises(ValueError, match=r"saved with {'rank': 0}, this loader has {'rank': 1}"):
+        second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"saved with {'world_size': 2}, this loader has {'world_size': 1}"):
+        ArrayBatches(*numbered(20)).load_state_dict(first.state_dict())
+    old = ArrayBatches(*numbered(20)).state_dict()
+    del old["config"]["rank"], old["config"]["world_size"]
+    ArrayBatches(*numbered(20)).load_state_dict(old)
+    with pytest.raises(ValueError, match=r"saved with {'world_size': 1, .* this loader has {'world_size': 2,"):
+        first.load_state_dict(old)
+
+
 def test_a_state_of_other_batches_is_refused():
     state = ArrayBatches(*numbered(20), batch_size=6).state_dict()
     with pytest.raises(ValueError, match=r"saved with {'batch_size': 6}, this loader has {'batch_size': 7}"):
@@ -159,6 +195,15 @@ def test_arrays_that_no_tensor_can_share_are_taken():
         ((np.zeros(3), np.zeros(3)), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ((np.zeros(3), np.zeros(3)), {"seed": "1"}, TypeError, "seed must be an int, got '1'"),
         ((np.zeros(3), np.array(["a", "b", "c"])), {}, TypeError, "targets must be a numeric array, got dtype <U1"),
+        ((np.zeros(3), np.zeros(3)), {"rank": 1}, ValueError, "rank must be within 0 to 0, got 1"),
+        (
+            (np.zeros(3), np.zeros(3)),
+            {"uneven": "cut"},
+            ValueError,
+            "'pad', 'drop' or 'keep', got 'cut'",
+        ),
+        ((np.zeros(3), np.zeros(3)), {"world_size": 2, "shuffle": True}, ValueError, "seed must be given"),
+        ((np.zeros(1), np.zeros(1)), {"world_size": 2, "uneven": "drop"}, ValueError, "needs a row for each of the 2"),
         (([1, 2], np.zeros(2)), {}, TypeError, "inputs must be a NumPy array or a tensor, got list"),
         ((np.zeros(2), np.array([None, 1])), {}, TypeError, "targets must be a numeric array"),
         ((np.zeros(()), np.zeros(1)), {}, ValueError, "inputs must be on the CPU and have rows"),
