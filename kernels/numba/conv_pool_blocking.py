@@ -1,4 +1,4 @@
-"""The blocking of the forward pass of the fused conv stack: it depends on shapes and strides alone, and is cached.
+"""The blocking of the forward pass of the fused conv stack: it depends on shapes and strides alone.
 
 The work is cut into parts: panels of output channels x groups of samples x pieces of the positions. Samples with few
 positions are grouped, so that a block of weights in the first-level cache serves several of them, and so that register
@@ -7,7 +7,6 @@ tiles are full.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
@@ -119,7 +118,6 @@ def out_format(
     return shape, (outputs * windows, max(windows, 1), 1)
 
 
-@lru_cache(maxsize=512)
 def forward_blocking(
     shape: tuple[int, int, int],
     strides: tuple[int, int, int],
@@ -130,15 +128,12 @@ def forward_blocking(
     itemsize: int,
     argmax_itemsize: int,
     channels_last: bool,
-    limits: tuple[int, int],
 ) -> ForwardBlocking:
     """Return a call's blocking; ``pool`` is ``None`` for the global maximum.
 
     ``strides`` count numbers of ``itemsize`` bytes; those of argmax have ``argmax_itemsize`` bytes. The weights of an
-    output channel must be dense. ``limits`` is what :func:`.runtime.threads.thread_count` depends on: it is part of the
-    cache's key and not used otherwise.
+    output channel must be dense.
     """
-    del limits
     samples, channels, length = shape
     outputs, _, size = weight_shape
     stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation

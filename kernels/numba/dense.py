@@ -100,9 +100,9 @@ def forward(
         weight = weight.contiguous()
     channels_last = places is not None or results is not None or is_channels_last(input)
     kind = None if results is None or results[1] is None else results[1].dtype
-    prepared = Prepared(input, weight, bias, convolution, pool, want_argmax, channels_last, kind)
+    ready = _prepared(*_formats(input, weight, bias), convolution, pool, want_argmax, channels_last, kind)
     cut = None if lengths is None else limits_table(lengths, weight.shape[2], convolution, pool)
-    return prepared.run(input, weight, bias, places, cut, results)
+    return ready.run(input, weight, bias, places, cut, results)
 
 
 def prepared(
@@ -111,7 +111,14 @@ def prepared(
     """Return what runs :func:`forward` again on other operands of the same formats; ``None`` if a weight is copied."""
     if not _is_read_in_place(weight):
         return None
-    return Prepared(input, weight, bias, convolution, pool, want_argmax, is_channels_last(input))
+    return _prepared(*_formats(input, weight, bias), convolution, pool, want_argmax, is_channels_last(input), None)
+
+
+def _formats(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    """Return what a forward pass depends on besides its options: of the operands, and how work is shared."""
+    threads_now = torch.get_num_threads(), threads.WORTH_A_THREAD
+    bias_stride = 0 if bias is None else bias.stride(0)
+    return threads_now, input.dtype, input.shape, input.stride(), weight.shape, weight.stride(), bias_stride
 
 
 class Prepared:
@@ -119,29 +126,32 @@ class Prepared:
 
     def __init__(
         self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        limits: tuple[int, int],
+        dtype: torch.dtype,
+        shape: tuple[int, int, int],
+        strides: tuple[int, int, int],
+        weight: tuple[int, int, int],
+        weight_strides: tuple[int, int, int],
+        bias_stride: int,
         convolution: Convolution,
         pool: Pool | None,
         want_argmax: bool,
         channels_last: bool,
-        kind: torch.dtype | None = None,
+        kind: torch.dtype | None,
     ) -> None:
-        dtype, self.threads = input.dtype, torch.get_num_threads()
-        greatest = (pool.size if pool else convolution.output_length(input.size(2), weight.size(2))) - 1
+        self.threads, _ = limits
+        greatest = (pool.size if pool else convolution.output_length(shape[2], weight[2])) - 1
         kind = kind or argmax_integers(greatest)[0]
         channels_last = channels_last and not (pool and pool.contiguous)
         blocking = forward_blocking(
-            input.shape, input.stride(), weight.shape, weight.stride(), convolution, pool, dtype.itemsize,
-            kind.itemsize, channels_last, (self.threads, threads.WORTH_A_THREAD),
+            shape, strides, weight, weight_strides, convolution, pool, dtype.itemsize, kind.itemsize, channels_last
         )  # fmt: skip
         self.blocking, self.kernel, self.has_argmax = blocking, KERNELS[dtype], want_argmax
         self.out = blocking.out_shape, blocking.out_strides, dtype
         self.argmax = blocking.argmax_shape, kind
         self.is_empty = 0 in blocking.out_shape
-        bias_stride = 0 if bias is None else bias.stride(0) * dtype.itemsize
-        self.numbers = array("q", (0, 0, 0, bias_stride, *[0] * (ADDRESSES - 4), *blocking.numbers))
+        addresses = (0, 0, 0, bias_stride * dtype.itemsize, *[0] * (ADDRESSES - 4))
+        self.numbers = array("q", (*addresses, *blocking.numbers))
 
     @property
     def may_replay(self) -> bool:
@@ -196,6 +206,9 @@ class Prepared:
         if blocking.partial_bytes:
             kernel(table, FINISH, 0, 0, 1, 0)
         return results
+
+
+_prepared = functools.lru_cache(maxsize=512)(Prepared)
 
 
 def _is_read_in_place(weight: Tensor) -> bool:

@@ -129,7 +129,8 @@ def argmaxes_format(
     The layers' parts follow one another, each as :func:`~.dense.argmax_format` describes it.
     """
     _, kind = argmax_format(samples, 0, 1, positions - 1, dtype)
-    return (samples * sum(padded_outputs(one, DTYPES[dtype]) for one in outputs),), kind
+    padded = padded_outputs.__wrapped__  # without the cache: numbers may be symbols of a graph
+    return (samples * sum(padded(one, DTYPES[dtype]) for one in outputs),), kind
 
 
 def split_argmaxes(argmax: Tensor, samples: int, outputs: Sequence[int], dtype: torch.dtype) -> list[Tensor]:

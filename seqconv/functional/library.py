@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seqconv.functional import arguments, folded
 from seqconv.functional.floors import floor
+from seqconv.functional.operators import operator
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference.conv_pool import is_channels_last
 from seqconv.kernels.source import Dense, Source, Tokens, Windows
@@ -42,24 +43,12 @@ def fused(
         index, rows = source.starts, [source.length, source.step]
     elif not isinstance(source, Dense):
         raise TypeError(f"source must be of a kind that the operator can be given, got {type(source).__name__}")
-    numbers, pools = numbers_of(convolution, pool)
-    differentiable = torch.is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (source.values, weight, bias)
-    )
-    given = (
-        source.values,
-        weight,
-        bias,
-        index,
-        source.lengths,
-        backend,
-        rows,
-        numbers,
-        pools,
-        differentiable,
-        folded_dtype,
-    )
-    output: Tensor = _conv_relu_pool(*given)[0]
+    given = source.values, weight, bias, index, source.lengths, backend, rows, *numbers_of(convolution, pool)
+    output: Tensor
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (source.values, weight, bias)):
+        output = _differentiable(*given)[0]
+    else:
+        output = _undifferentiated(*given, folded_dtype)
     return output
 
 
@@ -71,8 +60,7 @@ def keeps_folded(source: Tensor) -> bool:
     return source.device.type == "cpu"
 
 
-@torch.library.custom_op("seqconv::conv_relu_max_pool", mutates_args=())
-def _conv_relu_pool(
+def _empty_output(
     source: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -82,58 +70,63 @@ def _conv_relu_pool(
     rows: Sequence[int],
     convolution: Sequence[int],
     pool: Sequence[int],
-    want_argmax: bool,
     folded_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    given, geometry = _source(source, index, lengths, rows), geometry_of(convolution, pool)
-    if index is not None:  # whose values were unknown to the graph
-        _check(source, index, rows)
-    if lengths is not None:
-        arguments.lengths(lengths, source.device, given.samples, given.length)
-    if not want_argmax and keeps_folded(source):
-        output = folded.forward(backend, given, weight, bias, *geometry, folded_dtype)
-        return output, output.new_empty(0, dtype=torch.int8)
-    output, argmax = floor(backend).forward(given, weight, bias, *geometry, want_argmax=want_argmax)
-    if not want_argmax:
-        return output, output.new_empty(0, dtype=torch.int8)
-    assert argmax is not None
-    return output, argmax
-
-
-@_conv_relu_pool.register_fake
-def _(
-    source: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    index: Tensor | None,
-    lengths: Tensor | None,
-    backend: str,
-    rows: Sequence[int],
-    convolution: Sequence[int],
-    pool: Sequence[int],
-    want_argmax: bool,
-    folded_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     given, (convolved, pooled) = _source(source, index, lengths, rows), geometry_of(convolution, pool)
     samples, outputs = given.samples, weight.size(0)
-    positions = convolved.output_length(given.length, weight.size(2))
     if pooled is None:
-        output = source.new_empty(samples, outputs)
-        windows, largest = 1, positions - 1
+        return source.new_empty(samples, outputs)
+    windows = pooled.output_length(convolved.output_length(given.length, weight.size(2)))
+    if (index is not None or is_channels_last(source)) and not pooled.contiguous:
+        return source.new_empty(samples, windows, outputs).transpose(1, 2)
+    return source.new_empty(samples, outputs, windows)
+
+
+@operator("conv_relu_max_pool", fake=_empty_output)
+def _undifferentiated(
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    lengths: Tensor | None,
+    backend: str,
+    rows: Sequence[int],
+    convolution: Sequence[int],
+    pool: Sequence[int],
+    folded_dtype: torch.dtype | None = None,
+) -> Tensor:
+    given, geometry = _checked(source, index, lengths, rows), geometry_of(convolution, pool)
+    if keeps_folded(source):
+        return folded.forward(backend, given, weight, bias, *geometry, folded_dtype)
+    output: Tensor = floor(backend).forward(given, weight, bias, *geometry, want_argmax=False)[0]
+    return output
+
+
+def _empty_gradients(
+    gradient: Tensor,
+    argmax: Tensor,
+    source: Tensor,
+    weight: Tensor,
+    index: Tensor | None,
+    lengths: Tensor | None,
+    backend: str,
+    rows: Sequence[int],
+    convolution: Sequence[int],
+    pool: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if index is not None or source.is_contiguous():
+        ds = source.new_empty(source.shape)
     else:
-        windows, largest = pooled.output_length(positions), pooled.size - 1
-        if (index is not None or is_channels_last(source)) and not pooled.contiguous:
-            output = source.new_empty(samples, windows, outputs).transpose(1, 2)
-        else:
-            output = source.new_empty(samples, outputs, windows)
-    if not want_argmax:
-        return output, source.new_empty(0, dtype=torch.int8)
-    shape, dtype = floor(backend).argmax_format(samples, outputs, windows, largest, source.dtype)
-    return output, source.new_empty(shape, dtype=dtype)
+        samples, channels, length = source.shape
+        ds = source.new_empty(samples, length, channels).transpose(1, 2)
+    shapes = (weight.shape, (weight.size(0),))
+    dw, db = (weight.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted[1:], strict=True))
+    return ds if wanted[0] else source.new_empty(0), dw, db
 
 
-@torch.library.custom_op("seqconv::conv_relu_max_pool_backward", mutates_args=())
-def _conv_relu_pool_backward(
+@operator("conv_relu_max_pool_backward", fake=_empty_gradients)
+def _backward(
     gradient: Tensor,
     argmax: Tensor,
     source: Tensor,
@@ -158,32 +151,8 @@ def _conv_relu_pool_backward(
     return ds, dw, db
 
 
-@_conv_relu_pool_backward.register_fake
-def _(
-    gradient: Tensor,
-    argmax: Tensor,
-    source: Tensor,
-    weight: Tensor,
-    index: Tensor | None,
-    lengths: Tensor | None,
-    backend: str,
-    rows: Sequence[int],
-    convolution: Sequence[int],
-    pool: Sequence[int],
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    if index is not None or source.is_contiguous():
-        ds = source.new_empty(source.shape)
-    else:
-        samples, channels, length = source.shape
-        ds = source.new_empty(samples, length, channels).transpose(1, 2)
-    shapes = (weight.shape, (weight.size(0),))
-    dw, db = (weight.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted[1:], strict=True))
-    return ds if wanted[0] else source.new_empty(0), dw, db
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    source, weight, _, index, lengths, backend, rows, convolution, pool, *_ = inputs
+    source, weight, _, index, lengths, backend, rows, convolution, pool = inputs
     ctx.save_for_backward(source, weight, index, lengths, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.options = backend, rows, convolution, pool
@@ -192,12 +161,59 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     source, weight, index, lengths, argmax = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    gradients = _conv_relu_pool_backward(gradient, argmax, source, weight, index, lengths, *ctx.options, wanted)
-    given = (one if want else None for one, want in zip(gradients, wanted, strict=True))
-    return *given, *(None,) * 8
+    gradients = _backward(gradient, argmax, source, weight, index, lengths, *ctx.options, wanted)
+    return *(one if want else None for one, want in zip(gradients, wanted, strict=True)), *(None,) * 6
 
 
-_conv_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)
+def _empty_results(
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    lengths: Tensor | None,
+    backend: str,
+    rows: Sequence[int],
+    convolution: Sequence[int],
+    pool: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    output = _empty_output(source, weight, bias, index, lengths, backend, rows, convolution, pool)
+    convolved, pooled = geometry_of(convolution, pool)
+    length = _source(source, index, lengths, rows).length
+    largest = (convolved.output_length(length, weight.size(2)) if pooled is None else pooled.size) - 1
+    samples, outputs, windows = (*output.shape, 1)[:3]
+    shape, dtype = floor(backend).argmax_format(samples, outputs, windows, largest, source.dtype)
+    return output, source.new_empty(shape, dtype=dtype)
+
+
+@operator(
+    "conv_relu_max_pool_with_argmax", fake=_empty_results, differentiate=_differentiate, setup_context=_setup_context
+)
+def _differentiable(
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    lengths: Tensor | None,
+    backend: str,
+    rows: Sequence[int],
+    convolution: Sequence[int],
+    pool: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    given, geometry = _checked(source, index, lengths, rows), geometry_of(convolution, pool)
+    found: tuple[Tensor, Tensor] = floor(backend).forward(given, weight, bias, *geometry, want_argmax=True)
+    return found
+
+
+def _checked(source: Tensor, index: Tensor | None, lengths: Tensor | None, rows: Sequence[int]) -> Source:
+    """Return the source, what the graph did not know of it checked: the numbers of rows, and lengths."""
+    given = _source(source, index, lengths, rows)
+    if index is not None and len(rows) == 2:
+        arguments.row_index("starts", index, "series", source, reach=(rows[0] - 1) * rows[1])
+    elif index is not None:
+        arguments.row_index("tokens", index, "table", source)
+    if lengths is not None:
+        arguments.lengths(lengths, source.device, given.samples, given.length)
+    return given
 
 
 def _source(source: Tensor, index: Tensor | None, lengths: Tensor | None, rows: Sequence[int]) -> Source:
@@ -223,10 +239,3 @@ def geometry_of(convolution: Sequence[int], pool: Sequence[int], groups: int = 1
         return convolved, None
     size, pool_stride, padding, pool_dilation, *flags = pool
     return convolved, Pool(size, pool_stride, padding, pool_dilation, *map(bool, flags))
-
-
-def _check(source: Tensor, index: Tensor, rows: Sequence[int]) -> None:
-    if len(rows) == 2:
-        arguments.row_index("starts", index, "series", source, reach=(rows[0] - 1) * rows[1])
-    else:
-        arguments.row_index("tokens", index, "table", source)

@@ -20,6 +20,7 @@ from seqconv import backends
 from seqconv.functional import autograd
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.library import geometry_of, numbers_of
+from seqconv.functional.operators import operator
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm
 from seqconv.kernels.source import Dense
@@ -158,46 +159,29 @@ class _Normalised(torch.autograd.Function):
         return None, *autograd.underivable(passes.backend, passes.operation, sources, gradients)
 
 
-@torch.library.custom_op("seqconv::conv_batch_norm_relu_max_pool", mutates_args=())
-def _conv_norm_relu_pool(
+def _empty_gradients(
+    gradient: Tensor,
+    values: Tensor,
+    argmax: Tensor,
+    statistics: Tensor,
+    activation: Tensor,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
     backend: str,
     convolution: Sequence[int],
     pool: Sequence[int],
     groups: int,
-    eps: float,
-    want_argmax: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    norm, geometry = Norm(None, None, norm_weight, norm_bias, 0.0, eps), geometry_of(convolution, pool, groups)
-    output, saved = _floor(backend).forward(input, weight, bias, norm, *geometry, want_argmax=want_argmax)
-    return output, *saved
-
-
-@_conv_norm_relu_pool.register_fake
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    backend: str,
-    convolution: Sequence[int],
-    pool: Sequence[int],
-    groups: int,
-    eps: float,
-    want_argmax: bool,
+    wanted: Sequence[bool],
 ) -> Passed:
-    output, saved = _floor(backend).empty_results(
-        input, weight, *geometry_of(convolution, pool, groups), want_argmax=want_argmax
-    )
-    return output, *saved
+    samples, channels, length = input.shape
+    dx = input.new_empty(samples, length, channels).transpose(1, 2) if wanted[0] else input.new_empty(0)
+    dw = weight.new_empty(weight.shape if wanted[1] else (0,))
+    db, dgamma, dbeta = (weight.new_empty(weight.size(0) if want else 0) for want in wanted[2:])
+    return dx, dw, db, dgamma, dbeta
 
 
-@torch.library.custom_op("seqconv::conv_batch_norm_relu_max_pool_backward", mutates_args=())
+@operator("conv_batch_norm_relu_max_pool_backward", fake=_empty_gradients)
 def _conv_norm_relu_pool_backward(
     gradient: Tensor,
     values: Tensor,
@@ -220,29 +204,6 @@ def _conv_norm_relu_pool_backward(
     return dx, dw, db, dgamma, dbeta
 
 
-@_conv_norm_relu_pool_backward.register_fake
-def _(
-    gradient: Tensor,
-    values: Tensor,
-    argmax: Tensor,
-    statistics: Tensor,
-    activation: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    backend: str,
-    convolution: Sequence[int],
-    pool: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
-) -> Passed:
-    samples, channels, length = input.shape
-    dx = input.new_empty(samples, length, channels).transpose(1, 2) if wanted[0] else input.new_empty(0)
-    dw = weight.new_empty(weight.shape if wanted[1] else (0,))
-    db, dgamma, dbeta = (weight.new_empty(weight.size(0) if want else 0) for want in wanted[2:])
-    return dx, dw, db, dgamma, dbeta
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Passed) -> None:
     input, weight, bias, _, _, backend, convolution, pool, groups, *_ = inputs
     ctx.save_for_backward(*output[1:], *_needed((input, weight, bias), output[4], ctx.needs_input_grad[:3]))
@@ -258,4 +219,41 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
     return *(one if want else None for one, want in zip(gradients, wanted, strict=True)), *(None,) * 6
 
 
-_conv_norm_relu_pool.register_autograd(_differentiate, setup_context=_setup_context)
+def _empty_results(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    backend: str,
+    convolution: Sequence[int],
+    pool: Sequence[int],
+    groups: int,
+    eps: float,
+    want_argmax: bool,
+) -> Passed:
+    output, saved = _floor(backend).empty_results(
+        input, weight, *geometry_of(convolution, pool, groups), want_argmax=want_argmax
+    )
+    return output, *saved
+
+
+@operator(
+    "conv_batch_norm_relu_max_pool", fake=_empty_results, differentiate=_differentiate, setup_context=_setup_context
+)
+def _conv_norm_relu_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    backend: str,
+    convolution: Sequence[int],
+    pool: Sequence[int],
+    groups: int,
+    eps: float,
+    want_argmax: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    norm, geometry = Norm(None, None, norm_weight, norm_bias, 0.0, eps), geometry_of(convolution, pool, groups)
+    output, saved = _floor(backend).forward(input, weight, bias, norm, *geometry, want_argmax=want_argmax)
+    return output, *saved

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import arguments, folded, kernels
+from seqconv.functional import arguments, kernels, several_library
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.autograd import called, recorded, underivable
 from seqconv.functional.conv import Call, embedding_call
 from seqconv.functional.following import active, in_plain_memory, unfollowed
 from seqconv.functional.recent import Recent
+from seqconv.functional.several_library import gather, gather_backward, undifferentiated
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens
@@ -145,8 +146,7 @@ def one_by_one(backend: str) -> Callable[..., Tensor]:
 
 
 def at_once() -> Callable[..., Tensor]:
-    """Return the CPU kernel for all weights at once; in a graph, one operator for each."""
-    separate = one_by_one("numba")
+    """Return the CPU kernel for all weights at once."""
 
     def run(
         source: Tokens,
@@ -156,29 +156,18 @@ def at_once() -> Callable[..., Tensor]:
         *,
         folded_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
-            return separate(source, weights, biases, convolutions, folded_dtype=folded_dtype)
         tensors = (source.values, *weights, *biases)
-        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
+        differentiable = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+        if torch.compiler.is_compiling():
+            return several_library.fused(source, weights, biases, convolutions, folded_dtype, differentiable)
+        if differentiable:
             function = called(_Several, OPERATION)
             given = source.tokens, source.lengths
             output: Tensor = function.apply(convolutions, source.padding_idx, *given, *tensors)
             return output
-        return recorded(OPERATION, _without_gradients, source, weights, biases, convolutions, folded_dtype)
+        return recorded(OPERATION, undifferentiated, source, weights, biases, convolutions, folded_dtype)
 
     return run
-
-
-def _without_gradients(
-    source: Tokens, weights: Any, biases: Any, convolutions: Any, folded_dtype: torch.dtype | None
-) -> Tensor:
-    pairs = zip(weights, convolutions, strict=True)
-    kept = [
-        folded.find_or_fold("numba", source.tokens, source.values, weight, one, folded_dtype) for weight, one in pairs
-    ]
-    ready = {} if None in kept else {"folded": kept}
-    output: Tensor = _gather().forward_several(source, weights, biases, convolutions, want_argmax=False, **ready)[0]
-    return output
 
 
 class _Several(torch.autograd.Function):
@@ -189,7 +178,7 @@ class _Several(torch.autograd.Function):
         source, count = Tokens(tokens, tensors[0], padding_idx, lengths), len(convolutions)
         weights, biases = list(tensors[1 : count + 1]), list(tensors[count + 1 :])
         output: Tensor
-        output, argmax = _gather().forward_several(source, weights, biases, convolutions, want_argmax=True)
+        output, argmax = gather().forward_several(source, weights, biases, convolutions, want_argmax=True)
         ctx.save_for_backward(tokens, lengths, argmax, source.values, *weights)
         ctx.options = convolutions, padding_idx
         return output
@@ -202,7 +191,7 @@ class _Several(torch.autograd.Function):
         wanted = needed[0], any(needed[1 : count + 1]), any(needed[count + 1 :])
         with torch.no_grad():
             source, upstream = Tokens(tokens, table, padding_idx, lengths), in_plain_memory(*gradient)
-            dtable, dweights, dbiases = _gather_backward().backward_several(
+            dtable, dweights, dbiases = gather_backward().backward_several(
                 upstream, argmax, source, weights, convolutions, wanted=wanted
             )
         flat = (dtable, *(dweights or [None] * count), *(dbiases or [None] * count))
@@ -210,18 +199,6 @@ class _Several(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody may differentiate again
             gradients = underivable("numba", OPERATION, (*gradient, table, *weights), gradients)
         return None, None, None, None, *gradients
-
-
-def _gather() -> Any:
-    from seqconv.kernels.numba import gather
-
-    return gather
-
-
-def _gather_backward() -> Any:
-    from seqconv.kernels.numba import gather_backward
-
-    return gather_backward
 
 
 def refuse(backend: str) -> Callable[..., str | None]:

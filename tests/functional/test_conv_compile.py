@@ -18,7 +18,7 @@ from tests.conv_cases import LAYOUTS, channels_last, ours, same, whole
 from tests.grids import large, marked, others_large
 
 POOL = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
-OPERATOR = "seqconv.conv_relu_max_pool.default"
+OPERATORS = ("seqconv.conv_relu_max_pool.default", "seqconv.conv_relu_max_pool_with_argmax.default")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_one_operator_and_the_same_bits(layout, dtype, pools, is_padded, compile
     assert_same_step(compile_(function), function, x, w)
     assert_same_step(compile_(function), function, x.requires_grad_(), w.requires_grad_())
     assert len(graphs) == 2
-    assert all(sum(target == OPERATOR for target in graph) == 1 for graph in graphs)
+    assert all(sum(target in OPERATORS for target in graph) == 1 for graph in graphs)
     assert not any("conv1d" in target for graph in graphs for target in graph)
 
 
@@ -90,7 +90,7 @@ def test_frozen_parameters(wanted, compiler):
     assert_same_step(compile_(function), function, *tensors)
     with torch.no_grad():
         assert same(compile_(function)(*tensors), function(*tensors))
-    assert all(OPERATOR in graph for graph in graphs)
+    assert all(set(OPERATORS) & {*graph} for graph in graphs)
 
 
 @pytest.mark.parametrize("pool", [POOL, None], ids=str)
@@ -125,7 +125,7 @@ def test_layers_with_an_embedding(globally, compiler):
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(same(one, other) for one, other in zip(*gradients, strict=True))
     assert len(graphs) == 1
-    assert OPERATOR in graphs[0]
+    assert OPERATORS[1] in graphs[0]
 
 
 def test_windows_of_a_series(compiler):
@@ -136,7 +136,7 @@ def test_windows_of_a_series(compiler):
         series, starts, w, length=9, step=2, pool_size=2
     )
     assert_same_step(compile_(function), function, series, w)
-    assert OPERATOR in graphs[0]
+    assert OPERATORS[1] in graphs[0]
 
 
 def test_what_cannot_be_served_is_the_composition(compiler):
@@ -185,12 +185,12 @@ def test_the_operators_are_what_they_say(layout, geometry):
     """Their descriptions, for graphs, tell shapes, strides and dtypes as they come; nothing is aliased or mutated."""
     convolution, pool = geometry
     x, w, b = (tensor.requires_grad_() for tensor in (LAYOUTS[layout](whole(2, 4, 13)), whole(6, 4, 3), whole(6)))
-    torch.library.opcheck(library._conv_relu_pool, (x, w, b, None, None, "numba", [], convolution, pool, True))
+    torch.library.opcheck(library._differentiable, (x, w, b, None, None, "numba", [], convolution, pool))
     with torch.no_grad():
         torch.library.opcheck(
-            library._conv_relu_pool, (x.detach(), w.detach(), None, None, None, "numba", [], convolution, pool, False)
+            library._undifferentiated, (x.detach(), w.detach(), None, None, None, "numba", [], convolution, pool)
         )
-        output, argmax = library._conv_relu_pool(x, w, b, None, None, "numba", [], convolution, pool, True)
+        output, argmax = library._differentiable(x, w, b, None, None, "numba", [], convolution, pool)
         for wanted in ([True, True, True], [False, True, False]):
             arguments = (
                 torch.ones_like(output),
@@ -205,7 +205,7 @@ def test_the_operators_are_what_they_say(layout, geometry):
                 pool,
                 wanted,
             )
-            torch.library.opcheck(library._conv_relu_pool_backward, arguments)
+            torch.library.opcheck(library._backward, arguments)
 
 
 @pytest.mark.parametrize(("rows", "geometry"), with_geometries([2], [11, 2], [-1]))
@@ -215,16 +215,16 @@ def test_the_operators_on_gathered_rows_are_what_they_say(rows, geometry):
     source = whole(40 if len(rows) == 2 else 9, 4).requires_grad_()
     w, b = (whole(*shape).requires_grad_() for shape in ((6, 4, 3), (6,)))
     options = (index, torch.tensor([11, 0, 4]), "numba", rows, convolution, pool)
-    torch.library.opcheck(library._conv_relu_pool, (source, w, b, *options, True))
+    torch.library.opcheck(library._differentiable, (source, w, b, *options))
     with torch.no_grad():
-        torch.library.opcheck(library._conv_relu_pool, (source.detach(), w.detach(), None, *options, False))
+        torch.library.opcheck(library._undifferentiated, (source.detach(), w.detach(), None, *options))
         if index.dim() == 2:
-            given = (source.detach(), w.detach(), None, *options, False, torch.bfloat16)
-            torch.library.opcheck(library._conv_relu_pool, given)
-        output, argmax = library._conv_relu_pool(source, w, b, *options, True)
+            given = (source.detach(), w.detach(), None, *options, torch.bfloat16)
+            torch.library.opcheck(library._undifferentiated, given)
+        output, argmax = library._differentiable(source, w, b, *options)
         for wanted in ([True, True, True], [False, True, False]):
             arguments = (torch.ones_like(output), argmax, source.detach(), w.detach(), *options, wanted)
-            torch.library.opcheck(library._conv_relu_pool_backward, arguments)
+            torch.library.opcheck(library._backward, arguments)
 
 
 def test_rows_that_are_not_there_are_noticed_in_a_graph(compiler):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import seqconv
-from seqconv.functional import embedding_conv1ds_relu_global_max_pool1d, folded
+from seqconv.functional import embedding_conv1ds_relu_global_max_pool1d, folded, several_library
 from seqconv.functional.several import embedding_conv1ds_call
 from tests.conv_cases import assert_same, whole
 
@@ -88,6 +88,59 @@ def test_under_torch_compile():
     compiled = torch.compile(lambda *t: ours(tokens, *t), fullgraph=True, backend="aot_eager")
     outcomes = [[r := f(*given), *torch.autograd.grad(r.sum(), given)] for f in (compiled, lambda *t: ours(tokens, *t))]
     assert all(map(torch.equal, *outcomes))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["biases", "no second bias"])
+@pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 0, 0)], ids=str)
+def test_under_torch_compile_one_operator_gives_what_is_wanted(wanted, bias):
+    torch.manual_seed(3)
+    torch.compiler.reset()
+    table, *rest = tensors()
+    given = [table, *rest]
+    given[5] = given[5] if bias else None
+    for place, want in zip((0, 2, 6), wanted, strict=True):  # of three weights and three biases one each
+        given[place].requires_grad_(bool(want))
+    tokens, targets = torch.randint(9, (3, 11)), []
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes if "seqconv" in str(node.target))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(lambda *t: ours(tokens, *t, padding_idx=2), fullgraph=True, backend=backend)
+    outcomes = []
+    for function in (compiled, lambda *t: ours(tokens, *t, padding_idx=2)):
+        result = function(*given)
+        leaves = [one for one in given if one is not None and one.requires_grad]
+        outcomes.append([result, *(torch.autograd.grad(result.sum(), leaves) if leaves else [])])
+    assert all(map(torch.equal, *outcomes))
+    kind = "_with_argmax" if any(wanted) else ""
+    assert targets == [f"seqconv.embedding_convs_relu_max_pool{kind}.default"]
+
+
+def test_numbers_of_rows_are_checked_in_a_graph():
+    torch.compiler.reset()
+    compiled = torch.compile(lambda tokens: ours(tokens, *tensors()), backend="aot_eager")
+    compiled(torch.randint(9, (3, 11)))
+    with pytest.raises(IndexError, match="tokens"):
+        compiled(torch.full((3, 11), 9))
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([11, 7, 5])], ids=["whole", "lengths"])
+def test_the_operators_are_what_they_say(lengths):
+    torch.manual_seed(3)
+    table, *rest = tensors()
+    tokens, weights, biases = torch.randint(9, (3, 11)), rest[:3], rest[3:]
+    convolutions = [1, 0, 0, 1] * 3
+    operands = table, tokens, lengths, weights, [biases[0], biases[2]], [True, False, True], 2, convolutions
+    with torch.no_grad():
+        torch.library.opcheck(several_library._undifferentiated, operands)
+        output, argmax = several_library._differentiable(*operands)
+        for wanted in ([True, True, True], [False, True, False]):
+            given = (torch.ones_like(output), argmax, table, tokens, lengths, weights, 2, convolutions, wanted)
+            torch.library.opcheck(several_library._backward, given)
+    for one in (table, *rest):
+        one.requires_grad_()
+    torch.library.opcheck(several_library._differentiable, operands)
 
 
 def test_errors_name_the_argument():

@@ -508,7 +508,8 @@ def test_compiled(training):
     compiled = torch.compile(fused, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(given), model(given))
     targets = [str(node.target) for node in graphs[0].graph.nodes]
-    assert targets.count("seqconv.conv_relu_max_pool.default") == count - training  # a norm of batches is composed
+    operators = [one for one in targets if one.startswith("seqconv.conv_relu_max_pool")]
+    assert len(operators) == count - training  # a norm of batches is composed
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

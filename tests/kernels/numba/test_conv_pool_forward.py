@@ -101,13 +101,11 @@ def test_the_shapes_are_shared(name, monkeypatch):
     """Few samples leave no thread idle: positions or output channels are shared."""
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    made = []
-    blocking = dense.forward_blocking
-    monkeypatch.setattr(dense, "forward_blocking", lambda *arguments: made.append(blocking(*arguments)) or made[-1])
     samples, channels, length, outputs, size, convolution, pool = SHAPES[name]
-    forward(torch.ones(samples, channels, length), torch.ones(outputs, channels, size), None, convolution, pool)
-    assert made[0].threads == 2
-    assert made[0].args.parts >= 2
+    given = torch.ones(samples, channels, length), torch.ones(outputs, channels, size), None, convolution, pool
+    blocking = dense.prepared(*given, want_argmax=False).blocking
+    assert blocking.threads == 2
+    assert blocking.args.parts >= 2
 
 
 @grid(together=1, name=SHAPES, layout=["contiguous", "channels-last"])
