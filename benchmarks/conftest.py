@@ -26,10 +26,11 @@ from benchmarks.registry import Comparison, Contender, comparisons
 
 CLOCK = timing.Clock()
 QUICK_SECONDS = 0.3  # at most, to spend on the rounds of one comparison
+SECONDS_OF_SILENCE = 10  # while all is checked
 
 left_out: list[dict[str, str]] = []
 noted: list[dict[str, Any]] = []
-began = time.monotonic()
+began = said = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,17 @@ def _serves(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def verify() -> Any:
+def verify(request: pytest.FixtureRequest) -> Any:
     """Return the function that checks a candidate and remembers that it was right."""
-    return lambda one: runner.verify(one.subject)
+
+    def run(one: SuiteItem) -> None:
+        global said
+        if time.monotonic() - said > SECONDS_OF_SILENCE:
+            said = time.monotonic()
+            say(request, f"checking {one}")
+        runner.verify(one.subject)
+
+    return run
 
 
 @pytest.fixture

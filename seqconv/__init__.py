@@ -4,7 +4,7 @@ from seqconv import functional
 from seqconv.backends import BackendError, Explanation
 from seqconv.explanation import ModelExplanation, explain
 from seqconv.functional.folded import clear_cache, frozen
-from seqconv.fusion import FusionReport, fuse, fusion_report, unfuse
+from seqconv.fusion import FusionReport, fuse, fusion_report, prepare, unfuse
 from seqconv.layers import (
     GRU,
     LSTM,
@@ -41,6 +41,7 @@ __all__ = [
     "functional",
     "fuse",
     "fusion_report",
+    "prepare",
     "unfuse",
     "warmup",
 ]

@@ -100,6 +100,7 @@ class ForwardBlocking(NamedTuple):
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
     argmax_shape: tuple[int, int, int]
+    packable_bytes: int  # of the packed weights, 0 where they are read as they are
     packed_bytes: int  # 0: the kernel packs the weights itself
     partial_bytes: int
     threads: int
@@ -207,6 +208,7 @@ def forward_blocking(
         out_shape=out_shape[:2] if pool is None else out_shape,
         out_strides=out_strides[:2] if pool is None else out_strides,
         argmax_shape=(samples, windows, padded),
+        packable_bytes=0 if few_outputs else packed_bytes,
         packed_bytes=packed_bytes if packed_bytes > PACKED_ALONE and threads > 1 and not few_outputs else 0,
         partial_bytes=samples * pieces * padded * (itemsize + 4) if pool is None and pieces > 1 else 0,
         threads=threads,

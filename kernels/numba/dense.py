@@ -42,7 +42,16 @@ from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_fl
 from .micro.simd import REGISTERS
 from .runtime import threads
 
-__all__ = ["DTYPES", "argmax_format", "argmax_integers", "forward", "lane_count", "limits_table", "padded_outputs"]
+__all__ = [
+    "DTYPES",
+    "Frozen",
+    "argmax_format",
+    "argmax_integers",
+    "forward",
+    "lane_count",
+    "limits_table",
+    "padded_outputs",
+]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 KERNELS = {torch.float32: forward_float32, torch.float64: forward_float64}
@@ -171,8 +180,12 @@ class Prepared:
         places: Tensor | None = None,
         cut: NDArray[np.int64] | None = None,
         results: tuple[Tensor, Tensor | None] | None = None,
+        packed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the result and, if wanted, ``argmax``; ``cut`` is a :func:`limits_table`."""
+        """Return the result and, if wanted, ``argmax``; ``cut`` is a :func:`limits_table`.
+
+        ``packed`` is what :meth:`pack` made of weight and bias, if it is known.
+        """
         blocking = self.blocking
         if results is None:
             argmax = torch.empty(self.argmax[0], dtype=self.argmax[1], device=CPU) if self.has_argmax else None
@@ -186,9 +199,10 @@ class Prepared:
             numbers[5] = argmax.data_ptr()
         if self.is_empty:
             return results
-        if blocking.packed_bytes:
-            packed = torch.empty(blocking.packed_bytes, dtype=torch.uint8, device=CPU)
-            numbers[6] = (packed.data_ptr() + 63) // 64 * 64
+        if packed is None and blocking.packed_bytes:
+            packed = self.pack(weight, bias)
+        if packed is not None:
+            numbers[6] = _aligned(packed)
         if blocking.partial_bytes:
             partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
             numbers[7] = partial.data_ptr()
@@ -197,8 +211,6 @@ class Prepared:
         if cut is not None:
             numbers[9] = cut.ctypes.data
         kernel, (table, _) = self.kernel, numbers.buffer_info()
-        if blocking.packed_bytes:
-            threads.run(functools.partial(kernel, table, PACK), blocking.panels, blocking.threads)
         if blocking.threads == 1:
             kernel(table, COMPUTE, 0, blocking.args.blocks, 1, 0)
         else:
@@ -206,6 +218,47 @@ class Prepared:
         if blocking.partial_bytes:
             kernel(table, FINISH, 0, 0, 1, 0)
         return results
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return weight and bias as the kernel reads them: memory of bytes, empty where it reads them as they are."""
+        packed = torch.empty(self.blocking.packable_bytes, dtype=torch.uint8, device=CPU)
+        if self.blocking.packable_bytes:
+            numbers = self.numbers[:]
+            numbers[1], numbers[2] = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+            numbers[6] = _aligned(packed)
+            work = functools.partial(self.kernel, numbers.buffer_info()[0], PACK)
+            threads.run(work, self.blocking.panels, self.blocking.threads)
+        return packed
+
+
+class Frozen:
+    """A forward pass of a weight and a bias that stay as they are: they are packed once.
+
+    It is called with inputs of the first one's shape, strides and dtype.
+    """
+
+    def __init__(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, pool: Pool | None
+    ) -> None:
+        self.format = input.shape, input.stride(), input.dtype
+        weight = weight if _is_read_in_place(weight) else weight.contiguous()
+        self.prepared = _prepared(
+            *_formats(input, weight, bias), convolution, pool, False, is_channels_last(input), None
+        )
+        packed = self.prepared.pack(weight, bias)
+        self.operands = weight, bias, None, None, None, packed if packed.numel() else None
+
+    def takes(self, input: Tensor) -> bool:
+        """Tell whether it may be called with an input, and computes as torch's threads are now."""
+        return self.prepared.may_replay and (input.shape, input.stride(), input.dtype) == self.format
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Return the result."""
+        return self.prepared.run(input, *self.operands)[0]
+
+
+def _aligned(memory: Tensor) -> int:
+    return (memory.data_ptr() + 63) // 64 * 64
 
 
 _prepared = functools.lru_cache(maxsize=512)(Prepared)

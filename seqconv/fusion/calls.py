@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqconv import backends
 from seqconv.functional import conv, norm
+from seqconv.functional.kernels import is_own
 from seqconv.functional.recent import Recent
 from seqconv.functional.several import run_recent
 from seqconv.kernels.norm import Norm
@@ -179,11 +181,7 @@ class FusedCall:
             output = self._normalised(prepare, sources, weight, bias, *norm)
         else:
             output = conv.run(prepare, (*sources, weight, bias), self.options, "auto", self.recent)
-        if output is None:
-            return None
-        if self.keepdim:
-            output = output.unsqueeze(-1)
-        return output if self.squeezed else output.unsqueeze(5 - self.image.axis)  # type: ignore[union-attr]
+        return None if output is None else self.finished(output)
 
     def _normalised(
         self, prepare: Any, sources: tuple[Any, ...], weight: Tensor, bias: Tensor | None, *given: Any
@@ -216,6 +214,56 @@ class FusedCall:
         shift = shift if stack.bias is None else shift + stack.bias
         output = run(*call)
         return output * scale[:, None] + shift[:, None] if output.dim() == 3 else output * scale + shift
+
+    def frozen(self, source: Any, _table: Any, weight: Any, bias: Any, *given: Any) -> FrozenCall | None:
+        """Return the call for parameters and running statistics that stay as they are, ``None`` where it gains nothing.
+
+        It serves sources of this one's format; nothing may need gradients.
+        """
+        if self.of_tokens or self.is_behind or not (self.norm is None or isinstance(self.norm, NormOptions)):
+            return None
+        try:
+            own = self.input_of(source, weight)
+            if own is None or _is_slow(own, weight, self.is_unpooled):
+                return None
+            kernel = weight if self.image is None else self.image.weight(weight)
+            if self.norm is not None:
+                if norm.uses_batch(Norm(*given, *self.norm[1:]), self.norm.training):
+                    return None
+                kernel, bias = norm.fold(conv.conv_call, (own, None), kernel, bias, Norm(*given, *self.norm[1:]))
+            call = conv.conv_call(own, None, kernel, bias, *self.geometry)
+            chosen, chosen_kernel = backends.choose_named(call.operation, "auto", call.arguments)
+        except REFUSALS:
+            return None
+        if chosen != "numba" or not is_own(chosen_kernel) or not call.batched:
+            return None
+        dense = backends.load("seqconv.kernels.numba.dense")
+        return FrozenCall(self, weight, dense.Frozen(own, *call.arguments[1:]))
+
+    def input_of(self, source: Tensor, weight: Tensor) -> Tensor | None:
+        """Return the sequences ``(N, C, L)`` that a source is, padded as the convolution's mode says."""
+        own = source if self.image is None else self.image.input(source, weight)
+        return own if own is None or self.pad is None else F.pad(own, *self.pad)
+
+    def finished(self, output: Tensor) -> Tensor:
+        """Return the kernel's result with the axes that the chain's has."""
+        output = output.unsqueeze(-1) if self.keepdim else output
+        return output if self.squeezed else output.unsqueeze(5 - self.image.axis)  # type: ignore[union-attr]
+
+
+class FrozenCall:
+    """A fused call whose weights are packed, and its norm folded, for good."""
+
+    def __init__(self, call: FusedCall, weight: Tensor, kernel: Any) -> None:
+        self.__name__, self.__module__ = "frozen", __name__
+        self.call, self.weight, self.kernel = call, weight, kernel
+
+    def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Tensor:
+        """Run the call on a source of the format that it was made for, else the fused call."""
+        own = self.call.input_of(operands[0], self.weight)
+        if own is None or not self.kernel.takes(own):
+            return self.call(operands, given)
+        return self.call.finished(self.kernel(own))
 
 
 # On an H200 in TF32, cuDNN was faster from so many products a number on (C x K). At 1,792 to 3,840 of them our
