@@ -47,6 +47,7 @@ class InTheWild(Operation):
         super().__init__()
         self.register(Provider("torch eager", plain, no_device, baseline=True))
         self.register(Provider("seqconv", fused, cannot_fuse, ours=True))
+        self.register(Provider("seqconv prepared", prepared, cannot_prepare, ours=True))
         self.register(Provider("seqconv compiled", partial(compiled, backend=BACKEND), no_backend, ours=True))
         cannot = partial(cannot_compile, "torch.compile")
         make = partial(compiled, options={"fallback_random": True})  # the eager model's numbers for the dropout
@@ -145,6 +146,27 @@ def fused(case: Case) -> nn.Module:
     return model
 
 
+class PreparedAtFirst(nn.Module):
+    """A model that is prepared for the inputs that come first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.prepared: Any = None
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return the model's predictions."""
+        if self.prepared is None:
+            self.prepared = seqconv.prepare(self.model, batch)  # type: ignore[attr-defined]
+        predictions: Tensor = self.prepared(batch)
+        return predictions
+
+
+def prepared(case: Case) -> nn.Module:
+    """Return the model as seqconv prepares it."""
+    return PreparedAtFirst(plain(case))
+
+
 def compiled(case: Case, **options: Any) -> nn.Module:
     """Return the model, compiled."""
     torch.compiler.reset()  # what was compiled for other cases counts against a limit, beyond which nothing is
@@ -159,6 +181,15 @@ def remote(name: str) -> Callable[[Case], partial[RemoteStep]]:
 def cannot_fuse(case: Case) -> str | None:
     """Return why seqconv does not fuse models, or ``None``."""
     return no_device(case) or (None if hasattr(seqconv, "fuse") else "seqconv has no fuse")
+
+
+def cannot_prepare(case: Case) -> str | None:
+    """Return why seqconv does not prepare models, or ``None``."""
+    if reason := no_device(case):
+        return reason
+    if case.mode == "training_step":
+        return "does not train"
+    return None if hasattr(seqconv, "prepare") else "seqconv has no prepare"
 
 
 def no_backend(case: Case) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from seqconv.functional import folded, library
-from seqconv.functional.floors import Tape, floor, tape_of
+from seqconv.functional.floors import Replayable, floor, tape_of
 from seqconv.functional.following import in_plain_memory
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Source, name_of, options_of, source_of, tensors_of
@@ -81,11 +81,11 @@ class FusedPasses:
         options: tuple[int | None, ...],
         convolution: Convolution,
         pool: Pool | None,
-        tape: Tape | None = None,
+        tape: Replayable | None = None,
     ) -> None:
         self.backend, self.kind, self.options, self.geometry = backend, kind, options, (convolution, pool)
         self.tape, self.is_replayed = tape, tape is not None and backend == "triton"
-        self.backward_tapes: dict[tuple[Any, ...], Tape] = {}
+        self.backward_tapes: dict[tuple[Any, ...], Replayable] = {}
         self.place = 1 + kind._fields.index("values")  # of the source's values among the arguments of ``apply``
         self.operation = name_of(kind, pool)
         self.apply = _applied(self.operation)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from seqconv import backends
 
-__all__ = ["Tape", "floor", "tape_of"]
+__all__ = ["Replayable", "floor", "tape_of"]
 
 
-class Tape(Protocol):
+class Replayable(Protocol):
     """A call of a floor, to be run again on other tensors of the same formats, while it ``may_replay``."""
 
     @property
@@ -23,9 +23,9 @@ class Tape(Protocol):
         """Return what the call returned, of these tensors."""
 
 
-def tape_of(function: Any, *arguments: Any, **options: Any) -> Tape | None:
+def tape_of(function: Any, *arguments: Any, **options: Any) -> Replayable | None:
     """Return the tape of a call of a floor's function, ``None`` where there is none."""
-    found: Tape | None = function.tape_of(*arguments, **options) if hasattr(function, "tape_of") else None
+    found: Replayable | None = function.tape_of(*arguments, **options) if hasattr(function, "tape_of") else None
     return found
 
 

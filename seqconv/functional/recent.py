@@ -28,7 +28,7 @@ _guards: Any = torch._C._dynamo.guards
 _precision = torch._C._get_fp32_precision_getter
 
 
-class Entry(NamedTuple):
+class RecentCall(NamedTuple):
     """A call that is known, and what tells whether another one is like it."""
 
     is_like: Callable[..., bool]
@@ -41,7 +41,7 @@ class Recent:
     """The latest calls of one place."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[RecentCall] = []
         self.added = 0
 
     def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Tensor] | None:
@@ -62,7 +62,7 @@ class Recent:
         self.added += 1
         given = _given(operands)
         tensors = _guards.TensorGuards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        entry = Entry(tensors.check, _guards.GlobalStateGuard().check, _switches(), known)
+        entry = RecentCall(tensors.check, _guards.GlobalStateGuard().check, _switches(), known)
         self.entries = [entry, *self.entries[: MOST - 1]]
 
 

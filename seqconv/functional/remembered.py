@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from seqconv import backends
 from seqconv.functional import arguments, folded
 from seqconv.functional.autograd import FusedPasses, recorded, undifferentiated
-from seqconv.functional.floors import Tape, floor, tape_of
+from seqconv.functional.floors import Replayable, floor, tape_of
 from seqconv.functional.following import active
 from seqconv.kernels.source import Dense, Source, Tokens, Windows, name_of, options_of, source_of, tensors_of
 from seqconv.kernels.triton import replay
@@ -135,7 +135,7 @@ def keep(key: Key, known: Known) -> None:
         _known[key] = known
 
 
-def _first_of(tape: Tape, tensors: list[Tensor]) -> Tensor:
+def _first_of(tape: Replayable, tensors: list[Tensor]) -> Tensor:
     return tape.replay(tensors)[0]  # type: ignore[no-any-return]
 
 

@@ -170,7 +170,7 @@ def test_everyone_is_timed_beside_torch_eager_in_three_works():
     assert works == usual | {(name, "inference", 1) for name in WILD}
     for case in cases:
         pairs = {(one.candidate.provider.name, one.against.provider.name) for one in comparisons(case)}
-        others = {"seqconv", "seqconv compiled", "torch.compile", *CONVERTERS}
+        others = {"seqconv", "seqconv prepared", "seqconv compiled", "torch.compile", *CONVERTERS}
         assert pairs == {(name, "torch eager") for name in others}
     assert suites.SUITES["wild"].on_request
 
