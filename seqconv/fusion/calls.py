@@ -228,9 +228,11 @@ class FusedCall:
                 return None
             kernel = weight if self.image is None else self.image.weight(weight)
             if self.norm is not None:
-                if norm.uses_batch(Norm(*given, *self.norm[1:]), self.norm.training):
+                mean, var, scale, shift = given
+                stack = Norm(mean, var, scale, shift, self.norm.momentum, self.norm.eps)
+                if norm.uses_batch(stack, self.norm.training):
                     return None
-                kernel, bias = norm.fold(conv.conv_call, (own, None), kernel, bias, Norm(*given, *self.norm[1:]))
+                kernel, bias = norm.fold(conv.conv_call, (own, None), kernel, bias, stack)
             call = conv.conv_call(own, None, kernel, bias, *self.geometry)
             chosen, chosen_kernel = backends.choose_named(call.operation, "auto", call.arguments)
         except REFUSALS:

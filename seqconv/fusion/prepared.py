@@ -106,9 +106,11 @@ class PreparedModel:
         self.looks += 1
         self.promise.end()
         self.promise = frozen(self.model)
-        self.held = [one for module in self.model.modules() for one in (module._parameters, module._buffers) if one]
-        self.kept = [*chain.from_iterable(map(dict.values, self.held))]
-        tensors = [one for one in self.kept if one is not None]
+        self.held: list[Any] = [
+            one for module in self.model.modules() for one in (module._parameters, module._buffers) if one
+        ]
+        self.kept: list[Any] = [*chain.from_iterable(map(dict.values, self.held))]
+        tensors: list[Tensor] = [one for one in self.kept if one is not None]
         self.is_counted = not any(one.is_inference() for one in tensors)
         self.tensors = tensors if self.is_counted else []
         self.versions = [one._version for one in self.tensors]
