@@ -199,7 +199,9 @@ def test_one_operator_of_a_graph_and_the_same_bits(pool):
         leaves[0] = layout(leaves[0])
         options = {"training": True, "pool": pool, "padding": 1, "backend": "numba"}
         found = [step(one, leaves, running, **options) for one in (compiled, ours)]
-        assert_same(*found)
+        assert_same(*(one[:-2] for one in found))
+        # In graphs of torch 2.11 the running variance's product and sum are rounded once: half an ulp of each.
+        torch.testing.assert_close(found[0][-2:], found[1][-2:], rtol=2**-23, atol=2**-24)
         assert found[0][0].stride() == found[1][0].stride()
     assert len(graphs) == 2
     assert all(graph.count("seqconv.conv_batch_norm_relu_max_pool.default") == 1 for graph in graphs)
