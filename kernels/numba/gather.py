@@ -69,9 +69,6 @@ def forward(
     windows = _windows(index.length, size, convolution, pool)
     out = table.new_empty(samples, windows, outputs).transpose(1, 2)
     layer = descriptor_of(index, samples, weight, convolution, pool, out)
-    if source.lengths is not None:
-        cut = limits_table(source.lengths, size, convolution, pool)
-        layer = layer._replace(limits=cut.ctypes.data)
     (kind, argmax_zero), argmax = argmax_integers(layer.pool_size - 1), None
     if want_argmax:
         width = padded_outputs(outputs, DTYPES[table.dtype])
@@ -87,6 +84,9 @@ def forward(
         results = out.squeeze(2) if pool is None else out, argmax
         _convolve(source, [(weight, bias, convolution, pool, results)])
         return results
+    if source.lengths is not None:
+        cut = limits_table(source.lengths, size, convolution, pool)
+        layer = layer._replace(limits=cut.ctypes.data)
     _add(layer, index, table, weight, bias, pool is None, out, argmax, argmax_zero, folded, rows)
     if pool is None:
         return out.squeeze(2), argmax
@@ -126,15 +126,15 @@ def forward_several(
         begin += outputs[i]
         if mine.numel():
             layer = descriptor_of(index, samples, weight, convolutions[i], None, mine)
-            if source.lengths is not None:
-                cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
-                layer = layer._replace(limits=cut.ctypes.data)
             ready = None if folded is None else folded[i]
             chosen, rows = _chosen(layer, table, ready, plan, used)
             if chosen == "direct":
                 results = table.new_empty(samples, outputs[i]), argmaxes[i]
                 direct.append((mine.squeeze(2), (weight, biases[i], convolutions[i], None, results)))
             else:
+                if source.lengths is not None:
+                    cut = limits_table(source.lengths, kernels[i], convolutions[i], None)
+                    layer = layer._replace(limits=cut.ctypes.data)
                 _add(layer, index, table, weight, biases[i], True, mine, argmaxes[i], argmax_zero, ready, rows)
     if direct:
         _convolve(source, [one for _, one in direct])

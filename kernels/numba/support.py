@@ -65,8 +65,8 @@ def avoid_norm(source: Dense, weight: Tensor, convolution: Convolution) -> str |
     if source.values.dtype not in NORM_DTYPES:
         return f"torch's composition is as fast in {source.values.dtype}"
     numbers = source.samples * weight.size(0) * convolution.output_length(source.length, weight.size(2))
-    if numbers < WORTH_A_NORM:
-        return f"torch's composition is faster on a convolution of fewer than {WORTH_A_NORM:,} numbers, got {numbers:,}"
+    if numbers < WORTH_A_NORM:  # a number that may be a symbol of a graph, which takes no format
+        return f"torch's composition is faster on a convolution of fewer than {WORTH_A_NORM:,} numbers, got {numbers}"
     return None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqconv.functional import arguments, folded
 from seqconv.functional.floors import floor
-from seqconv.functional.operators import operator
+from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.reference.conv_pool import is_channels_last
 from seqconv.kernels.source import Dense, Source, Tokens, Windows
@@ -125,7 +125,7 @@ def _empty_gradients(
     return ds if wanted[0] else source.new_empty(0), dw, db
 
 
-@operator("conv_relu_max_pool_backward", fake=_empty_gradients)
+@operator("conv_relu_max_pool_backward", fake=_empty_gradients, differentiate=refuse_to_differentiate)
 def _backward(
     gradient: Tensor,
     argmax: Tensor,

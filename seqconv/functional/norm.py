@@ -147,7 +147,9 @@ def run_folded(
     operands = *sources, weight, bias, *statistics
     if recent is not None and not compiling and (known := recent.find(operands)) is not None:
         return known(*operands)
-    key = None if compiling else remembered.key_of(prepare, operands, (*options, (eps,)), backend)
+    # What is folded without gradients is not folded so once one of these wants one.
+    folds = not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in operands[-6:])
+    key = None if compiling else remembered.key_of(prepare, operands, (*options, (eps, folds)), backend)
     if key is not None and (known := remembered.find(key)) is not None:
         if recent is not None:
             recent.add(operands, known)

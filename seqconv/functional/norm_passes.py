@@ -20,7 +20,7 @@ from seqconv import backends
 from seqconv.functional import autograd
 from seqconv.functional.following import in_plain_memory
 from seqconv.functional.library import geometry_of, numbers_of
-from seqconv.functional.operators import operator
+from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm
 from seqconv.kernels.source import Dense
@@ -181,7 +181,7 @@ def _empty_gradients(
     return dx, dw, db, dgamma, dbeta
 
 
-@operator("conv_batch_norm_relu_max_pool_backward", fake=_empty_gradients)
+@operator("conv_batch_norm_relu_max_pool_backward", fake=_empty_gradients, differentiate=refuse_to_differentiate)
 def _conv_norm_relu_pool_backward(
     gradient: Tensor,
     values: Tensor,

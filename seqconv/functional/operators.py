@@ -1,6 +1,6 @@
 """Operators of ``torch.library``, registered with less around a call than ``torch.library.custom_op`` has.
 
-That looks at every call whether results alias, and sees to arguments that an operator changes: of ours none does, which
+That looks at every call whether results alias, and sees to arguments that an operator changes: ours do neither, which
 ``opcheck`` tests. A call that does nothing took 15 microseconds as a ``custom_op``, 12 as an operator of this module
 with a derivative, and 6 without one: what nobody differentiates has an operator of its own.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["operator"]
+__all__ = ["operator", "refuse_to_differentiate"]
 
 NAMESPACE = "seqconv"
 
@@ -29,7 +29,8 @@ def operator(
     """Return a decorator that registers a function as the operator ``seqconv::name``, and returns the operator.
 
     The function's annotations are its schema; it changes no argument, and no result is a view of one. ``fake`` makes
-    empty results. ``differentiate`` and ``setup_context`` are those of :func:`torch.library.register_autograd`.
+    empty results. ``differentiate`` and ``setup_context`` are those of :func:`torch.library.register_autograd`. Without
+    them torch takes the results for constants: see :func:`refuse_to_differentiate`.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -43,3 +44,11 @@ def operator(
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     return register
+
+
+def refuse_to_differentiate(_ctx: Any, *_gradients: Any) -> None:
+    """Raise ``RuntimeError``: the derivative of operators that are derivatives themselves."""
+    raise RuntimeError(
+        "the kernels have no second derivative: pass backend='reference', or seqconv.unfuse a fused model, to have "
+        "torch's own operations"
+    )

@@ -20,7 +20,8 @@ from seqconv.kernels.triton import replay
 __all__ = ["Recent"]
 
 MOST = 4
-MOST_ADDED = 64  # calls that differ again and again, as texts of any length do, are found by their keys
+# Of a place in all: where calls differ again and again, as texts of any length do, they are found by their keys.
+MOST_ADDED = 64
 # These stand for operands that are None: none looks so. The guards take no tensor twice.
 NOTHING = [torch.empty(0, 0, 0, dtype=torch.bool, device="cpu") for _ in range(16)]
 
@@ -46,7 +47,7 @@ class Recent:
 
     def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Tensor] | None:
         """Return what runs a call on operands like these, ``None`` if there was none of late."""
-        if not self.entries or active("cpu", autocast=True) is not None:
+        if not self.entries or active("cpu", autocast=True) is not None:  # autocast is one of the guards' switches
             return None
         given = _given(operands)
         for entry in self.entries:
@@ -56,11 +57,13 @@ class Recent:
 
     def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Tensor]) -> None:
         """Note what runs a call on such operands."""
-        if self.added == MOST_ADDED or len(operands) > len(NOTHING):
+        if self.added >= MOST_ADDED:
             self.entries = []
             return
-        self.added += 1
         given = _given(operands)
+        if len({*map(id, given)}) < len(operands):  # the guards take no tensor twice; or there are more than NOTHING
+            return
+        self.added += 1
         tensors = _guards.TensorGuards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         entry = RecentCall(tensors.check, _guards.GlobalStateGuard().check, _switches(), known)
         self.entries = [entry, *self.entries[: MOST - 1]]

@@ -106,14 +106,15 @@ def run_recent(
         return known(*operands)
     tokens, table, *tensors = operands
     call = embedding_conv1ds_call(tokens, table, None, tensors[:count], tensors[count:], padding_idx, convolution)
-    kernel = backends.choose(call.operation, "auto", call.arguments)
+    chosen, kernel = backends.choose_named(call.operation, "auto", call.arguments)
     output = call.run_on(kernel)
-    if not is_compiling and call.batched and kernel.__module__ == __name__ and active(tokens.device.type) is None:
-        source, *_, convolutions = call.arguments
+    is_own = chosen != "reference" and kernel.__module__ == __name__
+    if not is_compiling and call.batched and is_own and active(tokens.device.type) is None:
+        rows, convolutions = call.arguments[0].padding_idx, call.arguments[3]  # no tensor is kept
 
         def again(tokens: Tensor, table: Tensor, *tensors: Any) -> Tensor:
             arguments.row_index("tokens", tokens, "table", table)
-            own = Tokens(tokens, table, source.padding_idx)
+            own = Tokens(tokens, table, rows)
             result: Tensor = kernel(own, [*tensors[:count]], [*tensors[count:]], convolutions)
             return result
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from seqconv import backends
 from seqconv.functional import arguments, folded
 from seqconv.functional.library import geometry_of, numbers_of
-from seqconv.functional.operators import operator
+from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.geometry import Convolution
 from seqconv.kernels.source import Tokens
 
@@ -110,7 +110,7 @@ def _empty_gradients(
     return dtable, dweights, [one.new_empty(one.size(0) if wanted[2] else 0) for one in weights]
 
 
-@operator("embedding_convs_relu_max_pool_backward", fake=_empty_gradients)
+@operator("embedding_convs_relu_max_pool_backward", fake=_empty_gradients, differentiate=refuse_to_differentiate)
 def _backward(
     gradient: Tensor,
     argmax: Tensor,
@@ -125,8 +125,8 @@ def _backward(
     source = Tokens(tokens, table, None if padding_idx < 0 else padding_idx, lengths)
     given = gradient, argmax.contiguous(), source, weights, _each(convolutions)
     dtable, dweights, dbiases = gather_backward().backward_several(*given, wanted=tuple(wanted))
-    nothing = [table.new_empty(0) for _ in weights]
-    return table.new_empty(0) if dtable is None else dtable, dweights or nothing, dbiases or nothing
+    found = (one or [table.new_empty(0) for _ in weights] for one in (dweights, dbiases))
+    return table.new_empty(0) if dtable is None else dtable, *found
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

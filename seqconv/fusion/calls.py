@@ -192,7 +192,11 @@ class FusedCall:
         if stack.running_mean is not None and stack.running_mean.dtype != weight.dtype:
             return None
         if self.is_behind:
-            return self._scaled(conv.run, (prepare, (*sources, weight, bias), self.options, "auto"), stack)
+            if (factors := _factors(stack)) is None:
+                return None
+            output = conv.run(prepare, (*sources, weight, bias), self.options, "auto", self.recent)
+            scale, shift = (one[:, None] if output.dim() == 3 else one for one in factors)
+            return output * scale + shift
         if not norm.uses_batch(stack, live):
             return norm.run_folded(prepare, sources, weight, bias, stack, self.options, "auto", self.recent)
         if self.of_tokens or weight.is_cuda or (self.is_unpooled and weight[0].numel() > FEW_PRODUCTS):
@@ -201,19 +205,6 @@ class FusedCall:
         if module is not None:
             count_batch(module)
         return output
-
-    def _scaled(self, run: Callable[..., Tensor], call: tuple[Any, ...], stack: Norm) -> Tensor | None:
-        """Return a call's maxima behind a norm that does not move them: one whose scales are all positive."""
-        assert stack.running_mean is not None
-        assert stack.running_var is not None
-        scale = torch.rsqrt(stack.running_var + stack.eps)
-        scale = scale if stack.weight is None else scale * stack.weight
-        if scale.is_cuda or not bool((scale > 0).all()):  # to know it, the host would wait for a GPU
-            return None
-        shift = -stack.running_mean * scale
-        shift = shift if stack.bias is None else shift + stack.bias
-        output = run(*call)
-        return output * scale[:, None] + shift[:, None] if output.dim() == 3 else output * scale + shift
 
     def frozen(self, source: Any, _table: Any, weight: Any, bias: Any, *given: Any) -> FrozenCall | None:
         """Return the call for parameters and running statistics that stay as they are, ``None`` where it gains nothing.
@@ -266,6 +257,18 @@ class FrozenCall:
         if own is None or not self.kernel.takes(own):
             return self.call(operands, given)
         return self.call.finished(self.kernel(own))
+
+
+def _factors(norm: Norm) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of a norm by running statistics, ``None`` where a scale is not positive: maxima move."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    if scale.is_cuda or not bool((scale > 0).all()):  # to know it, the host would wait for a GPU
+        return None
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
 
 
 # On an H200 in TF32, cuDNN was faster from so many products a number on (C x K). At 1,792 to 3,840 of them our

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_, itemgetter
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.memory_format)
 FOREIGN = ("forward", "_is_torch_compile", "_compiled_call_impl")  # put there by fuse, and by torch.compile
 PATIENCE = 4  # times that modules are found alike but written to, before that is taken for how they are
+MOST_WATCHED = 32  # containers and objects in the attributes of a module, on average: more are compared anew
+OPAQUE = (nn.Module, Tensor, type, ModuleType)  # objects that are not looked into
 DEPTH = 4  # of containers and objects in an attribute
 
 
@@ -81,40 +85,54 @@ def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
     """
     if _version_of is None:
         return lambda: False
-    kinds, dictionaries, lists, sets = [*map(type, modules)], [], [], []
+    kinds = [*map(type, modules)]
+    dictionaries: list[Any] = []
+    lists: list[Any] = []
+    sets: list[Any] = []
+    ordered: list[Any] = []
+    objects: list[Any] = []
     empty: list[Any] = []  # what it is cheaper to see empty
+    seen: dict[int, int] = {}  # how deep what was seen was looked into
 
     def watch(value: Any, depth: int) -> None:
-        if _is_plain(value) or isinstance(value, (nn.Module, Tensor, type)):
+        """Note what :func:`_state` looks at."""
+        if _is_plain(value) or seen.get(id(value), -1) >= depth:
             return
-        if isinstance(value, (list, tuple)):
+        seen[id(value)] = depth
+        if isinstance(value, (set, frozenset)):
+            sets.append(value)
+        elif not depth or isinstance(value, OPAQUE):
+            return
+        elif isinstance(value, (list, tuple)):
             if isinstance(value, list):
                 lists.append(value)
-            inside: Iterable[Any] = value
+            for one in value:
+                watch(one, depth - 1)
         elif isinstance(value, dict):
             dictionaries.append(value)
-            inside = value.values()
-        elif isinstance(value, (set, frozenset)):
-            sets.append(value)
-            return
+            if isinstance(value, OrderedDict):  # whose order may change without its contents
+                ordered.append(value)
+            for one in value.values():
+                watch(one, depth - 1)
         elif hasattr(value, "__dict__"):
-            watch(vars(value), depth)
-            return
-        else:
-            return
-        for one in inside if depth else ():
-            watch(one, depth - 1)
+            objects.append(value)
+            watch(vars(value), depth - 1)
 
     for module in modules:
         own = module.__dict__
         dictionaries.append(own)
         for name in (*HOOKS, "_modules", "_parameters", "_buffers"):
             (dictionaries if own[name] else empty).append(own[name])
+            if isinstance(own[name], OrderedDict):
+                ordered.append(own[name])
         for name, value in own.items():
             if name not in INTERNAL and name not in FOREIGN:
                 watch(value, DEPTH)
+        if len(seen) > MOST_WATCHED * len(modules):
+            return lambda: False
     versions, kept_sets = [*map(_version_of, dictionaries)], [*map(frozenset, sets)]
     lengths, items = [*map(len, lists)], [*chain.from_iterable(lists)]
+    orders, inside = [*map(list, ordered)], [*map(vars, objects)]
 
     def is_untouched() -> bool:
         return (
@@ -124,6 +142,8 @@ def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
             and [*map(len, lists)] == lengths
             and all(map(is_, chain.from_iterable(lists), items))
             and sets == kept_sets
+            and [*map(list, ordered)] == orders
+            and all(map(is_, map(vars, objects), inside))
         )
 
     return is_untouched
@@ -213,7 +233,7 @@ def _state(value: Any, depth: int) -> Any:
         return type(value), [(_Same(name), _state(one, depth - 1)) for name, one in value.items()]
     if isinstance(value, (set, frozenset)):
         return type(value), frozenset(value)
-    if depth and not isinstance(value, (nn.Module, Tensor, type)) and hasattr(value, "__dict__"):
+    if depth and not isinstance(value, OPAQUE) and hasattr(value, "__dict__"):
         return _Same(value), _state(vars(value), depth - 1)
     return _Same(value)
 

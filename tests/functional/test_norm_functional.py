@@ -345,7 +345,7 @@ def test_auto_takes_torch_where_it_is_as_fast(monkeypatch, floor):
         (
             15,
             torch.float32,
-            "torch's composition is faster on a convolution of fewer than 131,072 numbers, got 122,880",
+            "torch's composition is faster on a convolution of fewer than 131,072 numbers, got 122880",
         ),
     ):
         given = torch.zeros(samples, 2, 1024, dtype=dtype), None, weight.to(dtype), None, norm.Norm(*[None] * 4)

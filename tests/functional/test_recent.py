@@ -160,6 +160,15 @@ def test_more_operands_than_can_be_compared_are_not_noted():
     assert recent.find(given) is None
 
 
+def test_one_tensor_twice_is_not_noted_and_closes_no_place():
+    recent, (input, _, weight, bias) = Recent(), operands()
+    for _ in range(2 * MOST_ADDED):
+        recent.add((input, None, weight, bias, bias), known)
+    assert not recent.entries
+    recent.add((input, None, weight, bias), known)
+    assert recent.find((input, None, weight, bias)) is known
+
+
 def test_a_call_that_is_found_gives_the_same_bits():
     recent, options = Recent(), ((1, 0, 1, 1), (2, None, 0, 1, False, torch.preserve_format))
     for _ in range(3):

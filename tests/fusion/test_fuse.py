@@ -634,3 +634,40 @@ def test_a_norm_behind_relu_moves_maxima_where_a_scale_is_negative():
         for one in (model, fused):
             one[2].weight.data[3] = weight
         torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "seqconv"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "text"])
+def test_second_derivatives_of_a_compiled_model_are_refused(kind, backend):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    if kind == "text":
+        table = nn.Embedding(9, 4)
+        convs = [nn.Conv1d(4, 6, size) for size in (2, 3)]
+        model = nn.ModuleList([table, *convs])
+        tokens = torch.randint(9, (3, 11))
+
+        def plain(weight):
+            x = F.embedding(tokens, weight).transpose(1, 2)
+            return torch.cat([F.relu(conv(x)).max(-1).values for conv in convs], 1)
+
+        run, leaf = torch.compile(plain, backend="seqconv"), model[0].weight
+    else:
+        norms = [nn.BatchNorm1d(64)] if kind == "norm" else []
+        model = nn.Sequential(nn.Conv1d(4, 64, 3), *norms, nn.ReLU(), nn.MaxPool1d(2))
+        fused = seqconv.fuse(model)
+        run, leaf = torch.compile(fused, backend=backend), torch.randn(64, 4, 130, requires_grad=True)
+    (gradient,) = torch.autograd.grad(run(leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_compiled_norm_takes_smaller_batches(dynamic):
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Conv1d(4, 32, 3, padding=1), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2))
+    fused = seqconv.fuse(model)
+    compiled = torch.compile(fused, backend="eager", dynamic=dynamic)
+    for samples in (64, 64, 5, 40):
+        x = torch.randn(samples, 4, 120)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
