@@ -65,6 +65,7 @@ __all__ = [
     "limit",
     "may_keep",
     "plan",
+    "uncounted_steps",
 ]
 
 VARIABLE = "SEQCONV_FOLDED_MIB"
@@ -378,11 +379,21 @@ def _is_replayed(tensor: Tensor) -> bool:
     return owner is not None and not owner.expired()
 
 
+_uncounted = 0
+
+
+def uncounted_steps() -> int:
+    """Return how many steps optimizers have made whose writes torch does not count."""
+    return _uncounted
+
+
 def _stepped(optimizer: torch.optim.Optimizer, _arguments: Any, _options: Any) -> None:
     """Notice changes by an optimizer that torch does not count: those of a fused step, or of a graph's replays."""
     is_captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
     if not is_captured and not any(group.get("fused") for group in optimizer.param_groups):
         return
+    global _uncounted
+    _uncounted += 1
     storages = [one.untyped_storage() for group in optimizer.param_groups for one in group["params"]]
     changed = {one._cdata for one in storages}
     with _lock:

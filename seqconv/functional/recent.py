@@ -17,7 +17,7 @@ from seqconv import backends
 from seqconv.functional.following import active
 from seqconv.kernels.triton import replay
 
-__all__ = ["Recent"]
+__all__ = ["Recent", "switches"]
 
 MOST = 4
 # Of a place in all: where calls differ again and again, as texts of any length do, they are found by their keys.
@@ -51,7 +51,7 @@ class Recent:
             return None
         given = _given(operands)
         for entry in self.entries:
-            if entry.is_like(*given) and entry.has_switches() and entry.switches == _switches():
+            if entry.is_like(*given) and entry.has_switches() and entry.switches == switches():
                 return entry.known
         return None
 
@@ -65,7 +65,7 @@ class Recent:
             return
         self.added += 1
         tensors = _guards.TensorGuards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        entry = RecentCall(tensors.check, _guards.GlobalStateGuard().check, _switches(), known)
+        entry = RecentCall(tensors.check, _guards.GlobalStateGuard().check, switches(), known)
         self.entries = [entry, *self.entries[: MOST - 1]]
 
 
@@ -73,6 +73,6 @@ def _given(operands: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [nothing if one is None else one for one, nothing in zip(operands, NOTHING, strict=False)]
 
 
-def _switches() -> tuple[Any, ...]:
+def switches() -> tuple[Any, ...]:
     """Return what chooses among kernels besides what the guards compare."""
     return backends.variable(), _precision("cuda", "conv"), replay.generation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,18 +21,23 @@ from seqconv.layers.norm import count_batch, norm_of
 
 __all__ = ["FusedCall", "FusedConcatenation", "Image", "NormOptions", "image_of", "noted"]
 
+_noting = threading.RLock()
 notes: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
 
 
 @contextmanager
 def noted() -> Iterator[list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]]:
-    """Note all fused calls until the block ends: each call, its operands, and what its plain layers would be given."""
+    """Note all fused calls, of any thread, until the block ends.
+
+    Each is the call, its operands, and what its plain layers would be given.
+    """
     global notes
-    before, notes = notes, []
-    try:
-        yield notes
-    finally:
-        notes = before
+    with _noting:
+        before, notes = notes, []
+        try:
+            yield notes
+        finally:
+            notes = before
 
 
 REFUSALS = (IndexError, TypeError, ValueError)  # of calls that torch itself may take, or refuse in its own words

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from array import array
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_, itemgetter
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Keeper", "guards", "own_call_reason"]
+__all__ = ["Keeper", "guards", "own_call_reason", "untouched"]
 
 _version_of: Callable[[Any], int] | None = getattr(torch._C._dynamo.guards, "dict_version", None)
 
@@ -23,7 +25,9 @@ PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.d
 FOREIGN = ("forward", "_is_torch_compile", "_compiled_call_impl")  # put there by fuse, and by torch.compile
 PATIENCE = 4  # times that modules are found alike but written to, before that is taken for how they are
 MOST_WATCHED = 32  # containers and objects in the attributes of a module, on average: more are compared anew
-OPAQUE = (nn.Module, Tensor, type, ModuleType)  # objects that are not looked into
+OPAQUE = (Tensor, type, ModuleType)  # objects that are not looked into
+BYTES = (np.ndarray, array, bytearray)  # compared number by number
+BUILT_IN = (list, tuple, dict, OrderedDict, set, frozenset)
 DEPTH = 4  # of containers and objects in an attribute
 
 
@@ -51,7 +55,7 @@ def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
     checks = [_guard(module) for module in modules]
     if (tied := _ties(modules)) is not None:
         checks.append(lambda: _ties(modules) == tied)
-    is_untouched, touched = _untouched(modules), 0
+    is_untouched, touched = untouched(modules), 0
 
     def are_alike() -> bool:
         try:
@@ -70,7 +74,7 @@ def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
             return False
         touched += 1
         if touched % PATIENCE == 0:
-            now = _untouched(modules)
+            now = untouched(modules)
             if are_alike():  # still: another thread may have written in between
                 is_untouched = now
         return True
@@ -78,7 +82,7 @@ def guards(modules: Iterable[nn.Module]) -> Callable[[], bool]:
     return hold
 
 
-def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
+def untouched(modules: list[nn.Module]) -> Callable[[], bool]:
     """Return a function that tells whether nothing of modules was written to since now, in a quarter of the time.
 
     CPython counts the changes of a dictionary, or tells who watches it: torch.compile asks for that as well.
@@ -91,6 +95,7 @@ def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
     sets: list[Any] = []
     ordered: list[Any] = []
     objects: list[Any] = []
+    unwatched: list[Any] = []
     empty: list[Any] = []  # what it is cheaper to see empty
     seen: dict[int, int] = {}  # how deep what was seen was looked into
 
@@ -114,7 +119,9 @@ def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
                 ordered.append(value)
             for one in value.values():
                 watch(one, depth - 1)
-        elif hasattr(value, "__dict__"):
+        elif isinstance(value, (*BYTES, deque)) or _slots_of(type(value)):
+            unwatched.append(value)
+        if depth and type(value) not in BUILT_IN and not isinstance(value, OPAQUE) and hasattr(value, "__dict__"):
             objects.append(value)
             watch(vars(value), depth - 1)
 
@@ -128,17 +135,18 @@ def _untouched(modules: list[nn.Module]) -> Callable[[], bool]:
         for name, value in own.items():
             if name not in INTERNAL and name not in FOREIGN:
                 watch(value, DEPTH)
-        if len(seen) > MOST_WATCHED * len(modules):
+        if unwatched or len(seen) > MOST_WATCHED * len(modules):
             return lambda: False
     versions, kept_sets = [*map(_version_of, dictionaries)], [*map(frozenset, sets)]
     lengths, items = [*map(len, lists)], [*chain.from_iterable(lists)]
-    orders, inside = [*map(list, ordered)], [*map(vars, objects)]
+    orders, inside, classes = [*map(list, ordered)], [*map(vars, objects)], [*map(type, objects)]
 
     def is_untouched() -> bool:
         return (
             [*map(_version_of, dictionaries)] == versions
             and not any(empty)
             and [*map(type, modules)] == kinds
+            and [*map(type, objects)] == classes
             and [*map(len, lists)] == lengths
             and all(map(is_, chain.from_iterable(lists), items))
             and sets == kept_sets
@@ -169,8 +177,9 @@ def _guard(module: nn.Module) -> Callable[[], bool]:
     tensors = [name for name in own if name not in rest_of and isinstance(own[name], Tensor)]
     simple = [name for name in compared if _is_plain(own[name])]
     rest = [name for name in compared if name not in simple]
-    get, hooks = itemgetter(*simple), itemgetter(*HOOKS)
+    get, hooks = itemgetter(*simple, "training"), itemgetter(*HOOKS)  # two of them at least: a tuple
     size, bare, values, states = len(own), _size(own), get(own), _states(own, rest)
+    types = [*map(type, values)]  # 1 is 1.0, and True
     hooked = [*map(bool, hooks(own))]
     is_bare = not any(hooked)
     children, names, missing = list(own["_modules"].items()), *_slots(own)
@@ -181,6 +190,7 @@ def _guard(module: nn.Module) -> Callable[[], bool]:
             type(module) is kind
             and (len(own) == size or _size(own) == bare)
             and get(own) == values
+            and [*map(type, get(own))] == types
             and own["_parameters"] is parameters
             and own["_buffers"] is buffers
             and _has_own_forward(own) is has_own_forward
@@ -227,15 +237,38 @@ def _states(own: dict[str, Any], names: list[str]) -> list[Any]:
 def _state(value: Any, depth: int) -> Any:
     if _is_plain(value):
         return type(value), value
+    inside: Any
     if depth and isinstance(value, (list, tuple)):
-        return type(value), [_state(one, depth - 1) for one in value]
+        inside = [_state(one, depth - 1) for one in value]
+        return type(value), inside, _state(getattr(value, "__dict__", None), depth - 1)
     if depth and isinstance(value, dict):
-        return type(value), [(_Same(name), _state(one, depth - 1)) for name, one in value.items()]
+        inside = [(_Same(name), _state(one, depth - 1)) for name, one in value.items()]
+        return type(value), inside, _state(getattr(value, "__dict__", None), depth - 1)
     if isinstance(value, (set, frozenset)):
         return type(value), frozenset(value)
-    if depth and not isinstance(value, OPAQUE) and hasattr(value, "__dict__"):
-        return _Same(value), _state(vars(value), depth - 1)
-    return _Same(value)
+    if isinstance(value, BYTES):
+        return _Same(value), bytes(value)
+    if isinstance(value, deque):
+        return _Same(value), [_state(one, max(depth - 1, 0)) for one in value]
+    if depth and not isinstance(value, OPAQUE) and (own := _own(value)) is not None:
+        return type(value), _Same(value), {name: _state(one, depth - 1) for name, one in own.items()}
+    return type(value), _Same(value)
+
+
+def _own(value: Any) -> dict[str, Any] | None:
+    """Return an object's attributes, those in slots too; ``None`` for one without."""
+    slots = _slots_of(type(value))
+    own = getattr(value, "__dict__", None)
+    if not slots:
+        return own
+    return {**(own or {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+
+
+def _slots_of(kind: type) -> list[str]:
+    """Return the names of a class's slots, which no dictionary holds."""
+    found = [one.__dict__.get("__slots__", ()) for one in kind.__mro__]
+    every = chain.from_iterable([one] if isinstance(one, str) else one for one in found)
+    return [name for name in every if not name.startswith("__")]
 
 
 def _is_plain(value: Any) -> bool:

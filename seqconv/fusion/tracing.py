@@ -141,6 +141,8 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, np.generic):  # whose text is no Python
             return a.item()
+        if isinstance(a, dict) and type(a) is not dict:  # a graph would give a plain one
+            raise Untraceable(f"its forward pass makes a {type(a).__name__}", self.innermost)
         return super().create_arg(a)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002

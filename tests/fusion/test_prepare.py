@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.fusion.test_writes import WRITES, Model, made, memory, training
 
 
 def frozen_calls(prepared):
-    runs = [variant.run for variant in prepared.variants if hasattr(variant.run, "__func__")]
+    runs = [ready.run for ready in prepared.state.ready]
     return [one for run in runs for one in run.__func__.__globals__.values() if isinstance(one, FrozenCall)]
 
 
@@ -202,6 +203,225 @@ def test_threads_share_one():
     assert len(found) == 200
     for one in found:
         close(one, expected)
+
+
+def pooled(h):
+    return F.max_pool1d(F.relu(h), 2)
+
+
+class OfInputs(nn.Module):
+    """Weights, bias and norm that are inputs, computed, or plain attributes."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.conv, self.made = kind, nn.Conv1d(3, 4, 5), nn.Linear(1, 60)
+        self.held = torch.randn(4, 3, 5)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x, w):
+        if self.kind == "input":
+            return pooled(F.conv1d(x, w))
+        if self.kind == "computed":
+            return pooled(F.conv1d(x, self.made(w.mean()[None]).view(4, 3, 5)))
+        if self.kind == "modulated":
+            return pooled(F.conv1d(x, self.conv.weight * w.mean(), self.conv.bias))
+        if self.kind == "bias":
+            return pooled(F.conv1d(x, self.conv.weight, w[:, 0, 0]))
+        if self.kind == "norm":
+            return pooled(F.batch_norm(self.conv(x), self.mean, self.var, w[:, 0, 0], w[:, 0, 1]))
+        return pooled(F.conv1d(x, self.held))
+
+
+@pytest.mark.parametrize("kind", ["input", "computed", "modulated", "bias", "norm", "attribute"])
+def test_what_is_no_parameter_is_not_frozen(kind):
+    model, x = OfInputs(kind).eval(), torch.randn(2, 3, 40)
+    prepared = seqconv.prepare(model, x, torch.randn(4, 3, 5))
+    for number in range(3):
+        w = torch.randn(4, 3, 5)
+        close(prepared(x, w), model(x, w))
+        w.mul_(2)
+        close(prepared(x, w), model(x, w))
+        model.held = torch.full((4, 3, 5), number / 10)
+        close(prepared(x, w), model(x, w))
+
+
+class Doubling(nn.Sequential):
+    """Its class's own call does more."""
+
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+def small(kind=nn.Sequential):
+    return kind(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.MaxPool1d(2)).eval()
+
+
+def double(*arguments):
+    return arguments[-1] * 2
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_and_forwards_of_the_model_itself(when, fused):
+    x = torch.randn(2, 3, 40)
+
+    def pre(model):
+        model.register_forward_pre_hook(lambda _module, given: (given[0] * 2,))
+
+    def behind(model):
+        model.register_forward_hook(double)
+
+    def own(model):
+        before = model.forward
+        model.forward = lambda x: before(x) * 2
+
+    for change in (pre, behind, own):
+        model = seqconv.fuse(small()) if fused else small()
+        if when == "before":
+            change(model)
+        prepared = seqconv.prepare(model, x)
+        if when == "after":
+            prepared(x)
+            change(model)
+        close(prepared(x), model(x))
+    model = small(Doubling)
+    close(seqconv.prepare(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_steps_that_torch_does_not_count_are_seen(kind):
+    model, x = small(), torch.randn(4, 3, 40)
+    prepared, optimizer = seqconv.prepare(model, x), kind(model.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        model(x).square().sum().backward()
+        optimizer.step()
+        close(prepared(x), model(x))
+
+
+def retyped(model):
+    model.bfloat16().float()
+
+
+def swapped(model):
+    torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.randn_like(model[0].weight)))
+
+
+def exchanged(model):
+    model[0].weight.data = torch.randn_like(model[0].weight)
+
+
+def from_a_vector(model):
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(vector * 3, model.parameters())
+
+
+@pytest.mark.parametrize("write", [retyped, swapped, exchanged, from_a_vector])
+def test_exchanged_memory_is_seen(write):
+    model, x = small(), torch.randn(4, 3, 40)
+    prepared = seqconv.prepare(model, x)
+    close(prepared(x), model(x))
+    write(model)
+    close(prepared(x), model(x))
+
+
+class OwnNorm(nn.Module):
+    """Torch's batch norm writes to these statistics without counting."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 5)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x):
+        return pooled(F.batch_norm(self.conv(x), self.mean, self.var, training=self.training))
+
+
+def test_statistics_that_torch_does_not_count_are_seen():
+    model, x = OwnNorm().eval(), torch.randn(2, 3, 40)
+    prepared = seqconv.prepare(model, x)
+    for _ in range(2):
+        model.train()
+        model(x * 5 + 3)
+        model.eval()
+        close(prepared(x), model(x))
+
+
+class Options(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = small()
+
+    def forward(self, x, y=None):
+        return {"sum": self.inner(x if y is None else x + y), "list": [x]}
+
+
+def test_other_numbers_of_inputs_and_containers_that_may_be_changed():
+    model, x = Options().eval(), torch.randn(2, 3, 40)
+    prepared = seqconv.prepare(model, x)
+    for given in ((x,), (x, x.clone()), (torch.randn(3, 3, 40),), (x, x), (x, None)):
+        for _ in range(2):
+            found, expected = prepared(*given), model(*given)
+            close(found["sum"], expected["sum"])
+            found["own"] = 1
+            found["list"].append(2)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        prepared()
+
+
+def test_many_formats_are_served_without_being_prepared_again_and_again():
+    model = small()
+    prepared = seqconv.prepare(model, torch.randn(1, 3, 20))
+    for _ in range(2):
+        for length in range(20, 45):
+            x = torch.randn(1, 3, length)
+            close(prepared(x), model(x))
+    assert len(prepared.state.ready) == 8
+    assert len(prepared.state.graphs) == 1
+
+
+def test_many_changes_one_after_the_other():
+    model, x = small(), torch.randn(1, 3, 20)
+    prepared = seqconv.prepare(model, x)
+    for _ in range(150):
+        with torch.no_grad():
+            model[0].weight.mul_(1.01)
+        close(prepared(x), model(x))
+    for _ in range(200):
+        close(prepared(x), model(x))
+    assert prepared.looks == 0
+
+
+def test_modules_that_cannot_be_prepared_run():
+    x = torch.randn(2, 3, 40)
+    lazy = nn.Sequential(nn.LazyConv1d(4, 3), nn.ReLU(), nn.MaxPool1d(2)).eval()
+    with pytest.warns(DeprecationWarning, match=r"torch.jit.script"):
+        scripted = torch.jit.script(small())
+    for model in (lazy, scripted):
+        prepared = seqconv.prepare(model, x)
+        for _ in range(3):
+            close(prepared(x), model(x))
+
+
+def test_tangents_and_the_variable(monkeypatch):
+    model, x = small(), torch.randn(2, 3, 40)
+    prepared = seqconv.prepare(model, x)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        output = prepared(torch.autograd.forward_ad.make_dual(x, x))
+        assert torch.autograd.forward_ad.unpack_dual(output).tangent is not None
+    monkeypatch.setenv("SEQCONV_BACKEND", "reference")
+    monkeypatch.setattr(FrozenCall, "__call__", lambda *_: pytest.fail("a frozen kernel ran"))
+    close(prepared(x), model(x))
+
+
+def test_no_input_is_kept():
+    x = torch.randn(2, 3, 40, requires_grad=True) * 2
+    prepared = seqconv.prepare(small(), x)
+    copy.deepcopy(prepared)
+    gone = weakref.ref(x)
+    del x
+    assert gone() is None
 
 
 def test_the_promise_ends_with_it():

@@ -6,8 +6,9 @@ Graphs are kept with the modules at hand, modules are watched for writes, and ca
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,16 @@ import seqconv
 
 class Group:
     """Holds attributes of its own."""
+
+
+class Slots:
+    """Holds attributes in slots."""
+
+    __slots__ = ("number",)
+
+
+class Settings(dict):
+    """A dictionary with attributes."""
 
 
 class Model(nn.Module):
@@ -33,6 +44,9 @@ class Model(nn.Module):
         self.config.power, self.config.inner = 1.0, Group()
         self.config.inner.shift = 0.0
         self.order = OrderedDict(double=2.0, add=1.0)
+        self.array, self.queue, self.flag = np.array([0.0]), deque([0.0]), 1
+        self.slots, self.settings, self.unregistered = Slots(), Settings(), [nn.Identity()]
+        self.slots.number = self.settings.number = self.unregistered[0].number = 0.0
         self.register_buffer("offset", torch.tensor(0.25))
 
     def forward(self, x):
@@ -42,7 +56,9 @@ class Model(nn.Module):
         h = F.leaky_relu(h + self.offset, self.options["slope"]) * self.config.power
         for name, number in self.order.items():
             h = h * number if name == "double" else h + number
-        return h + ("b" in self.names) + self.config.inner.shift
+        h = h * 5 if self.flag is True else h
+        h = h + float(self.array[0]) + self.queue[0] + self.slots.number + self.settings.number
+        return h + ("b" in self.names) + self.config.inner.shift + self.unregistered[0].number
 
 
 def new_weight(model):
@@ -146,6 +162,30 @@ def order(model):
     model.order.move_to_end("double")
 
 
+def array_item(model):
+    model.array[0] = 2.0
+
+
+def queue_item(model):
+    model.queue[0] = 2.0
+
+
+def slot(model):
+    model.slots.number = 2.0
+
+
+def attribute_of_a_dictionary(model):
+    model.settings.number = 2.0
+
+
+def attribute_of_a_module_in_a_list(model):
+    model.unregistered[0].number = 2.0
+
+
+def equal_of_another_type(model):
+    model.flag = True
+
+
 def buffer_of_same_name(model):
     model.offset = torch.tensor(0.75)
 
@@ -153,7 +193,9 @@ def buffer_of_same_name(model):
 WRITES = [
     new_weight, new_dictionary, no_bias, assigned, in_place, memory, strides, hook, hook_in_new_dictionary, child,
     class_of_child, own_forward, attribute, attribute_past_setattr, option_of_a_layer, eps, training, list_item,
-    dictionary_item, set_item, attribute_of_object, dictionary_of_object, deep_attribute, order, buffer_of_same_name,
+    dictionary_item, set_item, attribute_of_object, dictionary_of_object, deep_attribute, order,
+    array_item, queue_item, slot, attribute_of_a_dictionary, attribute_of_a_module_in_a_list,
+    equal_of_another_type, buffer_of_same_name,
 ]  # fmt: skip
 
 
