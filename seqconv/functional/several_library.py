@@ -125,8 +125,8 @@ def _backward(
     source = Tokens(tokens, table, None if padding_idx < 0 else padding_idx, lengths)
     given = gradient, argmax.contiguous(), source, weights, _each(convolutions)
     dtable, dweights, dbiases = gather_backward().backward_several(*given, wanted=tuple(wanted))
-    found = (one or [table.new_empty(0) for _ in weights] for one in (dweights, dbiases))
-    return table.new_empty(0) if dtable is None else dtable, *found
+    dweights, dbiases = (one or [table.new_empty(0) for _ in weights] for one in (dweights, dbiases))
+    return table.new_empty(0) if dtable is None else dtable, dweights, dbiases
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

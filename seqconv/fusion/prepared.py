@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from seqconv.functional import folded, recent
 from seqconv.functional.following import active
@@ -80,7 +80,7 @@ class State:
             own_call_reason(model) is not None
             or type(model).__call__ is not nn.Module.__call__
             or any(isinstance(one, torch.jit.ScriptModule) for one in modules)
-            or any(isinstance(one, UninitializedTensorMixin) or one.is_inference() for one in self.tensors)
+            or any(is_lazy(one) or one.is_inference() for one in self.tensors)
         )
         if self.is_plain:
             return
