@@ -46,7 +46,7 @@ def test_the_models_numbers_without_gradients(fused):
 
 @pytest.mark.parametrize("write", [one for one in WRITES if one not in (memory, training)])
 def test_the_next_call_sees_a_write(write):
-    model, x = made(), torch.randn(4, 3, 40)
+    model, x = made(write), torch.randn(4, 3, 40)
     prepared = seqconv.prepare(model, x)
     close(prepared(x), model(x))
     write(model)

@@ -594,3 +594,22 @@ def test_serves_smaller_cpus(name, features, width, tmp_path):
     )
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout.splitlines()[-1]) == [width, value, value]
+
+
+@pytest.mark.parametrize("gathered", [1, 700, 2**21], ids=["one sample", "some samples", "all samples"])
+@pytest.mark.parametrize("pool", [None, Pool(3, 3), Pool(3, 2, 1, 1, True, True)], ids=str)
+def test_rows_are_gathered_for_a_few_samples_at_a_time(pool, gathered, monkeypatch):
+    """Each sample has the bits that it has by itself, wherever the batch is cut."""
+    generator = torch.Generator().manual_seed(3)
+    table, weight = torch.randn(50, 5, generator=generator), torch.randn(6, 5, 3, generator=generator)
+    tokens = torch.randint(50, (7, 11), generator=generator, dtype=torch.int32)
+    lengths = torch.tensor([11, 3, 0, 7, 11, 5, 10])
+    for cut in (None, lengths):
+        calls = [Tokens(tokens[n : n + 1], table, None, None if cut is None else cut[n : n + 1]) for n in range(7)]
+        given = (weight, None, Convolution(), pool)
+        alone = [conv_pool.forward(one, *given, want_argmax=True, plan="direct") for one in calls]
+        monkeypatch.setattr(gather, "GATHERED", gathered)
+        whole = conv_pool.forward(Tokens(tokens, table, None, cut), *given, want_argmax=True, plan="direct")
+        outputs, argmaxes = zip(*alone, strict=True)
+        assert torch.equal(whole[0], torch.cat(outputs))
+        assert torch.equal(whole[1][..., :6], torch.cat(argmaxes)[..., :6])  # behind them a row is padded
