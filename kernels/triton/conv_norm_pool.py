@@ -203,8 +203,8 @@ def backward(
 
     ``gradient``, of any strides, is the result's. The input's gradient is channels-last; those of the norm are float32.
     """
-    found: Gradients = _backward(gradient, *saved, input, weight, convolution, pool, tuple(wanted))
-    return found
+    dx, dw, db, dgamma, dbeta = _backward(gradient, *saved, input, weight, convolution, pool, tuple(wanted))
+    return dx, dw, db, dgamma, dbeta
 
 
 def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, last: bool) -> Tensor:
