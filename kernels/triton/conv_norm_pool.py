@@ -32,7 +32,7 @@ NEIGHBOURS = {True: 64, False: 128}  # channels of a tile whose channels are nei
 MOST_ROWS = 128  # positions of a tile whatever the channels
 # Programs of a sum for each multiprocessor, whose loads together cover the memory's latency; sums that are joined at
 # once, of so many channels.
-PROGRAMS, SPLITS, CHANNELS = 8, 32, 32
+PROGRAMS, SPLITS, CHANNELS = 8, 256, 8
 
 
 def forward(
