@@ -288,8 +288,7 @@ def test_one_operator_of_a_graph_and_the_same_bits(device, pool):
     assert all(graph.count("seqconv.conv_batch_norm_relu_max_pool.default") == 1 for graph in graphs)
 
 
-@pytest.mark.parametrize("geometry", [([2, 1, 1, 2], [3, 2, 1, 1, 1, 0]), ([1, 0, 0, 1], [])], ids=str)
-@pytest.mark.parametrize("layout", [SAME, channels_last])
+@grid(together=1, geometry=[([2, 1, 1, 2], [3, 2, 1, 1, 1, 0]), ([1, 0, 0, 1], [])], layout=[SAME, channels_last])
 def test_the_operators_are_what_they_say(device, layout, geometry):
     leaves, _ = public_operands(device)
     plain = [layout(leaves[0]), *leaves[1:]]
@@ -304,8 +303,7 @@ def test_the_operators_are_what_they_say(device, layout, geometry):
             torch.library.opcheck(norm_passes._conv_norm_relu_pool_backward, given)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("wanted", range(5))
+@grid(together=1, compiled=[False, True], wanted=range(5))
 def test_frozen_tensors_get_no_gradient(device, wanted, compiled):
     """The convolution is what is saved: operands of frozen ones need not be there any more."""
     torch.compiler.reset()
