@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "folded"]
+__all__ = ["Norm", "NormSaved", "folded"]
 
 
 class Norm(NamedTuple):
@@ -22,6 +22,20 @@ class Norm(NamedTuple):
     bias: Tensor | None
     momentum: float = 0.1
     eps: float = 1e-5
+
+
+class NormSaved(NamedTuple):
+    """What the backward pass of a conv stack with a batch norm in training mode needs of the forward pass.
+
+    ``values`` are the windows' values before the norm, ``argmax`` their places in the windows, ``statistics`` the rows
+    mean, variance, rstd, ``a`` and ``b`` of every channel (which the norm makes ``a y + b`` of ``y``), ``activation``
+    is the convolution. Each floor says how they lie in memory, and which have no element.
+    """
+
+    values: Tensor
+    argmax: Tensor
+    statistics: Tensor
+    activation: Tensor
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,12 @@ backward pass, a few samples at a time in both (:func:`chunk_size`).
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..norm import Norm
+from ..norm import Norm, NormSaved
 from ..reference.conv_pool import is_channels_last
 from .dense import DTYPES, argmax_integers, lane_count
 from .dense_backward import LIKE
@@ -51,20 +50,6 @@ LARGE, CHUNK = 2**25, 2**23
 FEW_TAPS = 128
 
 
-class NormSaved(NamedTuple):
-    """What the backward pass needs of a forward pass.
-
-    ``values`` ``(N, Q, padded)`` are the windows' values before the norm, ``argmax`` their places in the windows,
-    ``statistics`` ``(5, padded)`` mean, variance, rstd, ``a`` and ``b`` of every channel, ``activation`` is the
-    convolution ``(N, T, O)``, of no element where it is to be computed again.
-    """
-
-    values: Tensor
-    argmax: Tensor
-    statistics: Tensor
-    activation: Tensor
-
-
 def forward(
     input: Tensor,
     weight: Tensor,
@@ -77,7 +62,8 @@ def forward(
 ) -> tuple[Tensor, NormSaved]:
     """Return the result and what the backward pass needs: ``argmax`` and ``activation`` are empty if not wanted.
 
-    The running statistics stay as they are.
+    ``values`` and ``argmax`` are ``(N, Q, padded)``, ``statistics`` ``(5, padded)``, ``activation`` is ``(N, T, O)``,
+    empty also where it is to be computed again. The running statistics stay as they are.
     """
     samples, outputs = input.size(0), weight.size(0)
     layer = layer_of(input, weight, convolution, pool)

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..geometry import Convolution, Pool
+from ..norm import Norm
 from ..source import Dense, Source, Tokens, Windows
-from . import configurations, conv_pool, loops
+from . import configurations, conv_norm_pool, conv_pool, loops
 from .groups import constants
 from .launch import Imagined, imagining
 
@@ -45,7 +46,7 @@ class Layer(NamedTuple):
 
     ``rows`` is ``"own"`` for an input of its own, or ``"contiguous"`` if its channels are no neighbours; ``"tokens"``
     for rows of a table, ``"folded"`` for those of a folded one, ``"windows"`` for those of a series. ``few`` tells that
-    its windows are too few for a GPU.
+    its windows are too few for a GPU, ``norm`` that a batch norm in training mode is behind the convolution.
     """
 
     channels: int
@@ -55,6 +56,7 @@ class Layer(NamedTuple):
     pool: Pool | None
     rows: str = "own"
     few: bool = False
+    norm: bool = False
 
 
 def layer(channels: int, outputs: int, size: int, pool: int | None, **options: Any) -> Layer:
@@ -90,6 +92,12 @@ LAYERS = {
     "long kernel, folded": layer(64, 70, 31, 2, rows="folded"),
     "padded tokens": layer(64, 64, 3, 2, padding=(1, 1), rows="tokens"),
     "jena1, windows": layer(14, 32, 5, 3, rows="windows"),
+    "norm": layer(64, 64, 3, 3, norm=True),
+    "norm, contiguous": layer(12, 32, 7, 2, rows="contiguous", norm=True),
+    "norm, overlapping": Layer(64, 130, 5, Convolution(1, (2, 2)), Pool(3, 2, 1), norm=True),
+    "norm, global": layer(64, 64, 3, None, norm=True),
+    "norm, motifs": layer(4, 20, 3, None, rows="contiguous", norm=True),
+    "norm, unpooled": layer(128, 256, 3, 1, norm=True),
 }
 SAMPLES = 4096  # of the launches whose times are estimated
 WINDOWS = {"imdb1": 98, "imdb2": 88, "jena1": 78, "jena2": 24, "jena3": 20}  # of the notebook's; 64 of the others
@@ -106,6 +114,13 @@ NO_PRODUCTS = {
     "transpose_kernel",
     "pool_sums_kernel",
     "pool_sums_globally_kernel",
+    "survey_kernel",
+    "finish_survey_kernel",
+    "normalise_windows_kernel",
+    "normalise_globally_kernel",
+    "sum_windows_kernel",
+    "finish_sums_kernel",
+    "spread_kernel",
 }
 # Bytes of stack a thread that cost less than tiles without: on an H100 imdb1's input gradient in TF32 took 543 us with
 # 72 bytes, 609 without any by half as many channels. The input's gradient has its own in the branch that a NaN enters:
@@ -194,10 +209,16 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
         recorded.append(Launch(kernel, grid, arguments, {**options, "debug": bool(kernel.debug)}))
 
     with imagining(Imagined(target, "tf32" if kind == "tf32" else "ieee", PROCESSORS, layer.few, note)):
+        if layer.norm:
+            norm = Norm(None, None, *torch.empty(2, layer.outputs, device="meta"))
+            given = (source.values, w, b, norm, layer.convolution, layer.pool)
+            out, saved = conv_norm_pool.forward(*given, want_argmax=True)
+            conv_norm_pool.backward(out, saved, *given[:3], *given[4:], wanted=(True,) * 5)
+            return recorded
         out, argmax = conv_pool.forward(source, w, b, layer.convolution, layer.pool, want_argmax=True, plan=plan)
         assert argmax is not None
-        given = (out, argmax, source, w, layer.convolution, layer.pool)
-        conv_pool.backward(*given, wanted=(True, True, True), plan=plan)
+        pooled = (out, argmax, source, w, layer.convolution, layer.pool)
+        conv_pool.backward(*pooled, wanted=(True, True, True), plan=plan)
     return recorded
 
 

@@ -9,7 +9,7 @@ from ..geometry import Convolution, Pool
 from ..source import Dense, Source, Tokens
 from .launch import architecture, precision, refuse_device
 
-__all__ = ["refuse", "refuse_device"]
+__all__ = ["avoid_norm", "refuse", "refuse_device", "refuse_norm"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
@@ -19,6 +19,27 @@ LONGEST = 2**31 - 2**20  # positions are 32-bit numbers, and a tile's may run pa
 def refuse(source: Source, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:
     """Return why the kernels cannot serve a call, or ``None``."""
     return _refuse_numbers(source) or _refuse_geometry(source.length, weight, convolution, pool)
+
+
+def refuse_norm(source: Dense, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:
+    """Return why the conv stack with a norm by the batch's statistics cannot serve a call, or ``None``."""
+    if (reason := refuse_device(source.values.device)) is not None:
+        return reason
+    if source.values.dtype not in DTYPES:
+        return f"it serves float32, float16 and bfloat16, got {source.values.dtype}"
+    left, right = convolution.padding
+    if left != right:  # functions pad the input themselves
+        return f"it serves the same padding on both sides, got {convolution.padding}"
+    if pool is not None and pool.padding and pool.dilation > 1:  # windows without a position could be
+        return f"it serves a pool with padding or with dilation, got {pool.padding} and {pool.dilation}"
+    if source.samples == 0 or not weight.numel():
+        return f"it serves at least one sample and channel, got {source.samples} and a weight {tuple(weight.shape)}"
+    return _refuse_geometry(source.length, weight, convolution._replace(groups=1), pool)  # torch convolves
+
+
+def avoid_norm(*_arguments: object) -> str:
+    """Return why torch's composition is taken for that stack unless these kernels are asked for."""
+    return "not yet measured on a GPU"
 
 
 def _refuse_numbers(source: Source) -> str | None:

@@ -28,6 +28,7 @@ from seqconv.kernels.norm import Norm, folded
 from seqconv.kernels.numba import support
 from seqconv.kernels.reference import conv_norm_pool as reference
 from seqconv.kernels.source import Dense
+from seqconv.kernels.triton import support as triton_support
 
 __all__ = [
     "conv1d_batch_norm_relu_global_max_pool1d",
@@ -330,6 +331,14 @@ def refuse(
     )
 
 
+def refuse_on_gpu(
+    source: Dense, weight: Tensor, bias: Tensor | None, norm: Norm, convolution: Convolution, pool: Pool | None
+) -> str | None:
+    """Return why Triton's floor cannot serve a call, or ``None``."""
+    reason = triton_support.refuse_norm(source, weight, convolution, pool)
+    return reason or unfollowed(source.values, weight, bias, *norm[:4])
+
+
 def avoid(
     source: Dense,
     weight: Tensor,
@@ -346,6 +355,8 @@ def register() -> None:
     """Register the kernels of all floors."""
     for operation in NAMES:
         backends.register(operation, "reference", lambda: composed)
+        triton = partial(partial, normalised, "triton", operation)
+        backends.register(operation, "triton", triton, refuse_on_gpu, triton_support.avoid_norm)
         backends.register(operation, "numba", partial(partial, normalised, "numba", operation), refuse, avoid)
 
 

@@ -177,7 +177,8 @@ def _empty_gradients(
     samples, channels, length = input.shape
     dx = input.new_empty(samples, length, channels).transpose(1, 2) if wanted[0] else input.new_empty(0)
     dw = weight.new_empty(weight.shape if wanted[1] else (0,))
-    db, dgamma, dbeta = (weight.new_empty(weight.size(0) if want else 0) for want in wanted[2:])
+    db = weight.new_empty(weight.size(0) if wanted[2] else 0)
+    dgamma, dbeta = (statistics.new_empty(weight.size(0) if want else 0) for want in wanted[3:])
     return dx, dw, db, dgamma, dbeta
 
 
@@ -200,7 +201,10 @@ def _conv_norm_relu_pool_backward(
     floor, geometry = _floor(backend), geometry_of(convolution, pool, groups)
     saved = floor.NormSaved(*(one.contiguous() for one in (values, argmax, statistics, activation)))
     found = floor.backward(gradient, saved, input, weight, bias, *geometry, wanted=tuple(wanted))
-    dx, dw, db, dgamma, dbeta = (gradient.new_empty(0) if one is None else one for one in found)
+    likes = gradient, gradient, gradient, statistics, statistics
+    dx, dw, db, dgamma, dbeta = (
+        like.new_empty(0) if one is None else one for one, like in zip(found, likes, strict=True)
+    )
     return dx, dw, db, dgamma, dbeta
 
 

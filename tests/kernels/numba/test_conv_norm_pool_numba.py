@@ -1,6 +1,7 @@
 """The CPU kernels behind a convolution with a batch norm, against torch's composition in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.norm import Norm
 from seqconv.kernels.numba import conv_norm_pool
 from tests.conv_cases import LAYOUTS
+from tests.kernels import norm_cases
+from tests.kernels.norm_cases import assert_near, composed, operands, upstream_of
 
-ALL = (True,) * 5
+ours = partial(norm_cases.ours, conv_norm_pool)
+assert_as_precise = partial(norm_cases.assert_as_precise, conv_norm_pool)
 CONVOLUTIONS = [Convolution(), Convolution(3, (2, 2)), Convolution(1, (2, 2), 2), Convolution(1, (1, 1), 1, 2)]
 POOLS = [None, Pool(3, 3), Pool(2, 5), Pool(3, 2, 1, 1, True), Pool(2, 3, 0, 2), Pool(4, 4, 2), Pool(5, 5, 0, 1, True)]
 OUTPUTS = [2, 16, 40]  # part of a vector, one or two, several and a part
@@ -20,52 +24,6 @@ CASES = [
     for i, convolution in enumerate(CONVOLUTIONS)
     for j, pool in enumerate(POOLS)
 ]
-
-
-def operands(outputs, channels=4, groups=1, size=3, samples=5, length=151, mean=0.0):
-    """Return input, weight, bias, gamma and beta in float64, and what float32 rounds them to is float32."""
-    generator = torch.Generator().manual_seed(outputs)
-    shapes = (samples, channels, length), (outputs, channels // groups, size), (outputs,), (outputs,), (outputs,)
-    found = [torch.randn(shape, generator=generator).double() for shape in shapes]
-    found[0] += mean
-    found[3][0] = 0  # a channel that is beta everywhere
-    return found
-
-
-def composed(leaves, convolution, pool, upstream=None):
-    """Return the result, gradients and the gradient of the convolution of torch's composition in the leaves' dtype."""
-    input, weight, bias, gamma, beta = (one.detach().clone().requires_grad_() for one in leaves)
-    y = F.conv1d(input, weight, bias, convolution.stride, convolution.padding[0], *convolution[2:])
-    z = F.relu(F.batch_norm(y, None, None, gamma, beta, training=True))
-    output = z.max(2).values if pool is None else F.max_pool1d(z, *pool[:5])
-    upstream = upstream_of(output) if upstream is None else upstream.to(output.dtype)
-    *gradients, dy = torch.autograd.grad(output, [input, weight, bias, gamma, beta, y], upstream)
-    return [output.detach(), *gradients], dy, y.detach()
-
-
-def upstream_of(output):
-    return torch.linspace(-1, 2, output.numel(), dtype=torch.float32).reshape(output.shape).to(output.dtype)
-
-
-def ours(leaves, convolution, pool, wanted=ALL, upstream=None):
-    input, weight, bias, gamma, beta = leaves
-    norm = Norm(None, None, gamma, beta)
-    output, saved = conv_norm_pool.forward(input, weight, bias, norm, convolution, pool, want_argmax=True)
-    upstream = upstream_of(output) if upstream is None else upstream
-    gradients = conv_norm_pool.backward(upstream, saved, input, weight, bias, convolution, pool, wanted=wanted)
-    return [output, *gradients], saved
-
-
-def assert_near(mine, exact, dy, taps):
-    """Every number is a sum of so many terms, or of a channel's positions: roundings of a random walk, times 16.
-
-    The bias's gradient is what rounding leaves of a sum that is zero.
-    """
-    eps = torch.finfo(mine[0].dtype).eps
-    for i, (one, other) in enumerate(zip(mine, exact, strict=True)):
-        size = dy.abs().sum((0, 2)).max() if i == 3 else other.abs().max()
-        tolerance = 16 * eps * math.sqrt(max(taps, dy.size(0) * dy.size(2))) * size.item() + 1e-300
-        assert (one.double() - other).abs().max() <= tolerance, i
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -105,17 +63,6 @@ def test_layouts(layout, channels):
     ):
         mine, _ = ours([leaves[0], *every_second], Convolution(), Pool(3, 3), upstream=seen)
         assert_near(mine, exact, dy, 12)
-
-
-def assert_as_precise(leaves, convolution, which):
-    """Check that errors are at most twice those of torch's own float32; return what is kept."""
-    exact, _, _ = composed([one.double() for one in leaves], convolution, Pool(2, 2))
-    theirs, _, _ = composed(leaves, convolution, Pool(2, 2))
-    mine, saved = ours(leaves, convolution, Pool(2, 2))
-    for i in which:
-        errors = [(one[i].double() - exact[i]).norm() for one in (mine, theirs)]
-        assert errors[0] <= 2 * errors[1] + 1e-6 * exact[i].norm(), i
-    return saved
 
 
 @pytest.mark.parametrize("mean", [0.0, 300.0])

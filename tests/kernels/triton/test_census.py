@@ -15,6 +15,7 @@ from tests.grids import grid
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
 SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16")]
+SOME += [("norm", "16"), ("norm, overlapping", "ieee"), ("norm, motifs", "16"), ("norm, contiguous", "ieee")]
 
 
 def check(name, kind, target):
@@ -71,13 +72,13 @@ def test_no_batch_size_nor_length_compiles_anything_anew(name, kind):
 
 
 def test_no_size_is_specialised_on_its_value():
-    """A launch's integers are of declared types, and their values are not looked at (as 1, or as a multiple of 16)."""
-    for name in ("imdb1", "imdb2", "imdb1, tokens", "imdb1, folded", "textcnn, folded"):
+    """A launch's numbers are of declared types, and their values are not looked at (as 1, or as a multiple of 16)."""
+    for name in ("imdb1", "imdb2", "imdb1, tokens", "imdb1, folded", "textcnn, folded", "norm", "norm, motifs"):
         for launch in census.launches(census.LAYERS[name], "16", "sm_90"):
             for parameter in launch.kernel.params:
                 if not parameter.is_constexpr and not isinstance(launch.arguments[parameter.name], torch.Tensor | None):
                     assert parameter.do_not_specialize, parameter.name
-                    assert parameter.annotation_type in ("i32", "i64"), parameter.name
+                    assert parameter.annotation_type in ("i32", "i64", "fp32"), parameter.name
 
 
 def keeps_weights(layer):
@@ -96,6 +97,12 @@ def test_launches_are_few(name):
     layer = census.LAYERS[name]
     recorded = census.launches(layer, "16", "sm_90", samples=2**17, windows=2**10)
     names = [one.name for one in recorded]
+    assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
+    if layer.norm:  # around torch's convolution and its gradients
+        normalise = f"normalise_{'globally' if layer.pool is None else 'windows'}_kernel"
+        forward = ["survey_kernel", "finish_survey_kernel", normalise]
+        assert names == [*forward, "sum_windows_kernel", "finish_sums_kernel", "spread_kernel"]
+        return
     pooled = "global_kernel" if layer.pool is None else "windows_kernel"
     forward = [f"forward_{pooled}"]
     if layer.rows == "folded":
@@ -122,7 +129,6 @@ def test_launches_are_few(name):
         backward = ["keys_kernel", "sum_occurrences_kernel", "join_spans_kernel"]
         backward += ["table_weight_gradient_kernel", "weights_kernel", "table_gradient_kernel"]
     assert names == forward + backward
-    assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
 
 
 @pytest.mark.parametrize(("kind", "target", "rounds"), [

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.norm import Norm
 from seqconv.kernels.source import Dense, Tokens, Windows
 from tests.grids import others_large
 from tests.kernels.triton.conftest import INTERPRETED
@@ -41,6 +42,7 @@ class Call(NamedTuple):
     rows: int = 7
     dtype: torch.dtype = torch.float32
     numbers: torch.dtype = torch.int64
+    norm: bool = False  # by the batch's statistics
 
 
 FIXED = [
@@ -56,6 +58,9 @@ FIXED = [
     Call(2, 18, 14, 5, 4, pool=Pool(5, 5)),
     Call(1, 70, 3, 40, 3, plan="direct", dtype=torch.bfloat16),
     Call(1, 1, 1, 1, 1),
+    # Each once by positions that are neighbours, once by channels.
+    *[Call(2, 18, 5, 70, 4, pool=Pool(3, 2, 1, 1, True), norm=True)] * 2,
+    *[Call(3, 140, 3, 5, 4, norm=True)] * 2,
 ]
 
 
@@ -147,11 +152,33 @@ def run(call: Call, fence: Fence, seed: int) -> None:
         index, table = fence.put(index.to(call.numbers)), normal(rows, call.channels)
         source = Windows(table, index, call.length, call.step) if call.step else Tokens(index, table)
     geometry = call.convolution, call.pool
+    if call.norm:
+        check(*run_norm(source.values, weight, bias, geometry, fence))
+        return
     with fence.around_all():
         out, argmax = conv_pool.forward(source, weight, bias, *geometry, want_argmax=True, **plan)
         upstream = normal(*out.shape)
         gradients = conv_pool.backward(upstream, argmax, source, weight, *geometry, wanted=(True, True, True), **plan)
-    for made in (out, *gradients):
+    check(out, *gradients)
+
+
+def run_norm(input, weight, bias, geometry, fence):
+    """Make both passes of a call with a norm, torch's convolution at the fence, too; return what they made."""
+    from seqconv.kernels.triton import conv_norm_pool
+
+    convolution = conv_norm_pool._convolution
+    norm = Norm(None, None, *(fence.put(one) for one in torch.randn(2, weight.size(0))))
+    with fence.around_all(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv_norm_pool, "_convolution", lambda *given: fence.put(convolution(*given)))
+        out, saved = conv_norm_pool.forward(input, weight, bias, norm, *geometry, want_argmax=True)
+        upstream = fence.put(torch.randn(out.shape))
+        gradients = conv_norm_pool.backward(upstream, saved, input, weight, bias, *geometry, wanted=(True,) * 5)
+    return out, *saved, *gradients
+
+
+def check(*results):
+    """Raise unless all numbers are finite, or minus infinity."""
+    for made in results:
         if not made[made != float("-inf")].isfinite().all():  # minus infinity is a window without a position
             raise AssertionError("something was left unwritten, or was computed from what is not there")
 

@@ -16,8 +16,9 @@ import seqconv
 from seqconv.functional import folded, remembered
 from seqconv.functional.autograd import FusedPasses
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.norm import Norm
 from seqconv.kernels.source import Dense, Tokens, Windows, options_of, tensors_of
-from seqconv.kernels.triton import conv_pool, device, launch, replay
+from seqconv.kernels.triton import conv_norm_pool, conv_pool, device, launch, replay
 from tests.kernels.triton.conftest import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
@@ -70,7 +71,7 @@ def launched(monkeypatch):
         module = launch.device_code(name)
         for kernel in (getattr(module, one) for one in module.__all__ if one.endswith("_kernel")):
             monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
-    for name in ("forward", "backward", "phase_backward", "global_backward"):
+    for name in ("forward", "backward", "phase_backward", "global_backward", "conv_norm_pool"):
         module = importlib.import_module(f"seqconv.kernels.triton.{name}")
         monkeypatch.setattr(module, "processors", lambda _: 132)
         if hasattr(module, "architecture"):
@@ -81,7 +82,7 @@ def launched(monkeypatch):
     replay.forget()
 
 
-def layer(rows="own", pool=POOL, dtype=torch.float32, bias=True, shift=0, channels=64):
+def layer(rows="own", pool=POOL, dtype=torch.float32, bias=True, shift=0, channels=64, norm=False):
     """Return a layer's tensors, the first of them ``shift`` numbers behind a multiple of 16 bytes."""
     own = rows in ("own", "contiguous")
     shape = (4, 60, channels) if own else (50, channels)
@@ -94,12 +95,18 @@ def layer(rows="own", pool=POOL, dtype=torch.float32, bias=True, shift=0, channe
     w = torch.zeros(32, channels, 5, dtype=dtype)
     return SimpleNamespace(
         rows=rows, source=source, inputs=tensors_of(source)[:-1], w=w, b=torch.zeros(32, dtype=dtype) if bias else None,
-        geometry=(Convolution(), pool),
+        geometry=(Convolution(), pool), norm=Norm(None, None, *torch.zeros(2, 32)) if norm else None,
     )  # fmt: skip
 
 
 def step(one):
     """Run both passes; return all that they return."""
+    if one.norm is not None:
+        given = one.source.values, one.w, one.b
+        out, saved = conv_norm_pool.forward(*given, one.norm, *one.geometry, want_argmax=True)
+        gradients = conv_norm_pool.backward(out, saved, *given, *one.geometry, wanted=(True,) * 5)
+        one.made = [out, *saved, *gradients]
+        return one.made
     own = one.rows in ("own", "contiguous")
     plan = {} if own else {"plan": "folded" if one.rows == "folded" else "direct"}
     out, argmax = conv_pool.forward(one.source, one.w, one.b, *one.geometry, want_argmax=True, **plan)
@@ -110,7 +117,7 @@ def step(one):
 
 def described(launched, one):
     """Return what launchers were given, with pointers as what they point to, and forget it."""
-    tensors = [*one.inputs, one.w, *([] if one.b is None else [one.b])]
+    tensors = [*one.inputs, one.w, *([] if one.b is None else [one.b]), *([] if one.norm is None else one.norm[2:4])]
     known = {tensor.data_ptr(): number for number, tensor in enumerate(tensors)}
     calls = []
     for name, given in launched.calls:
@@ -138,6 +145,9 @@ LAYERS = {
     "folded": {"rows": "folded"},
     "folded, global": {"rows": "folded", "pool": None},
     "windows": {"rows": "windows"},
+    "norm": {"norm": True},
+    "norm, contiguous": {"norm": True, "rows": "contiguous", "dtype": torch.bfloat16},
+    "norm, global": {"norm": True, "pool": None},
 }
 
 
@@ -247,7 +257,12 @@ def differentiated(one):
     return call
 
 
-@pytest.mark.parametrize("name", [one for one in LAYERS if one not in ("no bias", "folded", "folded, global")])
+PASSES = [
+    name for name in LAYERS if name not in ("no bias", "folded", "folded, global") and not name.startswith("norm")
+]
+
+
+@pytest.mark.parametrize("name", PASSES)
 def test_remembered_calls_launch_what_the_kernels_do(launched, name):
     one = layer(**LAYERS[name])
     call = differentiated(one)
