@@ -51,6 +51,7 @@ __all__ = [
     "lane_count",
     "limits_table",
     "padded_outputs",
+    "prepared",
 ]
 
 DTYPES = {torch.float32: np.float32(0), torch.float64: np.float64(0)}

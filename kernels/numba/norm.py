@@ -17,7 +17,9 @@ from .runtime.compilation import compiled, inner
 __all__ = ["DTYPES", "MOST", "SERVES", "folded"]
 
 SERVES = True
-MOST = 2**16  # numbers of a weight: from there on torch's passes on two threads are as fast
+# Numbers of a weight. Medians beside torch's passes on two threads of a Zen 5, microseconds: 10,240 numbers 3.7 and 8.6,
+# 65,536 11.3 and 10.9, 131,072 20.7 and 13.7.
+MOST = 2**16
 
 
 def folded(
@@ -59,18 +61,10 @@ class Fold:
         return scaled, shift
 
 
-def tape_of(
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> Fold:
-    """Return what runs :func:`folded` again on other tensors of the same formats."""
-    given = weight, bias, mean, var, norm_weight, norm_bias
-    return Fold(weight, [place for place, one in enumerate(given) if one is not None], eps)
+def tape_of(weight: Tensor, *rest: Any) -> Fold:
+    """Return what runs :func:`folded`, whose arguments it takes, again on other tensors of the same formats."""
+    *others, eps = rest
+    return Fold(weight, [place for place, one in enumerate((weight, *others)) if one is not None], eps)
 
 
 folded.tape_of = tape_of  # type: ignore[attr-defined]

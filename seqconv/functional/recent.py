@@ -1,4 +1,4 @@
-"""The latest calls of one place in a program, found again in a microsecond.
+"""The latest calls of one place in a program, found again in 2 microseconds.
 
 A place's options do not change, so calls there are alike where their tensors and torch's switches are. Both are
 compared by what ``torch.compile`` compares before it runs compiled code: in C++, types, dtypes, devices, shapes,
