@@ -17,8 +17,8 @@ from .runtime.compilation import compiled, inner
 __all__ = ["DTYPES", "MOST", "SERVES", "folded"]
 
 SERVES = True
-# Numbers of a weight. Medians beside torch's passes on two threads of a Zen 5, microseconds: 10,240 numbers 3.7 and 8.6,
-# 65,536 11.3 and 10.9, 131,072 20.7 and 13.7.
+# Numbers of a weight. Medians beside torch's passes on two threads, microseconds: 10,240 numbers 3.7 and 8.6, 65,536
+# 11.3 and 10.9, 131,072 20.7 and 13.7.
 MOST = 2**16
 
 

@@ -268,10 +268,9 @@ def fuse(model: Module, *, inplace: bool = False) -> Module:
     :func:`fusion_report` tells what was fused, and why the rest was not. A fused model may be fused again.
 
     What a forward pass reads besides its arguments, its modules' attributes and torch's switches (globals, attributes
-    of classes, files, what functions hold) is taken for what it was at a first call of the kind; so is what an attribute
-    holds more than 4 containers deep. Shallow copies, ``copy.copy`` and the
-    replicas of ``nn.DataParallel`` among them, run the original: unfuse a model before. Second derivatives need an
-    unfused model.
+    of classes, files, what functions hold) is taken for what it was at a first call of the kind, and so is what an
+    attribute holds more than 4 containers deep. Shallow copies, ``copy.copy`` and the replicas of ``nn.DataParallel``
+    among them, run the original: unfuse a model before. Second derivatives need an unfused model.
 
     A deep copy is fused unless ``inplace``. Raises ``TypeError`` for what is no module, and for one that torch cannot
     copy.
