@@ -9,6 +9,8 @@ already holds the factor 1 / (1 - p).
 Keras 2 (``implementation=1``) and Keras 3 as of 3.15 draw one recurrent mask per gate, ``(G, N, H)`` here; the first
 releases of Keras 3 drew one for all gates, ``(N, H)``, and their GRU masked the candidate n with it instead of h.
 
+:func:`layer` runs what the kernels of other floors run, see :mod:`seqconv.kernels.recurrence`.
+
 Letters: L time steps, N sequences, C input features, G gates (3 or 4), H hidden size, P size of ``h`` (H without a
 projection). Everything is time-major. Tensors share one floating dtype and device; arguments are taken as valid.
 """
@@ -22,9 +24,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["gru", "lstm"]
+from ..recurrence import CELLS, Masks, Weights
+
+__all__ = ["gru", "layer", "lstm"]
 
 T = TypeVar("T")
+
+
+def layer(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Weights],
+    masks: Masks,
+    lengths: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in its one or two directions; return the output (L, N, D * P) and the last states, (D, N, ·)."""
+    outputs, lasts = [], []
+    for d, own in enumerate(weights):
+        recurrent = None if masks.recurrent is None else masks.recurrent[d]
+        given = [input, *(state[d] for state in states), *own[: 5 if cell == "lstm" else 4]]
+        given += [masks.input, recurrent, None if lengths is None else lengths.to(input.device), d == 1]
+        if cell == "lstm":
+            output, *last = lstm(*given)
+        else:
+            output, *last = gru(*given, reset_after=CELLS[cell].reset_after)
+        outputs.append(output)
+        lasts.append(last)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    return output, tuple(torch.stack(last) for last in zip(*lasts, strict=True))
 
 
 def gru(
@@ -38,6 +66,8 @@ def gru(
     recurrent_mask: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    *,
+    reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run a GRU over a batch of sequences; without masks the same as ``torch.nn.GRU(C, H)``.
 
@@ -48,6 +78,10 @@ def gru(
         n = tanh(W_in x_n + b_in + r * (W_hn h_n + b_hn))
         h = (1 - z) * n + z * h
 
+    Without ``reset_after`` the reset gate acts on the state, in front of the product::
+
+        n = tanh(W_in x_n + b_in + W_hn (r * h_n) + b_hn)
+
     Shapes and meanings:
 
     - input: (L, N, C), L at least 1.
@@ -57,7 +91,7 @@ def gru(
     - bias_ih: (3H,) or None.
     - bias_hh: (3H,) or None.
     - input_mask: (N, C) for all gates, or (3, N, C).
-    - recurrent_mask: (N, H) for all gates, or (3, N, H).
+    - recurrent_mask: (N, H) for all gates, or (3, N, H); with a mask for each step (L, 1, N, H) or (L, 3, N, H).
     - lengths: (N,) int64, the steps that each sequence has; None where all have L. Steps past a sequence's end leave
       its state alone and give zeros.
     - reverse: go from the last step to the first, as the second direction of a bidirectional layer does.
@@ -66,18 +100,28 @@ def gru(
     """
     projected = _project(input, weight_ih, bias_ih, input_mask, gates=3)
     # unbind, since the backward of indexing would fill a gradient of all time steps at every step
-    steps = zip(projected[:, :2].unbind(0), projected[:, 2].unbind(0), _active(lengths, input.size(0)), strict=True)
+    length = input.size(0)
+    steps = zip(
+        projected[:, :2].unbind(0),
+        projected[:, 2].unbind(0),
+        _by_step(recurrent_mask, length),
+        _active(lengths, length),
+        strict=True,
+    )
     weight = _by_gate(weight_hh, 3)
-    bias = None if bias_hh is None else bias_hh.reshape(3, 1, -1)
+    bias = weight.new_zeros(3, 1, 1) if bias_hh is None else bias_hh.reshape(3, 1, -1)
 
     h = h0
     outputs = []
-    for x_rz, x_n, active in _ordered(steps, reverse):
-        h_g = _for_each_gate(h, recurrent_mask, gates=3)
-        product = torch.bmm(h_g, weight) if bias is None else torch.baddbmm(bias, h_g, weight)
-        h_rz, h_n = product.split((2, 1))
-        r, z = torch.sigmoid(x_rz + h_rz).unbind(0)
-        n = torch.tanh(x_n + r * h_n[0])
+    for x_rz, x_n, mask, active in _ordered(steps, reverse):
+        h_g = _for_each_gate(h, mask, gates=3)
+        if reset_after:
+            h_rz, h_n = torch.baddbmm(bias, h_g, weight).split((2, 1))
+            r, z = torch.sigmoid(x_rz + h_rz).unbind(0)
+            n = torch.tanh(x_n + r * h_n[0])
+        else:
+            r, z = torch.sigmoid(x_rz + torch.baddbmm(bias[:2], h_g[:2], weight[:2])).unbind(0)
+            n = torch.tanh(x_n + (bias[2] + torch.mm(r * h_g[2], weight[2])))
         output = n + z * (h - n)
         h, output = (output, output) if active is None else _hold(active, h, output)
         outputs.append(output)
@@ -120,7 +164,7 @@ def lstm(
     - bias_hh: (4H,) or None.
     - weight_hr: (P, H), the projection, or None.
     - input_mask: (N, C) for all gates, or (4, N, C).
-    - recurrent_mask: (N, P) for all gates, or (4, N, P).
+    - recurrent_mask: (N, P) for all gates, or (4, N, P); with a mask for each step (L, 1, N, P) or (L, 4, N, P).
     - lengths: (N,) int64, the steps that each sequence has; None where all have L. Steps past a sequence's end leave
       its states alone and give zeros.
     - reverse: go from the last step to the first, as the second direction of a bidirectional layer does.
@@ -129,13 +173,14 @@ def lstm(
     """
     bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     projected = _project(input, weight_ih, bias, input_mask, gates=4)
-    steps = zip(projected.unbind(0), _active(lengths, input.size(0)), strict=True)
+    length = input.size(0)
+    steps = zip(projected.unbind(0), _by_step(recurrent_mask, length), _active(lengths, length), strict=True)
     weight = _by_gate(weight_hh, 4)
 
     h, c = h0, c0
     outputs = []
-    for x, active in _ordered(steps, reverse):
-        i, f, g, o = torch.baddbmm(x, _for_each_gate(h, recurrent_mask, gates=4), weight).unbind(0)
+    for x, mask, active in _ordered(steps, reverse):
+        i, f, g, o = torch.baddbmm(x, _for_each_gate(h, mask, gates=4), weight).unbind(0)
         cell = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         output = torch.sigmoid(o) * torch.tanh(cell)
         if weight_hr is not None:
@@ -152,7 +197,7 @@ def lstm(
 def _project(input: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *, gates: int) -> Tensor:
     """Multiply all steps of the (masked) input by each gate's weight: (L, G, N, H), each step's part contiguous."""
     hidden_size = weight.size(0) // gates
-    if mask is not None and mask.dim() == 3:
+    if mask is not None and mask.dim() == 3 and mask.size(0) > 1:
         masked = (input * mask.unsqueeze(1)).flatten(1, 2)  # (G, L * N, C)
         product = torch.bmm(masked, _by_gate(weight, gates))
         if bias is not None:
@@ -170,6 +215,13 @@ def _by_gate(weight: Tensor, gates: int) -> Tensor:
 def _for_each_gate(h: Tensor, mask: Tensor | None, *, gates: int) -> Tensor:
     """Return the state as each gate's product takes it, (G, N, P)."""
     return (h if mask is None else h * mask).expand(gates, -1, -1)
+
+
+def _by_step(mask: Tensor | None, steps: int) -> Sequence[Tensor | None]:
+    """Return the mask of the state at each step: the same one, unless there is one for each."""
+    if mask is None or mask.dim() < 4:
+        return [mask] * steps
+    return (mask.expand(steps, *mask.shape[1:]) if mask.size(0) == 1 else mask).unbind(0)
 
 
 def _active(lengths: Tensor | None, steps: int) -> Sequence[Tensor] | list[None]:
