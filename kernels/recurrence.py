@@ -15,7 +15,8 @@ with ``cell`` one of :data:`CELLS`, ``input`` (L, N, C) of any strides, ``states
 steps, ``output`` (L, N, D * H) contiguous. ``saved`` is one tensor, empty if there is nothing in it; each floor says
 what lies in it. ``keep`` is one of :data:`NOTHING`, :data:`STATES` and :data:`EVERYTHING`. ``gradient`` is the
 output's, ``last_gradients`` those of the last states, in a tuple; either may be ``None``, which stands for zeros.
-``wanted`` tells whether the gradients of input, states and weights are. Steps behind a sequence's end leave its state alone and give zeros.
+``wanted`` tells whether the gradients of input, states and weights are. Steps behind a sequence's end leave its state
+alone and give zeros.
 """
 
 from __future__ import annotations
