@@ -24,6 +24,8 @@ import numpy as np
 
 PATH = Path(__file__).with_name("keras_recurrent.npz")
 CELLS = ("gru", "gru_reset_before", "lstm")
+# Torch's gates among Keras': r, z, n among z, r, h, and i, f, g, o among i, f, c, o.
+ORDER = {"gru": [1, 0, 2], "gru_reset_before": [1, 0, 2], "lstm": [0, 1, 2, 3]}
 STEPS, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 
 

@@ -7,12 +7,11 @@ import torch
 from seqconv.kernels.recurrence import CELLS, Masks, Weights
 from seqconv.kernels.reference import recurrent as reference
 from tests.kernels import keras_goldens
+from tests.kernels.keras_goldens import ORDER
 
 GOLDENS = keras_goldens.load()
 # Called as the reference is; gradients are autograd's.
 LAYERS = {"reference": reference.layer}
-# What Keras calls its gates, in torch's order: r, z, h of z, r, h; i, f, c, o.
-ORDER = {"gru": [1, 0, 2], "gru_reset_before": [1, 0, 2], "lstm": [0, 1, 2, 3]}
 
 
 def torchs(cell, kernel, recurrent_kernel, bias=None):
