@@ -1,13 +1,14 @@
 """GRU and LSTM, one layer in one direction, with dropout masks on the input and on the recurrent state.
 
 The equations and the order of the gates are torch's (``nn.GRU``: r, z, n; ``nn.LSTM``: i, f, g, o). The masks act as
-``dropout`` and ``recurrent_dropout`` do in Keras (with ``reset_after=True``): a gate g sees ``x * input_mask[g]`` and
-``h * recurrent_mask[g]`` in its two products and nowhere else. What is carried from step to step (``z * h`` in the GRU,
-``c`` in the LSTM) is never masked. One mask holds for all time steps of a sequence (Gal and Ghahramani, 2016). A mask
-already holds the factor 1 / (1 - p).
+``dropout`` and ``recurrent_dropout`` do in Keras: a gate g sees ``x * input_mask[g]`` and ``h * recurrent_mask[g]`` in
+its two products and nowhere else. What is carried from step to step (``z * h`` in the GRU, ``c`` in the LSTM) is never
+masked. One mask holds for all time steps of a sequence (Gal and Ghahramani, 2016). A mask already holds the factor
+1 / (1 - p).
 
-Keras 2 (``implementation=1``) and Keras 3 as of 3.15 draw one recurrent mask per gate, ``(G, N, H)`` here; the first
-releases of Keras 3 drew one for all gates, ``(N, H)``, and their GRU masked the candidate n with it instead of h.
+Keras 2.15 and Keras 3.8 to 3.15 draw one mask per gate of the state, ``(G, N, H)`` here, and then of the input, too;
+goldens of 3.15.1 are among the tests. Keras 3.0 to 3.7 drew one for all gates, ``(N, H)``, and their GRU carried the
+masked state on, ``z * (h * mask)``, which this one does not.
 
 :func:`layer` runs what the kernels of other floors run, see :mod:`seqconv.kernels.recurrence`.
 

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqconv import backends
 from seqconv.functional import recurrent as functional
+from seqconv.layers import keras
 from seqconv.layers.fused import Fused
 
 __all__ = ["GRU", "LSTM"]
@@ -90,6 +91,10 @@ class _RecurrentDropout(Fused, nn.RNNBase):
         """
         batch = functional.batch_shape(input, self.batch_first)
         return self._draw_input_mask(batch, generator), self._draw_recurrent_mask(batch, generator)
+
+    def load_keras_weights(self, arrays: Any) -> None:
+        """Load the arrays of ``keras_layer.get_weights()``, in place; see :func:`seqconv.layers.keras.load`."""
+        keras.load(self, arrays, reset_after=getattr(self, "reset_after", True))
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

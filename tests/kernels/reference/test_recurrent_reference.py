@@ -1,6 +1,7 @@
 """The recurrent specification against torch's own layers, and with masks against the equations in scalar NumPy."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from seqconv.kernels.recurrence import Masks, Weights
 from seqconv.kernels.reference import recurrent
+from tests.kernels.recurrent_cases import Case, operands
 
-GATES = {"gru": 3, "lstm": 4}
-KERNELS = {"gru": recurrent.gru, "lstm": recurrent.lstm}
+GATES = {"gru": 3, "gru_reset_before": 3, "lstm": 4}
+KERNELS = {
+    "gru": recurrent.gru,
+    "gru_reset_before": partial(recurrent.gru, reset_after=False),
+    "lstm": recurrent.lstm,
+}
+TORCHS = ["gru", "lstm"]
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -25,7 +33,7 @@ def affine(weight, vector, bias, row):
 
 
 def oracle(operation, x, states, weights, input_mask, recurrent_mask, length, reverse):
-    """One sequence, (L, C), by the equations, one scalar at a time; masks are (G, C) and (G, P)."""
+    """One sequence, (L, C), by the equations, one scalar at a time; masks are (G, C) and (L, G, P)."""
     gates = GATES[operation]
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     hidden = w_hh.shape[0] // gates
@@ -36,16 +44,21 @@ def oracle(operation, x, states, weights, input_mask, recurrent_mask, length, re
         outer = np.zeros((gates, hidden))
         for g in range(gates):
             x_g = [value * mask for value, mask in zip(x[t], input_mask[g], strict=True)]
-            h_g = [value * mask for value, mask in zip(h, recurrent_mask[g], strict=True)]
+            h_g = [value * mask for value, mask in zip(h, recurrent_mask[t, g], strict=True)]
             for j in range(hidden):
                 outer[g, j] = affine(w_ih, x_g, b_ih, g * hidden + j)
                 inner[g, j] = affine(w_hh, h_g, b_hh, g * hidden + j)
+        r = [sigmoid(outer[0, j] + inner[0, j]) for j in range(hidden)]
         new = []
         for j in range(hidden):
-            if operation == "gru":
-                r = sigmoid(outer[0, j] + inner[0, j])
+            if operation != "lstm":
                 z = sigmoid(outer[1, j] + inner[1, j])
-                n = math.tanh(outer[2, j] + r * inner[2, j])
+                if operation == "gru":
+                    recurrent_part = r[j] * inner[2, j]
+                else:  # h_g is the state as the last gate, n, sees it
+                    reset = [r[k] * h_g[k] for k in range(hidden)]
+                    recurrent_part = affine(w_hh, reset, b_hh, 2 * hidden + j)
+                n = math.tanh(outer[2, j] + recurrent_part)
                 new.append((1 - z) * n + z * h[j])
             else:
                 i, f, o = (sigmoid(outer[g, j] + inner[g, j]) for g in (0, 1, 3))
@@ -124,7 +137,7 @@ def test_without_masks_it_is_torch(operation, projection, bias, masks):
         torch.testing.assert_close(state, reference[0], rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("operation", GATES)
+@pytest.mark.parametrize("operation", TORCHS)
 def test_gradients_without_masks_are_torchs(operation):
     x, states, weights, normal = draw(operation, 6, 3, 4, 5)
     weight_of_loss = normal(6, 3, 5)
@@ -140,17 +153,53 @@ def test_gradients_without_masks_are_torchs(operation):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
+INPUT_MASKS = [None, "shared", "per gate"]
+RECURRENT_MASKS = [*INPUT_MASKS, "each step", "each step, per gate"]
+
+
+def factors(mask, steps, gates, batch, width):
+    """Return a mask of either input or state as the factors of every step and gate, (L, G, N, width)."""
+    if mask is None:
+        return np.ones((steps, gates, batch, width))
+    return np.broadcast_to(mask.numpy(), (steps, gates, batch, width))
+
+
+def check(operation, x, states, weights, input_mask, recurrent_mask, lengths, reverse, output, last):
+    """Compare one direction's results with the oracle's, one sequence at a time."""
+    (steps, batch, features), size = x.shape, states[0].size(1)
+    input_factor = factors(input_mask, steps, GATES[operation], batch, features)
+    recurrent_factor = factors(recurrent_mask, steps, GATES[operation], batch, size)
+    bound = tolerance(steps, max(features, states[-1].size(1)))
+    plain = [None if weight is None else weight.numpy() for weight in weights] + [None] * (5 - len(weights))
+    for n in range(batch):
+        expected, expected_last = oracle(
+            operation,
+            x[:, n].numpy(),
+            [state[n].numpy() for state in states],
+            plain,
+            input_factor[0, :, n],
+            recurrent_factor[:, :, n],
+            steps if lengths is None else int(lengths[n]),
+            reverse,
+        )
+        # Steps past the end give exact zeros, and the rest agrees.
+        assert lengths is None or not output[lengths[n] :, n].any()
+        np.testing.assert_allclose(output[:, n].numpy(), expected, rtol=0, atol=bound)
+        for state, reference in zip(last, expected_last, strict=True):
+            np.testing.assert_allclose(state[n].numpy(), reference, rtol=EPS * 8, atol=bound)
+
+
+@settings(max_examples=80, deadline=None)
 @given(
-    operation=st.sampled_from(["gru", "lstm"]),
+    operation=st.sampled_from(list(GATES)),
     steps=st.integers(1, 5),
     batch=st.integers(1, 3),
     features=st.integers(1, 4),
     hidden=st.integers(1, 4),
     projected=st.booleans(),
     bias=st.booleans(),
-    input_mask=st.sampled_from([None, "shared", "per gate"]),
-    recurrent_mask=st.sampled_from([None, "shared", "per gate"]),
+    input_mask=st.sampled_from(INPUT_MASKS),
+    recurrent_mask=st.sampled_from(RECURRENT_MASKS),
     ragged=st.booleans(),
     reverse=st.booleans(),
     seed=st.integers(0, 2**16),
@@ -163,44 +212,72 @@ def test_masks_follow_the_equations(
     gates, size = GATES[operation], projection or hidden
 
     def masks(kind, width, seed):
-        if kind is None:
-            return None, np.ones((gates, batch, width))
-        one = mask((batch, width) if kind == "shared" else (gates, batch, width), seed)
-        return one, np.broadcast_to(one.numpy(), (gates, batch, width))
+        kind = kind or ""
+        lead = (steps, gates if "per gate" in kind else 1) if "each step" in kind else (gates,) * ("per gate" in kind)
+        return mask((*lead, batch, width), seed) if kind else None
 
-    input_mask, input_factor = masks(input_mask, features, seed)
-    recurrent_mask, recurrent_factor = masks(recurrent_mask, size, seed + 1)
+    input_mask, recurrent_mask = masks(input_mask, features, seed), masks(recurrent_mask, size, seed + 1)
     lengths = torch.randint(1, steps + 1, (batch,), generator=torch.Generator().manual_seed(seed)) if ragged else None
-
     output, *last = KERNELS[operation](x, *states, *weights, input_mask, recurrent_mask, lengths, reverse)
+    check(operation, x, states, weights, input_mask, recurrent_mask, lengths, reverse, output, last)
 
-    bound = tolerance(steps, max(features, hidden))
-    plain = [None if weight is None else weight.numpy() for weight in weights] + [None] * (5 - len(weights))
-    for n in range(batch):
-        expected, expected_last = oracle(
-            operation,
-            x[:, n].numpy(),
-            [state[n].numpy() for state in states],
-            plain,
-            input_factor[:, n],
-            recurrent_factor[:, n],
-            steps if lengths is None else int(lengths[n]),
-            reverse,
+
+@settings(max_examples=80, deadline=None)
+@given(
+    case=st.builds(
+        Case,
+        st.sampled_from(list(GATES)),
+        st.integers(1, 5),
+        st.integers(1, 3),
+        st.integers(1, 4),
+        st.integers(1, 4),
+        st.integers(1, 2),
+        bias=st.booleans(),
+        input_mask=st.sampled_from(INPUT_MASKS),
+        recurrent_mask=st.sampled_from(RECURRENT_MASKS),
+        ragged=st.booleans(),
+        batch_first=st.booleans(),
+        scale=st.just(1.0),
+    ),
+    seed=st.integers(0, 2**16),
+)
+def test_a_layer_is_its_directions(case, seed):
+    (x, states, weights, masks, lengths), _ = operands(case, seed)
+    output, last = recurrent.layer(case.cell, x, states, weights, masks, lengths)
+    assert output.shape == (case.steps, case.batch, case.directions * case.hidden)
+    assert [state.shape for state in last] == [state.shape for state in states]
+    for d in range(case.directions):
+        check(
+            case.cell,
+            x,
+            [state[d] for state in states],
+            weights[d],
+            masks.input,
+            None if masks.recurrent is None else masks.recurrent[d],
+            lengths,
+            d == 1,
+            output[:, :, d * case.hidden : (d + 1) * case.hidden],
+            [state[d] for state in last],
         )
-        # Steps past the end give exact zeros, and the rest agrees.
-        np.testing.assert_allclose(output[:, n].numpy(), expected, rtol=0, atol=bound)
-        for state, reference in zip(last, expected_last, strict=True):
-            np.testing.assert_allclose(state[n].numpy(), reference, rtol=EPS * 8, atol=bound)
+
+
+def test_a_layer_projects_in_each_direction():
+    drawn = [draw("lstm", 4, 3, 2, 5, 2, seed=d)[:3] for d in range(2)]
+    x, states = drawn[0][0], [torch.stack(state) for state in zip(*(own[1] for own in drawn), strict=True)]
+    output, last = recurrent.layer("lstm", x, states, [Weights(*own[2]) for own in drawn], Masks(), None)
+    for d, (_, own, weights) in enumerate(drawn):
+        check("lstm", x, own, weights, None, None, None, d == 1, output.chunk(2, -1)[d], [state[d] for state in last])
 
 
 def test_the_carried_state_is_not_masked():
     # All recurrent products are dropped and the update gate is held open: h must come through as it was.
     h0 = torch.tensor([[0.25, -0.5]])
     bias = torch.tensor([0.0, 0.0, 100.0, 100.0, 0.0, 0.0])
-    _, h = recurrent.gru(
-        torch.ones(3, 1, 1), h0, torch.ones(6, 1), torch.ones(6, 2), bias, None, None, torch.zeros(3, 1, 2)
-    )
-    assert torch.equal(h, h0)
+    for kernel in (KERNELS["gru"], KERNELS["gru_reset_before"]):
+        _, h = kernel(
+            torch.ones(3, 1, 1), h0, torch.ones(6, 1), torch.ones(6, 2), bias, None, None, torch.zeros(3, 1, 2)
+        )
+        assert torch.equal(h, h0)
 
     # The forget gate alone is open: c must come through.
     c0 = torch.tensor([[0.25, -0.5]])
@@ -211,12 +288,16 @@ def test_the_carried_state_is_not_masked():
     assert torch.equal(c, c0)
 
 
+@pytest.mark.parametrize("each_step", [True, False])
 @pytest.mark.parametrize("per_gate", [True, False])
-@pytest.mark.parametrize(("operation", "projection"), [("gru", None), ("lstm", None), ("lstm", 2)])
-def test_gradcheck(operation, projection, per_gate):
+@pytest.mark.parametrize(
+    ("operation", "projection"), [("gru", None), ("gru_reset_before", None), ("lstm", None), ("lstm", 2)]
+)
+def test_gradcheck(operation, projection, per_gate, each_step):
     x, states, weights, _ = draw(operation, 4, 3, 2, 3, projection)
     lead = (GATES[operation],) if per_gate else ()
-    input_mask, recurrent_mask = mask((*lead, 3, 2), 1), mask((*lead, *states[0].shape), 2)
+    every = (4, *(lead or (1,))) if each_step else lead
+    input_mask, recurrent_mask = mask((*lead, 3, 2), 1), mask((*every, *states[0].shape), 2)
     lengths = torch.tensor([4, 1, 3])
     tensors = [tensor.requires_grad_() for tensor in (x, *states, *weights) if tensor is not None]
 
