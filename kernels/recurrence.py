@@ -4,11 +4,12 @@ A layer is one or two directions over the same input; the second one, if any, go
 Letters: L time steps, N sequences, C input features, G gates, H hidden size, P size of ``h`` (H without a projection),
 D directions.
 
-Every floor's module ``recurrent`` has these two functions::
+Every floor's module ``recurrent`` has these functions::
 
     forward(cell, input, states, weights, masks, lengths, *, keep)        -> (output, last states, saved)
     backward(cell, gradient, last_gradients, input, states, weights, masks, lengths, output, saved, *, wanted)
                                                                           -> Gradients
+    saved_format(cell, input, weights, keep)                              -> (shape of saved, its dtype)
 
 with ``cell`` one of :data:`CELLS`, ``input`` (L, N, C) of any strides, ``states`` ``(h0,)`` or ``(h0, c0)``, each
 (D, N, H), ``weights`` of every direction, ``lengths`` (N,) int64 on the CPU or ``None`` where every sequence has L

@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from .dense import DTYPES, lane_count, padded_outputs
-from .micro.gemm import gemm, odd_lines
+from .micro.gemm import IN_ROWS, gemm, odd_lines
 from .micro.memory import keep
 from .micro.packing import copy_row
 from .micro.simd import bytes_of, lanes, load_number
@@ -98,7 +98,7 @@ def fold_part(part: int, places: Any, strides: Any, count: int, channels: int, c
             copy_row(source + i * row_stride, table + row * strides[0], strides[1], channels, zero)
     goal = folded + begin * width
     taps = (1, 0, channels, tap_stride)
-    gemm(goal, width, source, row_stride, rows, taps, packed, strides[2], columns, True, zero)
+    gemm(goal, width, source, row_stride, rows, taps, packed, strides[2], IN_ROWS, columns, True, zero)
     keep(scratch)
 
 

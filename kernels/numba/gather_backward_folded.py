@@ -29,7 +29,7 @@ from .gather_backward_spread import spread_parts
 from .gathered import Descriptor, Index
 from .micro.channel_blocks import carry_sums
 from .micro.control import of_size, repeat
-from .micro.gemm import TAPS, gemm, odd_lines
+from .micro.gemm import IN_ROWS, TAPS, gemm, odd_lines
 from .micro.memory import aligned, keep
 from .micro.packing import clear, copy_row
 from .micro.simd import (
@@ -213,7 +213,7 @@ def multiply_part(
             for column in range(0, columns, terms):
                 taps = (1, 0, min(terms, columns - column), size)
                 source, panel = folded + column * size, filters + column * line
-                gemm(products, line, source, stride, count, taps, panel, line, wide, column == 0, zero)
+                gemm(products, line, source, stride, count, taps, panel, line, IN_ROWS, wide, column == 0, zero)
                 if columns > COLUMNS and ((column + terms) % COLUMNS == 0 or column + terms >= columns):
                     carry_sums(products, totals, count * line, zero)
             for i in range(count):
@@ -238,7 +238,10 @@ def multiply_part(
             for row in range(0, count, terms):
                 taps = (1, 0, min(terms, count - row), step)
                 rows_from, met = source + row * step, folded + row * stride
-                gemm(dw, columns * size, rows_from, number, channels, taps, met, stride, columns // vector, False, zero)
+                gemm(
+                    dw, columns * size, rows_from, number, channels, taps, met, stride, IN_ROWS, columns // vector,
+                    False, zero,
+                )  # fmt: skip
     if dtable:
         end = bounds[part + 1]
         stop = 0 if end == 0 else all_rows if end == bounds[-1] else rows[end]

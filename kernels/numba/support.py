@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import forks  # noqa: F401  (a fork must be noticed before the first call, which loads the rest)
 from ..geometry import Convolution, Pool
+from ..recurrence import Masks, Weights
 from ..source import Dense, Source
 
-__all__ = ["MISSING", "avoid_norm", "refuse", "refuse_length", "refuse_norm"]
+__all__ = ["MISSING", "avoid_norm", "refuse", "refuse_length", "refuse_norm", "refuse_recurrent"]
 
 MISSING = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
 DTYPES = (torch.float32, torch.float64)
@@ -74,4 +76,20 @@ def refuse_length(source: Source, convolution: Convolution) -> str | None:
     """Return why the fused conv stack cannot serve a call's number of positions, or ``None``."""
     if source.length + sum(convolution.padding) > MOST_POSITIONS:
         return f"it serves fewer than 2**31 positions, got {source.length}"
+    return None
+
+
+def refuse_recurrent(input: Tensor, weights: Sequence[Weights], masks: Masks) -> str | None:
+    """Return why the recurrent kernels cannot serve a call, or ``None``."""
+    if MISSING is not None:
+        return MISSING
+    if input.device.type != "cpu":
+        return f"it serves tensors on the CPU, got one on {input.device}"
+    if input.dtype not in (*DTYPES, torch.float16, torch.bfloat16):
+        return f"it serves float32, float64, float16 and bfloat16, got {input.dtype}"
+    if weights[0].weight_hr is not None:
+        return f"it serves layers without a projection, got proj_size {weights[0].weight_hr.size(0)}"
+    for name, mask in zip(("input_mask", "recurrent_mask"), masks, strict=True):
+        if mask is not None and mask.requires_grad:
+            return f"it serves masks without gradients, got {name} with requires_grad=True"
     return None

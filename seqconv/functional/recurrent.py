@@ -7,28 +7,31 @@ one), ``D`` directions, ``S`` layers times directions, in torch's order: layer 0
 ``weights`` holds for each of the ``S`` what torch's layers hold, in the order of ``nn.GRU.all_weights``: weight_ih,
 weight_hh, then bias_ih and bias_hh or neither, then weight_hr in an LSTM with a projection.
 
-Masks are inverted-dropout masks, already divided by 1 - p, and hold for all time steps of a sequence. ``input_mask``
-multiplies the input of the first layer, in both directions: ``(N, C)``, or ``(G, N, C)`` with a mask for each gate.
-``recurrent_mask`` multiplies the state where it enters the recurrent products, while the state that is carried stays as
-it is: ``(S, N, P)``, or ``(S, G, N, P)`` with a mask for each gate, as in Keras. For an unbatched input there is no
-axis ``N``, and for a packed one the order is that of the caller's batch, as torch has it for ``hx``.
+Masks are inverted-dropout masks, already divided by 1 - p. ``input_mask`` multiplies the input of the first layer at
+all time steps, in both directions: ``(N, C)``, or ``(G, N, C)`` with a mask for each gate. ``recurrent_mask``
+multiplies the state where it enters the recurrent products, while the state that is carried stays as it is: ``(S, N,
+P)``, or ``(S, G, N, P)`` with a mask for each gate, as in Keras, for all time steps; ``(S, L, 1, N, P)`` or ``(S, L, G,
+N, P)`` with one for each. For an unbatched input there is no axis ``N``, and for a packed one the order is that of the
+caller's batch, as torch has it for ``hx``. A mask that requires gradients gets them from ``reference`` alone.
 
-Where no mask but an ``(N, C)`` one of the input is given, the ``reference`` backend runs torch's own fused kernel, else
-the plain steps of :mod:`seqconv.kernels.reference.recurrent`. Errors: ``ValueError`` for a wrong shape, device, value
-or backend name, ``TypeError`` for a wrong type or dtype, :class:`~seqconv.backends.BackendError` where a backend asked
-for by name cannot serve.
+The kernels of ``numba`` take a layer's sequences through all steps, masks and lengths inside, and compute half floats
+in float32. ``recompute=True`` keeps the states alone for the backward pass, which then computes the gates again. Where
+no mask but an ``(N, C)`` one of the input is given, ``reference`` runs torch's own fused kernel, else the plain steps
+of :mod:`seqconv.kernels.reference.recurrent`. Errors: ``ValueError`` for a wrong shape, device, value or backend name,
+``TypeError`` for a wrong type or dtype, :class:`~seqconv.backends.BackendError` where a backend asked for by name
+cannot serve.
 
-Under ``torch.compile`` a call breaks the graph and runs as in eager mode, bits and random numbers included: a graph of
-its steps takes minutes to compile. With ``fullgraph=True`` that is an error, as ``torch.nn.GRU`` is. ``torch.export``
-has no eager mode to fall back to, and unrolls the steps.
+Under ``torch.compile`` a kernel is an operator of the graph. ``reference`` breaks the graph and runs as in eager mode:
+a graph of its steps takes minutes to compile; with ``fullgraph=True`` that is an error, as ``torch.nn.GRU`` is.
+``torch.export`` has no eager mode to fall back to, and unrolls the steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +39,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from seqconv import backends
+from seqconv.functional.following import unfollowed
+from seqconv.functional.recurrent_passes import recurrent_layer
 from seqconv.functional.tracing import Proxy, record
+from seqconv.kernels.numba import support as numba_support
+from seqconv.kernels.recurrence import Masks, Weights
 from seqconv.kernels.reference import recurrent as reference
 
-__all__ = ["RecurrentCall", "batch_shape", "gru", "lstm", "outside_graphs", "recurrent_call", "unpack"]
+__all__ = ["RecurrentCall", "batch_shape", "gru", "in_one_piece", "lstm", "recurrent_call", "step_count", "unpack"]
 
 Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 Given = ParamSpec("Given")
@@ -63,7 +70,26 @@ def outside_graphs(function: Callable[Given, Result]) -> Callable[Given, Result]
     return call
 
 
-@outside_graphs
+def in_one_piece(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Make ``function`` one piece under ``torch.compile``: all in a graph, or all outside.
+
+    Dynamo skips a function that holds an ``nn.GRU``, but makes graphs of what that one calls.
+    """
+
+    @wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if not torch.compiler.is_compiling() and _callback():
+            eager: Callable[Given, Result] = torch.compiler.disable(function)
+            return eager(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+# What Dynamo makes of a function that is called: nothing at all outside torch.compile.
+_callback = torch._C._dynamo.eval_frame.get_eval_frame_callback
+
+
 def gru(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],
@@ -75,6 +101,8 @@ def gru(
     training: bool = False,
     input_mask: Tensor | None = None,
     recurrent_mask: Tensor | None = None,
+    reset_after: bool = True,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Sequences, Tensor]:
     """Return what ``torch.nn.GRU`` with these weights returns, with dropout masks where they are given.
@@ -82,20 +110,21 @@ def gru(
     Shapes: ``input`` ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``, unbatched ``(L, C)``, or a ``PackedSequence``;
     ``hx`` ``(S, N, H)`` or ``(S, H)``, zeros by default; weights and masks as above. The result is the output
     ``(L, N, D * H)``, laid out as the input is, and the last states, shaped as ``hx``. ``dropout`` is torch's, between
-    the layers, and acts where ``training`` is true. ``backend`` is ``"auto"``, ``"triton"``, ``"numba"`` or
-    ``"reference"``.
+    the layers, and acts where ``training`` is true. Without ``reset_after`` the reset gate multiplies the state in
+    front of the recurrent product, as in Keras with ``reset_after=False``, where torch's multiplies the product.
+    ``backend`` is ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
     """
     if isinstance(input, Proxy):
         options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
         masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
-        return record(gru, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
-    call = recurrent_call(
-        "gru", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
-    )
+        others = {"reset_after": reset_after, "recompute": recompute}
+        return record(gru, input, weights, hx, **options, **masks, **others, backend=backend)  # type: ignore[no-any-return]
+    masks = input_mask, recurrent_mask
+    options = bidirectional, batch_first, dropout, training
+    call = recurrent_call("gru", input, weights, hx, *options, *masks, reset_after=reset_after, recompute=recompute)
     return unpack("gru", call.run(backend))
 
 
-@outside_graphs
 def lstm(
     input: Sequences,
     weights: Sequence[Sequence[Tensor]],
@@ -107,6 +136,7 @@ def lstm(
     training: bool = False,
     input_mask: Tensor | None = None,
     recurrent_mask: Tensor | None = None,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Return what ``torch.nn.LSTM`` with these weights returns, with dropout masks where they are given.
@@ -116,10 +146,11 @@ def lstm(
     if isinstance(input, Proxy):
         options = {"bidirectional": bidirectional, "batch_first": batch_first, "dropout": dropout, "training": training}
         masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
-        return record(lstm, input, weights, hx, **options, **masks, backend=backend)  # type: ignore[no-any-return]
-    call = recurrent_call(
-        "lstm", input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
-    )
+        others = {"recompute": recompute}
+        return record(lstm, input, weights, hx, **options, **masks, **others, backend=backend)  # type: ignore[no-any-return]
+    masks = input_mask, recurrent_mask
+    options = bidirectional, batch_first, dropout, training
+    call = recurrent_call("lstm", input, weights, hx, *options, *masks, recompute=recompute)
     return unpack("lstm", call.run(backend))
 
 
@@ -141,6 +172,13 @@ def batch_shape(input: Tensor | PackedSequence, batch_first: bool) -> tuple[int,
     return (input.size(0 if batch_first else 1),) if input.dim() == 3 else ()
 
 
+def step_count(input: Tensor | PackedSequence, batch_first: bool) -> int:
+    """Return the number of time steps, of the longest sequence."""
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes)
+    return input.size(1 if batch_first and input.dim() == 3 else 0)
+
+
 def recurrent_call(
     operation: str,
     input: Tensor | PackedSequence,
@@ -152,6 +190,9 @@ def recurrent_call(
     training: bool,
     input_mask: Tensor | None,
     recurrent_mask: Tensor | None,
+    *,
+    reset_after: bool = True,
+    recompute: bool = False,
 ) -> RecurrentCall:
     """Check a call of :func:`gru` or :func:`lstm`, which describe the arguments."""
     gates = GATES[operation]
@@ -181,7 +222,9 @@ def recurrent_call(
     if input_mask is not None:
         _check("input_mask", input_mask, data, (*batch, features), (gates, *batch, features))
     if recurrent_mask is not None:
-        _check("recurrent_mask", recurrent_mask, data, (stack, *batch, state_size), (stack, gates, *batch, state_size))
+        own, steps = (*batch, state_size), step_count(input, batch_first)
+        leads = (stack,), (stack, gates), (stack, steps, 1), (stack, steps, gates)
+        _check("recurrent_mask", recurrent_mask, data, *((*lead, *own) for lead in leads))
 
     def with_sequences_of_data(tensor: Tensor) -> Tensor:
         # In states and masks alike, sequences are the last axis but one.
@@ -204,17 +247,9 @@ def recurrent_call(
         2 if bidirectional else 1,
         float(dropout),
         bool(training),
+        operation if reset_after else "gru_reset_before",
+        bool(recompute),
     )
-
-
-class Weights(NamedTuple):
-    """The weights of one layer in one direction."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    weight_hr: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -233,14 +268,16 @@ class RecurrentCall:
     directions: int
     dropout: float
     training: bool
+    cell: str
+    recompute: bool
 
     def run(self, backend: str) -> tuple[Any, tuple[Tensor, ...]]:
         """Run the kernels that serve the call; return the output and the last states, laid out as the caller's."""
         call = _cast_by_autocast(self)
         padded, lengths = call._padded()
         kernel = backends.choose(self.operation, backend, call._arguments(0, padded, lengths))
-        if kernel is getattr(reference, self.operation) and self._suits_torch():
-            output, *states = self._run_torch()
+        if kernel is _composed and self._suits_torch():
+            output, *states = outside_graphs(self._run_torch)()
         elif call is self:
             output, *states = self._run_steps(backend, padded, lengths)
         else:
@@ -254,7 +291,8 @@ class RecurrentCall:
         return backends.explain_call(self.operation, backend, call._arguments(0, *call._padded()))
 
     def _suits_torch(self) -> bool:
-        return self.recurrent_mask is None and (self.input_mask is None or self.input_mask.dim() == 2)
+        plain = self.recurrent_mask is None and self.cell == self.operation
+        return plain and (self.input_mask is None or self.input_mask.dim() == 2)
 
     def _run_torch(self) -> tuple[Tensor, ...]:
         parameters = [tensor for weights in self.weights for tensor in weights if tensor is not None]
@@ -279,28 +317,25 @@ class RecurrentCall:
         for first in range(0, len(self.weights), self.directions):
             if first and self.dropout:
                 padded = F.dropout(padded, self.dropout, self.training)
-            outputs = []
-            for index in range(first, first + self.directions):
-                arguments = self._arguments(index, padded, lengths)
-                output, *states = backends.choose(self.operation, backend, arguments)(*arguments)
-                outputs.append(output)
-                last.append(tuple(states))
-            padded = outputs[0] if self.directions == 1 else torch.cat(outputs, -1)
+            arguments = self._arguments(first, padded, lengths)
+            padded, states = backends.choose(self.operation, backend, arguments)(*arguments)
+            last.append(states)
         if self.batch_sizes is not None:
             padded = pack_padded_sequence(padded, self._lengths()).data
-        return padded, *(torch.stack(states) for states in zip(*last, strict=True))
+        return padded, *(torch.cat(states) for states in zip(*last, strict=True))
 
-    def _arguments(self, index: int, input: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
-        """Return what the kernel takes for layer and direction ``index``."""
-        return (
-            input,
-            *(state[index] for state in self.states),
-            *self.weights[index][: 4 if self.operation == "gru" else 5],
-            self.input_mask if index < self.directions else None,
-            None if self.recurrent_mask is None else self.recurrent_mask[index],
-            lengths,
-            index % self.directions == 1,
-        )
+    def _arguments(self, first: int, input: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
+        """Return what the kernel takes for a layer, whose first direction is the number ``first`` of all."""
+        own = slice(first, first + self.directions)
+        of_input, of_state = None if first else self.input_mask, self.recurrent_mask
+        if of_input is not None and of_input.dim() == 2:
+            of_input = of_input.unsqueeze(0)
+        if of_state is not None:
+            of_state = of_state[own]
+            while of_state.dim() < 5:
+                of_state = of_state.unsqueeze(1)
+        states = tuple(state[own] for state in self.states)
+        return self.cell, input, states, self.weights[own], Masks(of_input, of_state), lengths, self.recompute
 
     def _padded(self) -> tuple[Tensor, Tensor | None]:
         """Return the input as (L, N, C), and the lengths of its sequences if they differ."""
@@ -426,5 +461,28 @@ def _check(name: str, tensor: Tensor, data: Tensor, *shapes: tuple[int, ...]) ->
         raise TypeError(f"{name} must have the dtype of input, {data.dtype}, got {tensor.dtype}")
 
 
+@outside_graphs
+def _composed(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run the reference, which keeps what autograd keeps."""
+    *given, _recompute = arguments
+    return reference.layer(*given)
+
+
+def _refuse(
+    _cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: tuple[Weights, ...],
+    masks: Masks,
+    lengths: Tensor | None,
+    _recompute: bool,
+) -> str | None:
+    """Return why the CPU's kernels cannot serve a call, or ``None``."""
+    reason = numba_support.refuse_recurrent(input, weights, masks)
+    others = (*states, *(one for own in weights for one in own), *masks, lengths)
+    return reason or unfollowed(input, *others, autocast=True)
+
+
 for _operation in GATES:
-    backends.register(_operation, "reference", backends.attribute("seqconv.kernels.reference.recurrent", _operation))
+    backends.register(_operation, "reference", lambda: _composed)
+    backends.register(_operation, "numba", lambda: partial(recurrent_layer, "numba"), _refuse)

@@ -1,8 +1,9 @@
 """``nn.GRU`` and ``nn.LSTM`` with dropout on the input and on the recurrent state, drawn once per sequence.
 
-Without these dropouts, and always in evaluation, the layers are torch's own: same arguments, same ``state_dict``, same
-numbers. In training a fresh mask is drawn at every call, and held over all time steps of a sequence (Gal and
-Ghahramani, 2016); the semantics are those of ``dropout`` and ``recurrent_dropout`` in Keras' layers.
+Arguments and ``state_dict`` are torch's, and without these dropouts, and always in evaluation, the numbers too, within
+rounding. In training a fresh mask is drawn at every call from torch's generator, so that a seed gives the same masks on
+every backend; it is held over all time steps of a sequence (Gal and Ghahramani, 2016). The semantics are those of
+``dropout`` and ``recurrent_dropout`` in Keras' layers.
 """
 
 from __future__ import annotations
@@ -29,13 +30,29 @@ class _RecurrentDropout(Fused, nn.RNNBase):
 
     operation: ClassVar[str]
     gates: ClassVar[int]
+    # Layers that were pickled before these options were there have the defaults.
+    reset_after = True
+    recurrent_dropout_per_step = False
+    recompute = False
 
-    def _set_options(self, input_dropout: float, recurrent_dropout: float, mode: str, backend: str) -> None:
-        if mode not in MODES:
-            raise ValueError(f"recurrent_dropout_mode must be one of {', '.join(MODES)}, got {mode!r}")
+    def _set_options(
+        self,
+        input_dropout: float,
+        recurrent_dropout: float,
+        recurrent_dropout_mode: str,
+        recurrent_dropout_per_step: bool,
+        recompute: bool,
+        backend: str,
+    ) -> None:
+        if recurrent_dropout_mode not in MODES:
+            raise ValueError(
+                f"recurrent_dropout_mode must be one of {', '.join(MODES)}, got {recurrent_dropout_mode!r}"
+            )
         self.input_dropout = _probability("input_dropout", input_dropout)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
-        self.recurrent_dropout_mode = mode
+        self.recurrent_dropout_mode = recurrent_dropout_mode
+        self.recurrent_dropout_per_step = _flag("recurrent_dropout_per_step", recurrent_dropout_per_step)
+        self.recompute = _flag("recompute", recompute)
         self.backend = backends.check_name(backend)
 
     def prepare(
@@ -48,10 +65,10 @@ class _RecurrentDropout(Fused, nn.RNNBase):
     ) -> functional.RecurrentCall:
         """Check the inputs, draw what masks training needs, and return the call that ``forward`` runs."""
         if self.training:
-            batch = functional.batch_shape(input, self.batch_first)
-            input_mask = self._draw_input_mask(batch, None) if input_mask is None else input_mask
-            recurrent_mask = self._draw_recurrent_mask(batch, None) if recurrent_mask is None else recurrent_mask
-        self._update_flat_weights()
+            input_mask = self._draw_input_mask(input, None) if input_mask is None else input_mask
+            recurrent_mask = self._draw_recurrent_mask(input, None) if recurrent_mask is None else recurrent_mask
+        if not torch.compiler.is_compiling():  # of torch's own kernels, which no graph holds
+            self._update_flat_weights()
         return functional.recurrent_call(
             self.operation,
             input,
@@ -63,9 +80,11 @@ class _RecurrentDropout(Fused, nn.RNNBase):
             self.training,
             input_mask,
             recurrent_mask,
+            reset_after=self.reset_after,
+            recompute=self.recompute,
         )
 
-    @functional.outside_graphs
+    @functional.in_one_piece
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -89,12 +108,11 @@ class _RecurrentDropout(Fused, nn.RNNBase):
 
         Without a ``generator`` torch's global one for the device is used, as in a call.
         """
-        batch = functional.batch_shape(input, self.batch_first)
-        return self._draw_input_mask(batch, generator), self._draw_recurrent_mask(batch, generator)
+        return self._draw_input_mask(input, generator), self._draw_recurrent_mask(input, generator)
 
     def load_keras_weights(self, arrays: Any) -> None:
         """Load the arrays of ``keras_layer.get_weights()``, in place; see :func:`seqconv.layers.keras.load`."""
-        keras.load(self, arrays, reset_after=getattr(self, "reset_after", True))
+        keras.load(self, arrays, reset_after=self.reset_after)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -103,28 +121,34 @@ class _RecurrentDropout(Fused, nn.RNNBase):
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
             text += f", recurrent_dropout_mode={self.recurrent_dropout_mode!r}"
+            text += ", recurrent_dropout_per_step=True" if self.recurrent_dropout_per_step else ""
+        text += "" if self.reset_after else ", reset_after=False"
+        text += ", recompute=True" if self.recompute else ""
         if self.backend != "auto":
             text += f", backend={self.backend!r}"
         return text
 
-    def _draw_input_mask(self, batch: tuple[int, ...], generator: torch.Generator | None) -> Tensor | None:
-        # As in Keras, the gates have their own masks of the input only where they have their own of the state:
-        # so without recurrent dropout one product serves all gates, and torch's own kernel the whole layer.
+    def _draw_input_mask(self, input: Tensor | PackedSequence, generator: torch.Generator | None) -> Tensor | None:
+        # As in Keras, the gates have their own masks of the input only where they have their own of the state.
+        batch = functional.batch_shape(input, self.batch_first)
         per_gate = self.recurrent_dropout > 0 and self.recurrent_dropout_mode == "per_gate"
         shape = (self.gates, *batch, self.input_size) if per_gate else (*batch, self.input_size)
         return self._draw(self.input_dropout, shape, generator)
 
-    def _draw_recurrent_mask(self, batch: tuple[int, ...], generator: torch.Generator | None) -> Tensor | None:
+    def _draw_recurrent_mask(self, input: Tensor | PackedSequence, generator: torch.Generator | None) -> Tensor | None:
+        batch, per_gate = functional.batch_shape(input, self.batch_first), self.recurrent_dropout_mode == "per_gate"
+        lead: tuple[int, ...] = (self.gates,) if per_gate else ()
+        if self.recurrent_dropout_per_step:
+            lead = functional.step_count(input, self.batch_first), *(lead or (1,))
         stack = self.num_layers * (2 if self.bidirectional else 1)
-        gates = (self.gates,) if self.recurrent_dropout_mode == "per_gate" else ()
-        shape = (stack, *gates, *batch, self.proj_size or self.hidden_size)
+        shape = (stack, *lead, *batch, self.proj_size or self.hidden_size)
         return self._draw(self.recurrent_dropout, shape, generator)
 
     def _draw(self, p: float, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor | None:
         if p == 0:
             return None
-        mask = self.all_weights[0][0].new_empty(shape, requires_grad=False)
-        return mask.zero_() if p == 1 else mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+        mask = self.all_weights[0][0].new_zeros(shape)
+        return mask if p == 1 else mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 class GRU(_RecurrentDropout, nn.GRU):
@@ -137,15 +161,23 @@ class GRU(_RecurrentDropout, nn.GRU):
       every layer and direction. The state that is carried, ``z * h``, is never dropped.
     - ``recurrent_dropout_mode``: ``"per_gate"`` draws a mask for each gate, as Keras does, ``"shared"`` one for all.
       With recurrent dropout it holds for the masks of the input too.
+    - ``recurrent_dropout_per_step``: draw the masks of the state anew for each time step.
+    - ``reset_after``: where the reset gate acts; ``True`` is torch's and cuDNN's GRU, ``False`` the one whose gate
+      multiplies the state in front of the product (Cho et al., 2014), Keras' ``reset_after=False``.
+    - ``recompute``: keep no gates for the backward pass, which computes them again from the states.
     - ``backend``: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Both dropouts act in training, drop for a whole sequence, and scale what they keep by 1 / (1 - p); a probability of
-    1 drops everything, as in ``nn.Dropout`` (Keras takes it as 0). ``dropout`` is torch's, between layers. Where
-    recurrent dropout is off, torch's fused kernel runs. Under ``torch.compile`` the layer breaks the graph and runs in
-    eager mode, drawing the masks that it draws there; with ``fullgraph=True`` that is an error, as for ``nn.GRU``.
+    1 drops everything, as in ``nn.Dropout`` (Keras takes it as 0). ``dropout`` is torch's, between layers. The kernels
+    keep for the backward pass, besides input and output, 4 numbers of every unit and step, with ``recompute`` none; an
+    LSTM's 5, and 1.
+
+    ``torch.compile`` skips the code that calls an ``nn.GRU`` or ``nn.LSTM``, this class among them, unless
+    ``torch._dynamo.config.allow_rnn`` is true: then the kernel is an operator of the graph. The functions of
+    :mod:`seqconv.functional` are one in any case.
 
     Raises ``ValueError`` for a probability outside [0, 1], an unknown mode or backend, ``TypeError`` for a probability
-    that is no number, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
+    that is no number or a flag that is none, and in a call what :func:`seqconv.functional.recurrent.gru` raises.
     """
 
     operation = "gru"
@@ -166,19 +198,26 @@ class GRU(_RecurrentDropout, nn.GRU):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recurrent_dropout_mode: str = "per_gate",
+        recurrent_dropout_per_step: bool = False,
+        reset_after: bool = True,
+        recompute: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
         )
-        self._set_options(input_dropout, recurrent_dropout, recurrent_dropout_mode, backend)
+        self._set_options(
+            input_dropout, recurrent_dropout, recurrent_dropout_mode, recurrent_dropout_per_step, recompute, backend
+        )
+        self.reset_after = _flag("reset_after", reset_after)
 
 
 class LSTM(_RecurrentDropout, nn.LSTM):
     """``nn.LSTM`` with dropout on input and recurrent state: ``(L, N, C)``, with ``batch_first`` ``(N, L, C)``.
 
     Positional arguments, shapes, parameters and ``state_dict`` are those of ``nn.LSTM``, projections included. The
-    keyword-only arguments, and what is raised, are those of :class:`GRU`. The cell state ``c`` is never dropped.
+    keyword-only arguments but ``reset_after``, and what is raised, are those of :class:`GRU`. The cell state ``c`` is
+    never dropped.
     """
 
     operation = "lstm"
@@ -200,6 +239,8 @@ class LSTM(_RecurrentDropout, nn.LSTM):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recurrent_dropout_mode: str = "per_gate",
+        recurrent_dropout_per_step: bool = False,
+        recompute: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -214,7 +255,9 @@ class LSTM(_RecurrentDropout, nn.LSTM):
             device=device,
             dtype=dtype,
         )
-        self._set_options(input_dropout, recurrent_dropout, recurrent_dropout_mode, backend)
+        self._set_options(
+            input_dropout, recurrent_dropout, recurrent_dropout_mode, recurrent_dropout_per_step, recompute, backend
+        )
 
 
 def _probability(name: str, value: Any) -> float:
@@ -224,3 +267,9 @@ def _probability(name: str, value: Any) -> float:
     if not 0 <= probability <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
     return probability
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value

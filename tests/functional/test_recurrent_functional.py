@@ -13,8 +13,11 @@ from seqconv.kernels.reference import recurrent as reference
 def test_it_is_torchs_layer(function, torchs):
     layer = torchs(4, 5, 2, bidirectional=True, batch_first=True)
     x = torch.randn(3, 6, 4)
-    output, _ = function(x, layer.all_weights, bidirectional=True, batch_first=True)
+    output, _ = function(x, layer.all_weights, bidirectional=True, batch_first=True, backend="reference")
     assert torch.equal(output, layer(x)[0])
+    # Two layers of 6 steps, sums of 10 terms below 2.
+    output, _ = function(x, layer.all_weights, bidirectional=True, batch_first=True)
+    torch.testing.assert_close(output, layer(x)[0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -44,23 +47,34 @@ def test_a_backend_that_cannot_serve_says_so(function, operation):
     call = recurrent_call(operation, torch.ones(6, 3, 4), weights, None, False, False, 0.0, False, None, None)
     explanation = call.explain("reference")
     assert explanation.backend == "reference"
-    assert backends.choose(operation, "reference", ()) is getattr(reference, operation)
+    assert call.explain("auto").backend == "numba"
+    weights = nn.LSTM(4, 5, proj_size=2).all_weights
+    with pytest.raises(
+        backends.BackendError, match=r"'numba' cannot serve lstm: .* without a projection, got proj_size 2"
+    ):
+        lstm(torch.ones(6, 3, 4), weights, backend="numba")
+    mask = torch.ones(1, 3, 5, requires_grad=True)
+    weights = nn.GRU(4, 5).all_weights
+    with pytest.raises(backends.BackendError, match="got recurrent_mask with requires_grad=True"):
+        gru(torch.ones(6, 3, 4), weights, recurrent_mask=mask, backend="numba")
+    assert torch.autograd.grad(gru(torch.ones(6, 3, 4), weights, recurrent_mask=mask)[0].sum(), mask)[0].any()
 
 
 def test_another_backends_kernel_gets_every_layer_and_direction(monkeypatch):
     seen = []
 
     def spy(*arguments):
-        seen.append((tuple(arguments[0].shape), arguments[6], arguments[9]))
-        return reference.gru(*arguments)
+        seen.append(arguments)
+        return reference.layer(*arguments[:-1])
 
     monkeypatch.setattr(backends, "choose", lambda operation, backend, arguments: spy)
     layer = nn.GRU(4, 5, 2, bidirectional=True)
     mask = torch.ones(3, 4)
-    output, _ = gru(torch.ones(6, 3, 4), layer.all_weights, bidirectional=True, input_mask=mask)
-    assert [shape for shape, _, _ in seen] == [(6, 3, 4)] * 2 + [(6, 3, 10)] * 2
-    assert [given is mask for _, given, _ in seen] == [True, True, False, False]
-    assert [reverse for _, _, reverse in seen] == [False, True, False, True]
+    output, _ = gru(torch.ones(6, 3, 4), layer.all_weights, bidirectional=True, input_mask=mask, recompute=True)
+    assert [tuple(input.shape) for _, input, *_ in seen] == [(6, 3, 4), (6, 3, 10)]
+    assert [arguments[4].input is None for arguments in seen] == [False, True]
+    assert [(len(weights), states[0].shape[0]) for _, _, states, weights, *_ in seen] == [(2, 2), (2, 2)]
+    assert all(arguments[-1] for arguments in seen)
     torch.testing.assert_close(output, layer(torch.ones(6, 3, 4))[0])
 
 

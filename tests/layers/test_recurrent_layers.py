@@ -41,6 +41,13 @@ def same(result, expected):
     return all(torch.equal(one, other) and one.stride() == other.stride() for one, other in pairs)
 
 
+def near(result, expected):
+    """Compare with torch's own kernel in float32: values and strides."""
+    # At most 6 steps and 2 layers of sums of 10 terms below 2: each errs by less than 10 * 2 * 6e-8.
+    for one, other in zip(flat(result), flat(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5, check_stride=True)
+
+
 def close(result, expected):
     # Float64, at most 6 steps and 2 layers of products with 10 terms below 1: 120 sums of 10 terms err by less than
     # 120 * 10 * 2.2e-16 = 2.7e-13.
@@ -68,23 +75,24 @@ def test_state_dicts_and_numbers_are_torchs(ours, torchs, options):
     plain.load_state_dict(layer.state_dict())
     for shape in [(6, 3, 4), (6, 4), (3, 1, 4)]:
         x = torch.randn(shape)
-        assert same(layer.eval()(x), plain(x))
+        near(layer.eval()(x), plain(x))
     other = ours(4, 5, **options)
     other.load_state_dict(plain.state_dict())
     x, hx = torch.randn(6, 3, 4), states(layer, 6 if layer.batch_first else 3)
     hx = hx.float() if ours is GRU else tuple(state.float() for state in hx)
-    assert same(other.train()(x, hx), plain.train()(x, hx))
+    near(other.train()(x, hx), plain.train()(x, hx))
 
 
 @pytest.mark.parametrize(("ours", "torchs"), PAIRS)
-def test_gradients_in_training_without_dropout_are_torchs_bits(ours, torchs):
+def test_gradients_in_training_without_dropout_are_torchs(ours, torchs):
     layer, plain = ours(4, 5, 2), torchs(4, 5, 2)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(6, 3, 4)
     for one in (layer, plain):
         one(x)[0].square().sum().backward()
     for one, other in zip(layer.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)
+        # Sums of 18 products of gradients below 10.
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=18 * 10 * 2**-22)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,7 @@ def test_packed_sequences_are_torchs(ours, torchs, options, enforce_sorted):
     x = torch.randn(6, 3, 4, dtype=torch.float64)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
     hx = states(layer, 3)
-    assert same(layer(packed, hx), plain(packed, hx))
+    close(layer(packed, hx), plain(packed, hx))
     result = layer(packed, hx, recurrent_mask=ones_masks(layer, 3))
     close(result, plain(packed, hx))
     assert pad_packed_sequence(result[0])[1].tolist() == lengths
@@ -248,7 +256,7 @@ def test_input_dropout_alone_drops_features_over_all_time_steps(ours):
     mask, _ = layer.draw_masks(x)
     plain = ours(4, 5, batch_first=True)
     plain.load_state_dict(layer.state_dict())
-    assert same(output, plain(x * mask.unsqueeze(1)))
+    near(output, plain(x * mask.unsqueeze(1)))
 
 
 @pytest.mark.parametrize("ours", [GRU, LSTM])
@@ -284,7 +292,7 @@ def test_dropout_between_layers_alone_is_torchs(ours, torchs):
     torch.manual_seed(4)
     expected = plain(x)
     torch.manual_seed(4)
-    assert same(layer(x), expected)
+    near(layer(x), expected)
     assert not same(layer(x), expected)
 
 
@@ -354,7 +362,8 @@ def test_autocast_answers_in_the_dtype_of_torchs_kernel(ours, dtype):
     assert all(state.dtype == dtype for state in flat(last))
     # Products of bfloat16 (8 bits) over 2 layers of 6 steps, on states within (-1, 1).
     torch.testing.assert_close(output.float(), full, rtol=0, atol=12 * 2 * 2**-8)
-    assert not torch.equal(output.float(), full)
+    # torch's LSTM is cast, and so is ours; its GRU is not, and ours computes in float32.
+    assert torch.equal(output.float(), full) == (ours is GRU)
 
 
 @pytest.mark.parametrize("ours", [GRU, LSTM])
@@ -394,7 +403,7 @@ def test_bad_calls_are_named(ours):
         (
             {"recurrent_mask": torch.ones(3, 5)},
             ValueError,
-            rf"recurrent_mask must .* or \(2, {gates}, 3, 5\), got",
+            rf"recurrent_mask must .* or \(2, {gates}, 3, 5\) or \(2, 6, 1, 3, 5\) or \(2, 6, {gates}, 3, 5\), got",
         ),
         ({"recurrent_mask": torch.ones(2, 3, 5).double()}, TypeError, "recurrent_mask must have the dtype of input"),
         ({"recurrent_mask": torch.ones(2, 3, 5).bool()}, TypeError, "recurrent_mask must have the dtype of input"),

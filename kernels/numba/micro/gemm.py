@@ -18,10 +18,13 @@ from numba import njit, types
 from ..runtime.compilation import intrinsic
 from .control import of_size, repeat
 from .memory import LINE
-from .simd import byte_pointer, bytes_of, lanes, llvm_vector, vector_of
+from .simd import REGISTERS, byte_pointer, bytes_of, lanes, llvm_vector, vector_of
 from .tile import TILE, VECTORS, Step, emit_sums, store_sums, vector_places
 
-__all__ = ["TAPS", "gemm", "odd_lines"]
+__all__ = ["IN_ROWS", "TAPS", "gemm", "odd_lines"]
+
+# Bytes between panels of which each row's are contiguous.
+IN_ROWS = VECTORS * REGISTERS.width
 
 # Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
@@ -44,6 +47,7 @@ def gemm(
     taps: Any,
     y: int,
     y_stride: int,
+    panel_stride: int,
     columns: int,
     fresh: bool,
     zero: Any,
@@ -51,7 +55,9 @@ def gemm(
     """Write to ``target[r, v]``, or add unless ``fresh``, the sum over taps ``(a, b)`` of ``x[r, a, b] * y[a, b, v]``.
 
     ``taps`` are the number and stride of ``a``, then of ``b``, at least one of each; a row of ``y`` stands for each
-    pair. ``v`` runs over ``columns`` whole vectors, contiguous in ``y`` and ``target``. Strides are in bytes.
+    pair. ``v`` runs over ``columns`` whole vectors, contiguous in ``target``. In ``y`` these are cut into panels of
+    ``VECTORS`` vectors, ``panel_stride`` apart: :data:`IN_ROWS` where all of a row are contiguous. Strides are in
+    bytes.
     """
     outer, outer_stride, inner, inner_stride = taps
     width = lanes(zero) * bytes_of(zero)
@@ -62,10 +68,10 @@ def gemm(
             source, panel = x + a * outer_stride + b * inner_stride, y + (a * inner + b) * y_stride
             first = fresh and a == 0 and b == 0
             for v in range(0, columns - 1, VECTORS):
-                place, goal = panel + v * width, target + v * width
+                place, goal = panel + v // VECTORS * panel_stride, target + v * width
                 gemm_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 2)
             if columns % VECTORS:
-                place, goal = panel + (columns - 1) * width, target + (columns - 1) * width
+                place, goal = panel + columns // VECTORS * panel_stride, target + (columns - 1) * width
                 gemm_panel(goal, target_stride, source, row_stride, rows, part, place, y_stride, first, zero, 1)
 
 

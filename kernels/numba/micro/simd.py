@@ -11,6 +11,7 @@ An intrinsic's parameters are types; the values come to the function that it ret
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from numba import extending, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
+from numba.core.typing import signature, templates
 
 from ..runtime.compilation import intrinsic
 
@@ -90,6 +92,26 @@ class VectorModel(models.PrimitiveModel):
 
     def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, llvm_vector(vector))
+
+
+def define_operator(symbol: Any, instruction: str) -> None:
+    """Let an operator of Python stand for an instruction on two vectors; sums of products may be rounded once."""
+
+    @templates.infer_global(symbol)
+    class Operator(templates.AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, _kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return getattr(builder, instruction)(*arguments, flags=("contract",))
+
+    extending.lower_builtin(symbol, Vector, Vector)(generate)
+
+
+for symbol, instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    define_operator(symbol, instruction)
 
 
 def element_of(number: Any) -> Any:
