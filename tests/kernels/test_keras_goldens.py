@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from seqconv.functional.recurrent_passes import recurrent_layer
 from seqconv.kernels.recurrence import CELLS, Masks, Weights
 from seqconv.kernels.reference import recurrent as reference
 from tests.kernels import keras_goldens
@@ -11,7 +12,11 @@ from tests.kernels.keras_goldens import ORDER
 
 GOLDENS = keras_goldens.load()
 # Called as the reference is; gradients are autograd's.
-LAYERS = {"reference": reference.layer}
+LAYERS = {
+    "reference": reference.layer,
+    "numba": lambda *given: recurrent_layer("numba", *given, recompute=False),
+    "numba, gates computed again": lambda *given: recurrent_layer("numba", *given, recompute=True),
+}
 
 
 def torchs(cell, kernel, recurrent_kernel, bias=None):
