@@ -7,14 +7,14 @@ The batch is cut into tiles of sequences, and a thread takes a tile of one direc
 an LSTM the cell state, then the gates i, f, g, o. With :data:`~..recurrence.STATES` it is the LSTM's cell state alone,
 and empty for a GRU; the backward pass computes the gates again.
 
-A result's bits depend neither on the number of threads nor on a sequence's place in the batch; those of gradients of
-weights depend on the number of threads.
+The bits of an output depend on the size of its batch, and on the number of threads only where a tile has a single
+sequence; those of gradients of weights depend on both.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..recurrence import CELLS, EVERYTHING, NOTHING, STATES, Gradients, Masks, Weights
 from .dense import DTYPES, lane_count
 from .micro.gemm import IN_ROWS, TAPS, odd_lines
-from .micro.tile import VECTORS
+from .micro.tile import TILE, VECTORS
 from .recurrent_kernel import (
     GRU,
     LSTM,
@@ -45,6 +45,9 @@ KINDS = {"gru": GRU, "gru_reset_before": RESET_BEFORE, "lstm": LSTM}
 # LSTM(32 -> 32) over 500 steps in 3.3 ms as one tile, 3.4 as two, 3.8 as five of 14 or 12.
 ROWS = 64
 
+# Rows of inputs that are multiplied together where a batch has fewer: weights are read once for all of them.
+AHEAD = 2 * TILE
+
 
 def forward(
     cell: str,
@@ -64,12 +67,10 @@ def forward(
     saved = input.new_empty(saved_format(cell, input, weights, keep)[0])
     if output.numel():
         packed = _pack(layer, given.weights, input)
-        places = _places(given, packed=_aligned(packed), output=output.data_ptr())
-        places = places._replace(
-            h_last=last[0].data_ptr(),
-            c_last=last[1].data_ptr() if len(last) > 1 else 0,
-            kept=saved.data_ptr() if saved.numel() else 0,
-        )
+        places = _places(
+            given, packed=_aligned(packed), output=output.data_ptr(), h_last=last[0].data_ptr(),
+            c_last=last[-1].data_ptr(), kept=saved.data_ptr() if saved.numel() else 0,
+        )  # fmt: skip
         _run(forward_tiles, layer, places, like)
     return output, last, saved
 
@@ -113,12 +114,11 @@ def backward(
         last = () if last_gradients is None else tuple(one.contiguous() for one in last_gradients)
         packed = _pack(layer, given.weights, input) if layer.kept < 4 else None
         by_state, by_input = _pack_transposed(layer, given.weights, input, wanted[0])
-        places = _places(given, packed=_aligned(packed), output=output.data_ptr())
-        places = places._replace(
-            packed_h=_aligned(by_state), packed_x=_aligned(by_input), kept=saved.data_ptr(),
-            d_output=_address(upstream), dh_last=_address(last[0]) if last else 0,
-            dc_last=_address(last[1]) if len(last) > 1 else 0, dx=dx.data_ptr() if wanted[0] else 0,
-            dh0=dstates[0].data_ptr(), dc0=dstates[1].data_ptr() if len(dstates) > 1 else 0,
+        places = _places(
+            given, packed=_aligned(packed), output=output.data_ptr(), packed_h=_aligned(by_state),
+            packed_x=_aligned(by_input), kept=saved.data_ptr(), d_output=_address(upstream),
+            dh_last=_address(last[0]) if last else 0, dc_last=_address(last[1]) if len(last) > 1 else 0,
+            dx=dx.data_ptr() if wanted[0] else 0, dh0=dstates[0].data_ptr(), dc0=dstates[-1].data_ptr(),
             d_weights=dweights.data_ptr(),
         )  # fmt: skip
         size = input.itemsize
@@ -184,42 +184,60 @@ def _slots(cell: str, keep: int) -> int:
 
 def _layer(cell: str, given: _Given, keep: int) -> Layer:
     """Return the sizes of a call, and how it is cut."""
-    input, weights, masks = given.input, given.weights, given.masks
-    (steps, batch, features), hidden, gates = input.shape, weights[0].weight_hh.size(1), CELLS[cell].gates
-    size, lanes, directions = input.itemsize, lane_count(DTYPES[input.dtype]), len(weights)
+    input, masks = given.input, given.masks
+    of_state = None if masks.recurrent is None else (masks.recurrent.shape[:3], masks.recurrent.stride()[:3])
+    return _cut(
+        cell, keep, input.shape, input.stride(), input.dtype, given.weights[0].weight_hh.size(1), len(given.weights),
+        0 if masks.input is None else masks.input.size(0), of_state, torch.get_num_threads(), threads.WORTH_A_THREAD,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def _cut(
+    cell: str,
+    keep: int,
+    shape: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    dtype: torch.dtype,
+    hidden: int,
+    directions: int,
+    input_masks: int,
+    of_state: tuple[tuple[int, ...], tuple[int, ...]] | None,
+    *_limits: int,
+) -> Layer:
+    """Return the sizes of a call; ``of_state`` are the leading sizes and strides of the masks of the state."""
+    (steps, batch, features), gates, size = shape, CELLS[cell].gates, dtype.itemsize
+    lanes = lane_count(DTYPES[dtype])
     padded = -(-hidden // lanes) * lanes
     work = directions * batch * steps * gates * hidden * (features + hidden)
     count = threads.thread_count(directions * batch, work)
     tiles = max(-(-batch // ROWS), -(-count // directions), 1)
     while tiles < batch and directions * tiles % count:
         tiles += 1
-    own = [mask for mask in (masks.input, masks.recurrent) if mask is not None and mask.size(-3) > 1]
-    buffers = gates if own else 2 if cell == "gru_reset_before" else STATES
-    of_gate = batch * features * size if masks.input is not None and masks.input.size(0) > 1 else 0
-    of_state = [0, 0, 0]
-    if masks.recurrent is not None:
-        of_state = [
-            stride * size if i == 0 or length > 1 else 0
-            for i, (stride, length) in enumerate(zip(masks.recurrent.stride()[:3], masks.recurrent.shape, strict=False))
-        ]
+    of_step = [0, 0, 0]  # bytes from a direction, a step and a gate of the masks to the next
+    if of_state is not None:
+        of_step = [stride * size if length > 1 else 0 for length, stride in zip(*of_state, strict=True)]
+    per_gate = input_masks > 1 or of_step[2] > 0
     return Layer(
         cell=KINDS[cell], gates=gates, steps=steps, batch=batch, features=features, hidden=hidden, padded=padded,
         directions=directions, tiles=tiles, chunk=max(1, min(TAPS // max(-(-batch // tiles), 1), steps)),
-        buffers=buffers, input_row=odd_lines((features + 2 + padded) * size), kept=_slots(cell, keep),
-        x_step=input.stride(0) * size, x_batch=input.stride(1) * size, x_feature=input.stride(2) * size,
-        dx_direction=0, dx_step=0, dx_batch=0, input_mask_gate=of_gate,
-        mask_direction=of_state[0], mask_step=of_state[1], mask_gate=of_state[2],
+        ahead=max(1, min(AHEAD // max(batch, 1), steps)),
+        buffers=gates if per_gate else 2 if cell == "gru_reset_before" else 1,
+        input_row=odd_lines((features + 2 + padded) * size), kept=_slots(cell, keep),
+        x_step=strides[0] * size, x_batch=strides[1] * size, x_feature=strides[2] * size,
+        dx_direction=0, dx_step=0, dx_batch=0, input_mask_gate=batch * features * size if input_masks > 1 else 0,
+        mask_direction=of_step[0], mask_step=of_step[1], mask_gate=of_step[2],
     )  # fmt: skip
 
 
-def _places(given: _Given, *, packed: int, output: int) -> Places:
-    """Return the addresses of operands; those of results are 0."""
-    nothing = Places(*[0] * len(Places._fields))
-    states = [state.data_ptr() for state in given.states]
-    return nothing._replace(
-        x=given.input.data_ptr(), h0=states[0], c0=states[-1], packed=packed, output=output,
-        input_mask=_address(given.masks.input), mask=_address(given.masks.recurrent), lengths=_address(given.lengths),
-    )  # fmt: skip
+def _places(given: _Given, **others: int) -> Places:
+    """Return the addresses of operands and ``others``, 0 for the rest."""
+    states, (of_input, of_state) = given.states, given.masks
+    found = dict.fromkeys(Places._fields, 0) | {
+        "x": given.input.data_ptr(), "h0": states[0].data_ptr(), "c0": states[-1].data_ptr(),
+        "input_mask": _address(of_input), "mask": _address(of_state), "lengths": _address(given.lengths),
+    }  # fmt: skip
+    return Places(**found | others)
 
 
 def _pack(layer: Layer, weights: Sequence[Weights], like: Tensor) -> Tensor:
@@ -258,7 +276,7 @@ def _panels(numbers: int, zero: Any) -> int:
 def _run(kernel: Any, layer: Layer, places: Places, like: Any) -> None:
     parts = layer.directions * layer.tiles
     work = layer.batch * layer.directions * layer.steps * layer.gates * layer.hidden * (layer.features + layer.hidden)
-    threads.run(partial(kernel, layer, places, like), parts, threads.thread_count(parts, work))
+    threads.run(functools.partial(kernel, layer, places, like), parts, threads.thread_count(parts, work))
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -61,10 +61,11 @@ GRU, RESET_BEFORE, LSTM = 0, 1, 2  # cells
 class Layer(NamedTuple):
     """The sizes of a call. Strides are in bytes; those of masks are 0 along axes that they do not have.
 
-    ``padded`` is the hidden size in whole vectors. ``tiles`` share the batch; ``chunk`` is the number of steps whose
-    gradients are multiplied at a time. ``buffers`` is the number of rows of numbers that a step reads for a sequence:
-    one for each gate if there is a mask for each; ``input_row`` is the distance between two of them. ``kept`` is the
-    number of slots that the forward pass keeps for the backward pass: the LSTM's cell state first, then the gates.
+    ``padded`` is the hidden size in whole vectors. ``tiles`` share the batch. ``chunk`` is the number of steps whose
+    gradients are multiplied at a time, ``ahead`` that of steps whose inputs are. ``buffers`` is the number of rows of
+    numbers that a step reads for a sequence: one for each gate if there is a mask for each; ``input_row`` is the
+    distance between two of them. ``kept`` is the number of slots that the forward pass keeps for the backward pass: the
+    LSTM's cell state first, then the gates.
     """
 
     cell: int
@@ -77,6 +78,7 @@ class Layer(NamedTuple):
     directions: int
     tiles: int
     chunk: int
+    ahead: int
     buffers: int
     input_row: int
     kept: int
@@ -126,7 +128,8 @@ class Places(NamedTuple):
 class Tile(NamedTuple):
     """A tile's direction, first sequence and number of sequences, and where its scratch is.
 
-    ``inputs`` are the rows that products read, ``input_row`` bytes apart, ``slots`` the gates.
+    ``inputs`` are the rows that a step's products read, ``input_row`` bytes apart, and ``buffer`` those of one buffer
+    and the next; ``slots`` are the gates.
     """
 
     direction: int
@@ -135,6 +138,7 @@ class Tile(NamedTuple):
     steps: int
     inputs: int
     input_row: int
+    buffer: int
     slots: int
     h: int
     c: int
@@ -194,14 +198,14 @@ def masked(vector: Any, mask: int, at: int, count: int, zero: Any) -> Any:
 
 
 @inner
-def copy_inputs(layer: Layer, places: Places, tile: Tile, t: int, inputs: int, rows: int, zero: Any) -> None:
-    """Write the inputs of time ``t`` for ``rows`` rows of a buffer, masked, where products read them."""
+def copy_inputs(layer: Layer, places: Places, tile: Tile, t: int, inputs: int, zero: Any) -> None:
+    """Write the inputs of time ``t``, masked, where products read them."""
     size, width = bytes_of(zero), lanes(zero)
     for b in range(layer.buffers):
         for r in range(tile.rows):
             n = tile.first + r
             source = places.x + t * layer.x_step + n * layer.x_batch
-            target = inputs + (b * rows + r) * tile.input_row + size
+            target = inputs + b * tile.buffer + r * tile.input_row + size
             mask = 0
             if places.input_mask:
                 mask = places.input_mask + b * layer.input_mask_gate + n * layer.features * size
@@ -220,7 +224,7 @@ def copy_inputs(layer: Layer, places: Places, tile: Tile, t: int, inputs: int, r
 
 @inner(inline="always")
 def store_state(
-    layer: Layer, places: Places, tile: Tile, t: int, r: int, i: int, h: Any, inputs: int, rows: int, zero: Any
+    layer: Layer, places: Places, tile: Tile, t: int, r: int, i: int, h: Any, inputs: int, zero: Any
 ) -> None:
     """Write the units ``i`` and following of a sequence's state, masked for time ``t``, where products read them."""
     size = bytes_of(zero)
@@ -230,18 +234,16 @@ def store_state(
     else:
         for b in range(layer.buffers):
             mask = mask_at(layer, places, tile.direction, t, b, tile.first + r, zero)
-            store(masked(h, mask, i * size, layer.hidden - i, zero), target + b * rows * tile.input_row)
+            store(masked(h, mask, i * size, layer.hidden - i, zero), target + b * tile.buffer)
 
 
 @inner(inline="always")
-def copy_state(
-    layer: Layer, places: Places, tile: Tile, t: int, r: int, state: int, inputs: int, rows: int, zero: Any
-) -> None:
+def copy_state(layer: Layer, places: Places, tile: Tile, t: int, r: int, state: int, inputs: int, zero: Any) -> None:
     """Write the state ``(H,)`` of sequence ``r`` of a tile, masked for time ``t``, where products read it."""
     size, width = bytes_of(zero), lanes(zero)
     for i in range(0, layer.hidden, width):
         h = load_part(state + i * size, layer.hidden - i, zero)
-        store_state(layer, places, tile, t, r, i, h, inputs, rows, zero)
+        store_state(layer, places, tile, t, r, i, h, inputs, zero)
 
 
 @inner
@@ -259,37 +261,54 @@ def write_ones(layer: Layer, inputs: int, input_row: int, rows: int, zero: Any) 
 
 @inner
 def multiply(
-    layer: Layer, places: Places, tile: Tile, inputs: int, rows: int, gate: int, slot: int, of_x: bool, of_h: bool,
-    target: int, zero: Any,
+    layer: Layer, places: Places, tile: Tile, inputs: int, count: int, gate: int, slot: int, begin: int, end: int,
+    target: int, fresh: bool, zero: Any,
 ) -> None:  # fmt: skip
-    """Write a gate's product, of the input, the state or both, to a slot of ``rows`` rows."""
+    """Write, or add, a gate's product over the numbers ``begin`` to ``end`` of ``count`` rows to a slot of theirs."""
     size, width = bytes_of(zero), lanes(zero)
     vectors, taps = layer.padded // width, layer.features + layer.hidden + 2
     panels = (vectors + VECTORS - 1) // VECTORS
     panel = taps * IN_ROWS
-    begin = 0 if of_x else layer.features + 1
-    end = taps if of_h else layer.features + 1
     weights = places.packed + (tile.direction * layer.gates + gate) * panels * panel + begin * IN_ROWS
-    source = inputs + buffer_of(layer, gate) * rows * tile.input_row + begin * size
+    source = inputs + buffer_of(layer, gate) * tile.buffer + begin * size
     slots = 4 * layer.padded * size
     gemm(
-        target + slot * layer.padded * size, slots, source, tile.input_row, rows, (1, 0, end - begin, size), weights,
-        IN_ROWS, panel, vectors, True, zero,
+        target + slot * layer.padded * size, slots, source, tile.input_row, count, (1, 0, end - begin, size), weights,
+        IN_ROWS, panel, vectors, fresh, zero,
     )  # fmt: skip
 
 
 @inner
-def multiply_all(layer: Layer, places: Places, tile: Tile, inputs: int, rows: int, target: int, zero: Any) -> None:
-    """Write the products of all slots; where the GRU resets before, those of r and z alone."""
-    if layer.cell == LSTM:
-        for gate in range(4):
-            multiply(layer, places, tile, inputs, rows, gate, gate, True, True, target, zero)
-        return
-    multiply(layer, places, tile, inputs, rows, 0, 1, True, True, target, zero)
-    multiply(layer, places, tile, inputs, rows, 1, 2, True, True, target, zero)
+def multiply_inputs(layer: Layer, places: Places, tile: Tile, inputs: int, count: int, target: int, zero: Any) -> None:
+    """Write the products of all gates with the inputs of ``count`` rows."""
+    for gate in range(layer.gates):
+        slot = gate if layer.cell == LSTM else (gate + 1) % 3
+        multiply(layer, places, tile, inputs, count, gate, slot, 0, layer.features + 1, target, True, zero)
+
+
+@inner
+def multiply_states(layer: Layer, places: Places, tile: Tile, inputs: int, target: int, fresh: bool, zero: Any) -> None:
+    """Add the products of the states to a step's slots, if not ``fresh``; else write those of inputs and states.
+
+    Where the GRU resets before, the candidate's is left out.
+    """
+    begin, end = 0 if fresh else layer.features + 1, layer.features + layer.hidden + 2
+    for gate in range(layer.gates if layer.cell == LSTM else 2):
+        slot = gate if layer.cell == LSTM else gate + 1
+        multiply(layer, places, tile, inputs, tile.rows, gate, slot, begin, end, target, fresh, zero)
     if layer.cell == GRU:
-        multiply(layer, places, tile, inputs, rows, 2, 0, True, False, target, zero)
-        multiply(layer, places, tile, inputs, rows, 2, 3, False, True, target, zero)
+        multiply(layer, places, tile, inputs, tile.rows, 2, 3, layer.features + 1, end, target, True, zero)
+        if fresh:
+            multiply(layer, places, tile, inputs, tile.rows, 2, 0, 0, layer.features + 1, target, True, zero)
+
+
+@inner
+def multiply_candidate(
+    layer: Layer, places: Places, tile: Tile, inputs: int, target: int, fresh: bool, zero: Any
+) -> None:
+    """Do for the candidate whose state is reset before what :func:`multiply_states` does for the others."""
+    begin, end = 0 if fresh else layer.features + 1, layer.features + layer.hidden + 2
+    multiply(layer, places, tile, inputs, tile.rows, 2, 0, begin, end, target, fresh, zero)
 
 
 @inner
@@ -315,15 +334,17 @@ def gru_gates(layer: Layer, place: int, line: int, zero: Any) -> Any:
 
 
 @inner
-def gru_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, kept: int, zero: Any) -> None:
-    """Activate the gates of time ``t`` and update the states, which are masked for the time ``following``."""
+def gru_step(
+    layer: Layer, places: Places, tile: Tile, t: int, following: int, goals: int, kept: int, zero: Any
+) -> None:
+    """Activate the gates of time ``t`` and update the states; write them, masked for ``following``, to ``goals``."""
     size, width = bytes_of(zero), lanes(zero)
     line, wide = layer.padded * size, layer.directions * layer.hidden * size
     output = output_at(layer, places, tile, t, zero)
     for r in range(tile.rows):
         place, state, goal = tile.slots + r * 4 * line, tile.h + r * line, kept + r * layer.kept * line
         if t >= length_of(layer, places, tile.first + r):
-            rest_step(layer, places, tile, following, r, output + r * wide, goal if kept else 0, zero)
+            rest_step(layer, places, tile, following, r, goals, output + r * wide, goal if kept else 0, zero)
             continue
         for i in range(0, layer.hidden, width):
             at = i * size
@@ -331,7 +352,7 @@ def gru_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, k
             h = multiply_add(z, load(state + at, zero) - n, n)
             store(h, state + at)
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
-            store_state(layer, places, tile, following, r, i, h, tile.inputs, tile.rows, zero)
+            store_state(layer, places, tile, following, r, i, h, goals, zero)
             if kept:
                 store(n, goal + at)
                 store(reset, goal + line + at)
@@ -340,7 +361,9 @@ def gru_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, k
 
 
 @inner
-def lstm_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, kept: int, zero: Any) -> None:
+def lstm_step(
+    layer: Layer, places: Places, tile: Tile, t: int, following: int, goals: int, kept: int, zero: Any
+) -> None:
     """Do for an LSTM what :func:`gru_step` does for a GRU."""
     size, width = bytes_of(zero), lanes(zero)
     line, wide = layer.padded * size, layer.directions * layer.hidden * size
@@ -348,7 +371,7 @@ def lstm_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, 
     for r in range(tile.rows):
         place, cell, goal = tile.slots + r * 4 * line, tile.c + r * line, kept + r * layer.kept * line
         if t >= length_of(layer, places, tile.first + r):
-            rest_step(layer, places, tile, following, r, output + r * wide, goal if kept else 0, zero)
+            rest_step(layer, places, tile, following, r, goals, output + r * wide, goal if kept else 0, zero)
             continue
         for i in range(0, layer.hidden, width):
             at = i * size
@@ -359,7 +382,7 @@ def lstm_step(layer: Layer, places: Places, tile: Tile, t: int, following: int, 
             store(c, cell + at)
             store(h, tile.h + r * line + at)
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
-            store_state(layer, places, tile, following, r, i, h, tile.inputs, tile.rows, zero)
+            store_state(layer, places, tile, following, r, i, h, goals, zero)
             if kept:
                 store(c, goal + at)
                 if layer.kept > 1:
@@ -378,14 +401,14 @@ def output_at(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> in
 
 @inner
 def rest_step(
-    layer: Layer, places: Places, tile: Tile, following: int, r: int, output: int, kept: int, zero: Any
+    layer: Layer, places: Places, tile: Tile, following: int, r: int, goals: int, output: int, kept: int, zero: Any
 ) -> None:
     """Do the step of a sequence that has ended, or not begun: its output is zero, and its state stays."""
     clear(output, layer.hidden, zero)
     if kept:
         clear(kept, layer.kept * layer.padded, zero)
     state = tile.h + r * layer.padded * bytes_of(zero)
-    copy_state(layer, places, tile, following, r, state, tile.inputs, tile.rows, zero)
+    copy_state(layer, places, tile, following, r, state, goals, zero)
 
 
 @inner
@@ -393,43 +416,54 @@ def forward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     """Take a tile's sequences through all steps of a direction."""
     size = bytes_of(zero)
     line = layer.padded * size
-    input_row = layer.input_row
     direction, first = part // layer.tiles, layer.batch * (part % layer.tiles) // layer.tiles
     rows = layer.batch * (part % layer.tiles + 1) // layer.tiles - first
-    scratch = np.empty(rows * (layer.buffers * input_row + 6 * line) + 2 * LINE, np.uint8)
+    step_inputs, step_slots, buffer = rows * layer.input_row, rows * 4 * line, layer.ahead * rows * layer.input_row
+    total = layer.buffers * buffer + layer.ahead * step_slots + 2 * rows * line
+    scratch = np.empty(total + 2 * LINE, np.uint8)
     inputs = aligned(scratch.ctypes.data)
-    slots = inputs + rows * layer.buffers * input_row
-    h = slots + rows * 4 * line
-    clear(inputs, rows * (layer.buffers * input_row + 6 * line) // size, zero)
-    write_ones(layer, inputs, input_row, rows * layer.buffers, zero)
+    slots = inputs + layer.buffers * buffer
+    h = slots + layer.ahead * step_slots
+    clear(inputs, total // size, zero)
+    write_ones(layer, inputs, layer.input_row, layer.ahead * layer.buffers * rows, zero)
     steps = 0
     for r in range(rows):
         steps = max(steps, length_of(layer, places, first + r))
-    tile = Tile(direction, first, rows, steps, inputs, input_row, slots, h, h + rows * line)
+    tile = Tile(direction, first, rows, steps, inputs, layer.input_row, buffer, slots, h, h + rows * line)
     for r in range(rows):
         start = ((direction * layer.batch) + first + r) * layer.hidden * size
         copy_row(h + r * line, places.h0 + start, size, layer.hidden, zero)
         if layer.cell == LSTM:
             copy_row(tile.c + r * line, places.c0 + start, size, layer.hidden, zero)
     for r in range(rows):
-        copy_state(layer, places, tile, step_of(layer, direction, 0), r, h + r * line, inputs, rows, zero)
+        copy_state(layer, places, tile, step_of(layer, direction, 0), r, h + r * line, inputs, zero)
     for number in range(layer.steps):
+        k = number % layer.ahead
+        if k == 0:
+            count = min(layer.ahead, layer.steps - number)
+            for i in range(count):
+                t = step_of(layer, direction, number + i)
+                copy_inputs(layer, places, tile, t, inputs + i * step_inputs, zero)
+            if layer.ahead > 1:
+                multiply_inputs(layer, places, tile, inputs, count * rows, slots, zero)
         t = step_of(layer, direction, number)
         following = step_of(layer, direction, min(number + 1, layer.steps - 1))
+        tile = Tile(
+            direction, first, rows, steps, inputs + k * step_inputs, layer.input_row, buffer, slots + k * step_slots, h,
+            h + rows * line,
+        )  # fmt: skip
         if t < steps:
-            copy_inputs(layer, places, tile, t, inputs, rows, zero)
-            multiply_all(layer, places, tile, inputs, rows, slots, zero)
+            multiply_states(layer, places, tile, tile.inputs, tile.slots, layer.ahead == 1, zero)
             if layer.cell == RESET_BEFORE:
                 activate_resets(layer, tile, zero)
-                reset_inputs(layer, places, tile, t, slots, 4 * line, zero)
-                multiply(layer, places, tile, inputs, rows, 2, 0, True, True, slots, zero)
-        kept = 0
-        if places.kept:
-            kept = places.kept + ((direction * layer.steps + t) * layer.batch + first) * layer.kept * line
+                reset_inputs(layer, places, tile, t, tile.slots, 4 * line, zero)
+                multiply_candidate(layer, places, tile, tile.inputs, tile.slots, layer.ahead == 1, zero)
+        kept = kept_at(layer, places, tile, t, zero) if places.kept else 0
+        goals = inputs + (k + 1) % layer.ahead * step_inputs
         if layer.cell == LSTM:
-            lstm_step(layer, places, tile, t, following, kept, zero)
+            lstm_step(layer, places, tile, t, following, goals, kept, zero)
         else:
-            gru_step(layer, places, tile, t, following, kept, zero)
+            gru_step(layer, places, tile, t, following, goals, kept, zero)
     for r in range(rows):
         end = ((direction * layer.batch) + first + r) * layer.hidden * size
         copy_row(places.h_last + end, h + r * line, size, layer.hidden, zero)
@@ -502,14 +536,14 @@ def cell_before(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: 
 def prepare_inputs(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> None:
     """Write what the products of time ``t`` read; zeros for sequences that do not take this step."""
     size = bytes_of(zero)
-    copy_inputs(layer, places, tile, t, tile.inputs, tile.rows, zero)
+    copy_inputs(layer, places, tile, t, tile.inputs, zero)
     for r in range(tile.rows):
         if t < length_of(layer, places, tile.first + r):
             state = state_before(layer, places, tile, t, r, zero)
-            copy_state(layer, places, tile, t, r, state, tile.inputs, tile.rows, zero)
+            copy_state(layer, places, tile, t, r, state, tile.inputs, zero)
         else:
             for b in range(layer.buffers):
-                row = tile.inputs + (b * tile.rows + r) * tile.input_row
+                row = tile.inputs + b * tile.buffer + r * tile.input_row
                 clear(row + size, layer.features, zero)
                 clear(row + (layer.features + 2) * size, layer.hidden, zero)
 
@@ -518,7 +552,7 @@ def prepare_inputs(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) 
 def reset_inputs(layer: Layer, places: Places, tile: Tile, t: int, gates: int, stride: int, zero: Any) -> None:
     """Write the reset states where the candidate's product reads them, from the reset gates that are known."""
     size, width = bytes_of(zero), lanes(zero)
-    inputs = tile.inputs + buffer_of(layer, 2) * tile.rows * tile.input_row + (layer.features + 2) * size
+    inputs = tile.inputs + buffer_of(layer, 2) * tile.buffer + (layer.features + 2) * size
     for r in range(tile.rows):
         if t < length_of(layer, places, tile.first + r):
             mask = mask_at(layer, places, tile.direction, t, 2, tile.first + r, zero)
@@ -710,7 +744,7 @@ def add_weights(layer: Layer, tile: Tile, chunk: int, inputs: int, goals: int, t
     line, vectors, rows = layer.padded * size, layer.padded // width, layer.features + layer.hidden + 2
     taps = (chunk, layer.buffers * tile.rows * tile.input_row, tile.rows, tile.input_row)
     for gate in range(layer.gates):
-        source = inputs + buffer_of(layer, gate) * tile.rows * tile.input_row
+        source = inputs + buffer_of(layer, gate) * tile.buffer
         goal = target + gate * rows * line
         slot = gate if layer.cell == LSTM else gate + 1
         begin = 0
@@ -801,17 +835,18 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     for number in range(layer.steps - 1, -1, -1):
         t = step_of(layer, direction, number)
         tile = Tile(
-            direction, first, rows, steps, inputs + done * step_inputs, layer.input_row, slots, dh, dc
+            direction, first, rows, steps, inputs + done * step_inputs, layer.input_row, rows * layer.input_row, slots,
+            dh, dc,
         )  # fmt: skip
         step = goals + done * step_goals
         prepare_inputs(layer, places, tile, t, zero)
         gates, stride = slots, 4 * line
         if recomputed:
-            multiply_all(layer, places, tile, tile.inputs, rows, slots, zero)
+            multiply_states(layer, places, tile, tile.inputs, slots, True, zero)
             if layer.cell == RESET_BEFORE:
                 activate_resets(layer, tile, zero)
                 reset_inputs(layer, places, tile, t, slots, stride, zero)
-                multiply(layer, places, tile, tile.inputs, rows, 2, 0, True, True, slots, zero)
+                multiply_candidate(layer, places, tile, tile.inputs, slots, True, zero)
             activate(layer, tile, zero)
         else:
             stride = layer.kept * line

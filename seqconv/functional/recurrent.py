@@ -275,14 +275,15 @@ class RecurrentCall:
         """Run the kernels that serve the call; return the output and the last states, laid out as the caller's."""
         call = _cast_by_autocast(self)
         padded, lengths = call._padded()
-        kernel = backends.choose(self.operation, backend, call._arguments(0, padded, lengths))
+        arguments = call._arguments(0, padded, lengths)
+        kernel = backends.choose(self.operation, backend, arguments)
         if kernel is _composed and self._suits_torch():
             output, *states = outside_graphs(self._run_torch)()
         elif call is self:
-            output, *states = self._run_steps(backend, padded, lengths)
+            output, *states = self._run_layers(backend, kernel, arguments)
         else:
             with torch.autocast(padded.device.type, enabled=False):
-                output, *states = call._run_steps(backend, padded, lengths)
+                output, *states = call._run_layers(backend, kernel, arguments)
         return self._as_input(output), tuple(self._as_input_states(state) for state in states)
 
     def explain(self, backend: str) -> backends.Explanation:
@@ -312,17 +313,22 @@ class RecurrentCall:
             result = kernel(data, self.batch_sizes, states, parameters, *options)
         return result
 
-    def _run_steps(self, backend: str, padded: Tensor, lengths: Tensor | None) -> tuple[Tensor, ...]:
-        last: list[tuple[Tensor, ...]] = []
-        for first in range(0, len(self.weights), self.directions):
-            if first and self.dropout:
-                padded = F.dropout(padded, self.dropout, self.training)
-            arguments = self._arguments(first, padded, lengths)
-            padded, states = backends.choose(self.operation, backend, arguments)(*arguments)
+    def _run_layers(self, backend: str, kernel: backends.Kernel, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Run layer after layer, the first one as told."""
+        lengths = arguments[5]
+        output, states = kernel(*arguments)
+        last: list[tuple[Tensor, ...]] = [states]
+        for first in range(self.directions, len(self.weights), self.directions):
+            if self.dropout:
+                output = F.dropout(output, self.dropout, self.training)
+            arguments = self._arguments(first, output, lengths)
+            output, states = backends.choose(self.operation, backend, arguments)(*arguments)
             last.append(states)
         if self.batch_sizes is not None:
-            padded = pack_padded_sequence(padded, self._lengths()).data
-        return padded, *(torch.cat(states) for states in zip(*last, strict=True))
+            output = pack_padded_sequence(output, self._lengths()).data
+        if len(last) == 1:
+            return output, *states
+        return output, *(torch.cat(states) for states in zip(*last, strict=True))
 
     def _arguments(self, first: int, input: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
         """Return what the kernel takes for a layer, whose first direction is the number ``first`` of all."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqconv import backends
+from seqconv.functional import autograd
 from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.recurrence import EVERYTHING, NOTHING, STATES, Masks, Weights
 
@@ -49,9 +50,19 @@ def recurrent_layer(
     tensors = [one for own in weights for one in own if one is not None]
     operands = [input, states[0], states[1] if len(states) > 1 else None, tensors, len(weights), *masks, lengths]
     differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in (input, *states, *tensors))
+    if not differentiable and not torch.compiler.is_compiling():  # an operator would cost as much as a short sequence
+        given = cell, input, states, weights, masks, lengths
+        found: list[tuple[Tensor, ...]] = []
+
+        def run() -> Tensor:
+            output, last, _ = floor(backend).forward(*given, keep=NOTHING)
+            found.append(last)
+            return output  # type: ignore[no-any-return]
+
+        return autograd.recorded("recurrent_layer", run), found[0]
     keep = NOTHING if not differentiable else STATES if recompute else EVERYTHING
-    run = _differentiable if differentiable else _undifferentiated
-    output, h, c, _ = run(backend, cell, *operands, keep)
+    operator = _differentiable if differentiable else _undifferentiated
+    output, h, c, _ = operator(backend, cell, *operands, keep)
     return output, (h, c)[: len(states)]
 
 

@@ -16,12 +16,15 @@ from llvmlite import ir
 from numba import njit, types
 
 from ..runtime.compilation import intrinsic
-from .control import of_size, repeat
+from .control import chosen, of_size, repeat
 from .memory import LINE
 from .simd import REGISTERS, byte_pointer, bytes_of, lanes, llvm_vector, vector_of
 from .tile import TILE, VECTORS, Step, emit_sums, store_sums, vector_places
 
 __all__ = ["IN_ROWS", "TAPS", "gemm", "odd_lines"]
+
+# Sums that a lone row's taps are shared among: with one, of two vectors, a multiply-add waits for the one before.
+APART = 4
 
 # Bytes between panels of which each row's are contiguous.
 IN_ROWS = VECTORS * REGISTERS.width
@@ -29,7 +32,8 @@ IN_ROWS = VECTORS * REGISTERS.width
 # Inner steps that are summed in registers before the sum is added to the total: longer sums round worse than torch's.
 TAPS = 128
 
-TILES = tuple(rows for rows in (14, 12, 10, 8, 6, 4, 2, 1) if rows <= TILE)
+LONE = 0  # the size of a tile whose one row is all that is multiplied
+TILES = (*(rows for rows in (14, 12, 10, 8, 6, 4, 2, 1) if rows <= TILE), LONE)
 
 
 def odd_lines(size: int) -> int:
@@ -95,10 +99,10 @@ def gemm_panel(
         rest = rows - done
         tiles = (rest + TILE - 1) // TILE
         size = min((rest + tiles - 1) // tiles + 1, rest, TILE)
-        size = size // 2 * 2 if size > 1 else 1
+        size = LONE if rows == 1 else size // 2 * 2 if size > 1 else 1
         goal, source = target + done * target_stride, x + done * row_stride
         gemm_tile(goal, target_stride, source, row_stride, taps, y, y_stride, fresh, zero, size, vectors)
-        done += size
+        done += max(size, 1)
 
 
 @intrinsic
@@ -131,27 +135,49 @@ def gemm_tile(
 
 
 def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width: int) -> None:
-    """Emit the sums of ``rows`` x ``width`` vectors; ``given`` are the first arguments of :func:`gemm_tile`."""
+    """Emit the sums of ``rows`` x ``width`` vectors; ``given`` are the first arguments of :func:`gemm_tile`.
+
+    The sums of a :data:`LONE` row are of every :data:`APART`-th tap each, and added up in the end.
+    """
     target, target_stride, x, row_stride, taps, y, y_stride, fresh = given
-    number = ir.IntType(64)
+    number, apart, rows = ir.IntType(64), APART if rows == LONE else 1, max(rows, 1)
     outer, outer_stride, inner, inner_stride = (builder.extract_value(taps, i) for i in range(4))
     none, one = (ir.Constant(number, i) for i in (0, 1))
     offsets = [builder.mul(row_stride, ir.Constant(number, i)) for i in range(rows)]
 
     def walk(add_tap: Step, zeros: list[Any]) -> list[Any]:
-        def step(b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
-            totals = add_tap([builder.gep(source, [offset]) for offset in offsets], row, sums)
-            following = builder.add(b, one)
-            more = builder.icmp_signed("<", following, inner)
-            return [following, builder.gep(source, [inner_stride]), builder.gep(row, [y_stride]), *totals], more
+        def step(count: int, end: Any, b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+            """Add ``count`` taps to as many groups of sums."""
+            totals = list(sums)
+            for i in range(count):
+                group = slice(i * len(zeros), (i + 1) * len(zeros))
+                totals[group] = add_tap([builder.gep(source, [offset]) for offset in offsets], row, sums[group])
+                source, row = builder.gep(source, [inner_stride]), builder.gep(row, [y_stride])
+            following = builder.add(b, ir.Constant(number, count))
+            more = builder.icmp_signed("<=", builder.add(following, ir.Constant(number, count)), end)
+            return [following, source, row, *totals], more
+
+        def some(count: int, variables: list[Any]) -> list[Any]:
+            """Add taps, ``count`` at a time, as long as there are so many."""
+            enough = builder.icmp_signed("<=", builder.add(variables[0], ir.Constant(number, count)), inner)
+            return chosen(
+                builder, enough, lambda: repeat(builder, variables, partial(step, count, inner)), lambda: variables
+            )
 
         def run(a: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
-            _, _, row, *totals = repeat(builder, [none, source, row, *sums], step)
+            if apart == 1:
+                _, _, row, *totals = repeat(builder, [none, source, row, *sums], partial(step, 1, inner))
+            else:
+                _, _, row, *totals = some(1, some(apart, [none, source, row, *sums]))
             following = builder.add(a, one)
             more = builder.icmp_signed("<", following, outer)
             return [following, builder.gep(source, [outer_stride]), row, *totals], more
 
-        return repeat(builder, [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros], run)[3:]
+        sums = repeat(builder, [none, byte_pointer(builder, x), byte_pointer(builder, y), *zeros * apart], run)[3:]
+        while len(sums) > len(zeros):
+            half = len(sums) // 2
+            sums = [builder.fadd(low, high) for low, high in zip(sums[:half], sums[half:], strict=True)]
+        return sums
 
     sums = emit_sums(builder, kind, rows, width, walk)
     store_sums(builder, kind, sums, vector_places(builder, kind, target, target_stride, rows, width), fresh)

@@ -66,21 +66,32 @@ def test_any_shape_in_float64(case, keep, upstream, shared):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_depend_on_no_thread_and_no_neighbour(cell, shared, monkeypatch):
-    case = Case(cell, batch=9, features=18, hidden=33, directions=2, recurrent_mask="per gate", ragged=True)
+def test_bits_depend_on_no_thread_and_no_place(cell, shared, monkeypatch):
+    case = Case(cell, batch=9, features=18, hidden=33, directions=2, recurrent_mask="per gate")
     given, upstream = (cast(one) for one in operands(case))
     found, again = (ours(floor, cell, given, upstream) for _ in range(2))
     assert all(map(torch.equal, found, again))
     monkeypatch.setattr(threads, "thread_count", lambda parts, work: 1)
+    floor._cut.cache_clear()
     alone = ours(floor, cell, given, upstream)
     results = 2 + len(given.states) + len(given.states)  # outputs, last states, gradients of input and first states
     for one, other in zip(found[:results], alone[:results], strict=True):
         assert torch.equal(one, other)
-    third = given._replace(
-        input=given.input[:, 2:3], states=tuple(one[:, 2:3] for one in given.states), lengths=given.lengths[2:3],
-        masks=Masks(None, given.masks.recurrent[..., 2:3, :]),
+    turned = given._replace(
+        input=given.input.flip(1), states=tuple(one.flip(1) for one in given.states),
+        masks=Masks(None, given.masks.recurrent.flip(3)),
     )  # fmt: skip
-    assert torch.equal(floor.forward(cell, *third, keep=NOTHING)[0], found[0][:, 2:3])
+    assert torch.equal(floor.forward(cell, *turned, keep=NOTHING)[0].flip(1), found[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch", [1, 2, 15])
+def test_few_sequences_and_long_sums(cell, batch):
+    case = Case(cell, steps=37, batch=batch, features=150, hidden=140, input_mask="per gate", directions=2, ragged=True)
+    wide, upstream = operands(case)
+    right = composed(cell, wide, upstream)
+    narrow = cast(wide)
+    check(ours(floor, cell, narrow, cast(upstream)), right, composed(cell, narrow, cast(upstream)))
 
 
 @pytest.mark.parametrize("hidden", [5, 16])
