@@ -34,6 +34,7 @@ from .recurrent_kernel import (
     forward_tiles,
     pack_transposed,
     pack_weights,
+    unpack_weights,
 )
 from .runtime import threads
 
@@ -130,20 +131,21 @@ def backward(
             one.zero_()
     found = None
     if wanted[2]:
-        totals = dweights.sum(1)[..., : layer.hidden]
-        found = tuple(_weights_of(total, own, layer.features) for total, own in zip(totals, given.weights, strict=True))
+        totals = dweights.sum(1) if layer.tiles > 1 else dweights[:, 0]
+        found = tuple(_unpack(layer, *one, like) for one in zip(totals, given.weights, strict=True))
     whole = None if not wanted[0] else dx[0] if layer.directions == 1 else dx[0] + dx[1]
     return Gradients(whole, dstates if wanted[1] else (), found)
 
 
-def _weights_of(totals: Tensor, weights: Weights, features: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of one direction's weights and biases out of ``(G, C + H + 2, H)``."""
-    has_bias = weights.bias_ih is not None
-    of_x, of_h = (
-        part.transpose(1, 2).flatten(0, 1) for part in (totals[:, 1 : features + 1], totals[:, features + 2 :])
-    )
-    biases = (totals[:, i].flatten() if has_bias else None for i in (0, features + 1))
-    return of_x, of_h, *biases  # type: ignore[return-value]
+def _unpack(
+    layer: Layer, totals: Tensor, weights: Weights, like: Any
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of one direction's weights and biases out of ``(G, C + H + 2, padded)``."""
+    of_x, of_h, of_bias, of_other = (None if one is None else torch.empty_like(one) for one in weights[:4])
+    assert of_x is not None
+    assert of_h is not None
+    unpack_weights(layer, totals.data_ptr(), tuple(map(_address, (of_x, of_h, of_bias, of_other))), like)
+    return of_x, of_h, of_bias, of_other
 
 
 class _Given(NamedTuple):

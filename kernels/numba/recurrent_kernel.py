@@ -40,6 +40,7 @@ from .micro.simd import (
     store_number,
 )
 from .micro.tile import VECTORS
+from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner
 from .runtime.threads import share
 
@@ -53,6 +54,7 @@ __all__ = [
     "forward_tiles",
     "pack_transposed",
     "pack_weights",
+    "unpack_weights",
 ]
 
 GRU, RESET_BEFORE, LSTM = 0, 1, 2  # cells
@@ -738,8 +740,10 @@ def pass_on(layer: Layer, places: Places, tile: Tile, t: int, goals: int, produc
 
 
 @inner
-def add_weights(layer: Layer, tile: Tile, chunk: int, inputs: int, goals: int, target: int, zero: Any) -> None:
-    """Add the gradients of weights and biases from a chunk of steps."""
+def add_weights(
+    layer: Layer, tile: Tile, chunk: int, inputs: int, goals: int, target: int, fresh: bool, zero: Any
+) -> None:
+    """Add the gradients of weights and biases from a chunk of steps, or write those of the first one."""
     size, width = bytes_of(zero), lanes(zero)
     line, vectors, rows = layer.padded * size, layer.padded // width, layer.features + layer.hidden + 2
     taps = (chunk, layer.buffers * tile.rows * tile.input_row, tile.rows, tile.input_row)
@@ -750,10 +754,10 @@ def add_weights(layer: Layer, tile: Tile, chunk: int, inputs: int, goals: int, t
         begin = 0
         if layer.cell != LSTM and gate == 2:
             begin = layer.features + 1
-            gemm(goal, line, source, size, begin, taps, goals, 4 * line, IN_ROWS, vectors, False, zero)
+            gemm(goal, line, source, size, begin, taps, goals, 4 * line, IN_ROWS, vectors, fresh, zero)
         gemm(
             goal + begin * line, line, source + begin * size, size, rows - begin, taps, goals + slot * line, 4 * line,
-            IN_ROWS, vectors, False, zero,
+            IN_ROWS, vectors, fresh, zero,
         )  # fmt: skip
 
 
@@ -827,9 +831,7 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
             copy_row(dh + r * line, places.dh_last + last, size, layer.hidden, zero)
         if places.dc_last:
             copy_row(dc + r * line, places.dc_last + last, size, layer.hidden, zero)
-    weights = (layer.features + layer.hidden + 2) * line * layer.gates
-    target = places.d_weights + part * weights
-    clear(target, weights // size, zero)
+    target = places.d_weights + part * layer.gates * (layer.features + layer.hidden + 2) * line
     recomputed = layer.kept < 4
     done = 0
     for number in range(layer.steps - 1, -1, -1):
@@ -863,7 +865,8 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
         pass_on(layer, places, tile, t, step, products, zero)
         done += 1
         if done == layer.chunk or number == 0:
-            add_weights(layer, tile, done, inputs, goals, target, zero)
+            fresh = number + done == layer.steps
+            add_weights(layer, tile, done, inputs, goals, target, fresh, zero)
             if places.dx:
                 write_input_gradients(layer, places, tile, number + done - 1, done, goals, dx, zero)
             done = 0
@@ -892,3 +895,21 @@ def pack_transposed(layer: Layer, weight: int, columns: int, first_gate: int, pa
                 clear(packed, VECTORS * width, zero)
                 copy_row(packed, source + j * columns * size, size, min(VECTORS * width, columns - o), zero)
                 packed += IN_ROWS
+
+
+@compiled
+def unpack_weights(layer: Layer, totals: int, targets: Any, zero: Any) -> None:
+    """Write one direction's gradients, ``(G, C + H + 2, padded)`` at ``totals``, to those of its weights and biases.
+
+    ``targets`` are the addresses of the gradients of weight_ih, weight_hh, bias_ih and bias_hh, dense; 0 for no bias.
+    """
+    d_ih, d_hh, db_ih, db_hh = targets
+    size = bytes_of(zero)
+    line, hidden = layer.padded * size, layer.hidden
+    for gate in range(layer.gates):
+        for weight, bias, count in ((d_ih, db_ih, layer.features), (d_hh, db_hh, hidden)):
+            if bias:
+                copy_row(bias + gate * hidden * size, totals, size, hidden, zero)
+            totals += line
+            transpose(totals, line, weight + gate * hidden * count * size, count * size, count, hidden, zero)
+            totals += count * line

@@ -1,7 +1,8 @@
-"""The recurrent kernels of a floor as one differentiable operator of ``torch.library``, in graphs and outside.
+"""The recurrent kernels of a floor as one differentiable function: eager, and as operators of graphs.
 
-A layer is what :mod:`seqconv.kernels.recurrence` describes. An operator has tensors and numbers alone: the weights of
-all directions follow each other in one list, and a state or bias that is not there is an empty tensor or left out.
+The second would do for the first, but that an operator's lists of tensors cost 100 microseconds a step. A layer is what
+:mod:`seqconv.kernels.recurrence` describes. An operator has tensors and numbers alone: the weights of all directions
+follow each other in one list, and a state or bias that is not there is an empty tensor or left out.
 """
 
 # ruff: noqa: ARG001  (a description of a result takes what its computation takes)
@@ -61,6 +62,10 @@ def recurrent_layer(
 
         return autograd.recorded("recurrent_layer", run), found[0]
     keep = NOTHING if not differentiable else STATES if recompute else EVERYTHING
+    if not torch.compiler.is_compiling():
+        options = backend, cell, len(weights)
+        output, *last = _Layer.apply(options, keep, *operands[:3], *masks, lengths, *tensors)  # type: ignore[no-untyped-call]
+        return output, tuple(last[: len(states)])
     operator = _differentiable if differentiable else _undifferentiated
     output, h, c, _ = operator(backend, cell, *operands, keep)
     return output, (h, c)[: len(states)]
@@ -139,8 +144,7 @@ def _empty_gradients(
     ]
 
 
-@operator("recurrent_layer_backward", fake=_empty_gradients, differentiate=refuse_to_differentiate)
-def _backward(
+def _run_backward(
     backend: str,
     cell: str,
     gradient: Tensor | None,
@@ -158,6 +162,7 @@ def _backward(
     saved: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
+    """Run the backward pass; what is not wanted is an empty tensor."""
     states = (h0,) if c0 is None else (h0, c0)
     given = zip((h_gradient, c_gradient), states, strict=False)
     last = tuple(torch.zeros_like(state) if one is None else one for one, state in given)
@@ -172,6 +177,11 @@ def _backward(
     return [*every, *(own or nothing[1 + len(states) :])]
 
 
+_backward = operator("recurrent_layer_backward", fake=_empty_gradients, differentiate=refuse_to_differentiate)(
+    _run_backward
+)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     backend, cell, input, h0, c0, weights, directions, input_mask, recurrent_mask, lengths, _ = inputs
     ctx.save_for_backward(input, h0, c0, input_mask, recurrent_mask, lengths, output[0], output[3], *weights)
@@ -180,25 +190,70 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.options = backend, cell, directions
 
 
-def _differentiate(
-    ctx: Any, gradient: Tensor | None, h_gradient: Tensor | None, c_gradient: Tensor | None, _: Any
-) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    _, _, wants_input, wants_h0, wants_c0, want_weights, *_ = ctx.needs_input_grad
+    dx, dh0, dc0, dweights = _gradients(ctx, _backward, gradients[:3], (wants_input, wants_h0, wants_c0, want_weights))
+    return None, None, dx, dh0, dc0, dweights, None, None, None, None, None
+
+
+def _gradients(
+    ctx: Any, run: Any, upstream: tuple[Tensor | None, ...], wants: tuple[bool, bool, bool, Sequence[bool]]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Return the gradients of input, states and weights that are wanted."""
     backend, cell, directions = ctx.options
     input, h0, c0, input_mask, recurrent_mask, lengths, output, saved, *weights = ctx.saved_tensors
-    _, _, wants_input, wants_h0, wants_c0, want_weights, *_ = ctx.needs_input_grad
+    wants_input, wants_h0, wants_c0, want_weights = wants
+    if all(one is None for one in upstream):
+        return None, None, None, [None] * len(weights)
+    gradient, dh, dc = upstream
     wanted = [wants_input, wants_h0 or wants_c0, any(want_weights)]
-    if gradient is h_gradient is c_gradient is None:
-        return *(None,) * 5, [None] * len(weights), *(None,) * 5
-    upstream = gradient, h_gradient, c_gradient if c0 is not None else None
-    dx, *rest = _backward(
-        backend, cell, *upstream, input, h0, c0, weights, directions, input_mask, recurrent_mask, lengths, output,
-        saved, wanted,
+    dx, dh0, *rest = run(
+        backend, cell, gradient, dh, None if c0 is None else dc, input, h0, c0, weights, directions, input_mask,
+        recurrent_mask, lengths, output, saved, wanted,
     )  # fmt: skip
-    dh0, *rest = rest
-    dc0 = rest.pop(0) if c0 is not None else None
+    dc0 = None if c0 is None else rest.pop(0)
     dweights = [one if want else None for one, want in zip(rest, want_weights, strict=True)]
-    states = dh0 if wants_h0 else None, dc0 if wants_c0 else None
-    return None, None, dx if wants_input else None, *states, dweights, None, None, None, None, None
+    return dx if wants_input else None, dh0 if wants_h0 else None, dc0 if wants_c0 else None, dweights
+
+
+class _Layer(torch.autograd.Function):
+    """A layer outside graphs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: tuple[str, str, int],
+        keep: int,
+        input: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        input_mask: Tensor | None,
+        recurrent_mask: Tensor | None,
+        lengths: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        backend, cell, directions = options
+        masks = input_mask, recurrent_mask
+
+        def run() -> Tensor:
+            results.extend(_run(backend, cell, input, h0, c0, weights, directions, *masks, lengths, keep))
+            return results[0]
+
+        results: list[Tensor] = []
+        autograd.recorded("recurrent_layer", run)
+        output, h, c, saved = results
+        ctx.save_for_backward(input, h0, c0, *masks, lengths, output, saved, *weights)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        return output, h, c
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        run = _backward if torch.is_grad_enabled() else _run_backward  # the operator refuses to be differentiated
+        _, _, wants_input, wants_h0, wants_c0, _, _, _, *want_weights = ctx.needs_input_grad
+        wants = wants_input, wants_h0, wants_c0, want_weights
+        dx, dh0, dc0, dweights = _gradients(ctx, run, gradients, wants)
+        return None, None, dx, dh0, dc0, None, None, None, *dweights
 
 
 _differentiable = operator(
