@@ -286,6 +286,19 @@ class RecurrentCall:
                 output, *states = call._run_layers(backend, kernel, arguments)
         return self._as_input(output), tuple(self._as_input_states(state) for state in states)
 
+    def run_kernels(self) -> Any:
+        """Return what torch's layer returns, by own kernels; ``None`` where torch's is as fast, or needed."""
+        call = _cast_by_autocast(self)
+        if call is not self:
+            return None
+        arguments = self._arguments(0, *self._padded())
+        kernel = backends.choose(self.operation, "auto", arguments)
+        if kernel is _composed:
+            return None
+        output, *states = self._run_layers("auto", kernel, arguments)
+        states = [self._as_input_states(state) for state in states]
+        return unpack(self.operation, (self._as_input(output), tuple(states)))
+
     def explain(self, backend: str) -> backends.Explanation:
         """Tell which kernel would serve the first layer, and why."""
         call = _cast_by_autocast(self)
@@ -489,6 +502,13 @@ def _refuse(
     return reason or unfollowed(input, *others, autocast=True)
 
 
+def _avoid(
+    cell: str, input: Tensor, _states: object, weights: tuple[Weights, ...], masks: Masks, *_others: object
+) -> str | None:
+    """Return why torch's own kernel is faster, or ``None``."""
+    return numba_support.avoid_recurrent(cell, input, weights, masks)
+
+
 for _operation in GATES:
     backends.register(_operation, "reference", lambda: _composed)
-    backends.register(_operation, "numba", lambda: partial(recurrent_layer, "numba"), _refuse)
+    backends.register(_operation, "numba", lambda: partial(recurrent_layer, "numba"), _refuse, _avoid)

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqconv import backends
-from seqconv.functional import conv, norm
+from seqconv.functional import conv, norm, recurrent
 from seqconv.functional.kernels import is_own
 from seqconv.functional.recent import Recent
 from seqconv.functional.several import run_recent
 from seqconv.kernels.norm import Norm
 from seqconv.layers.norm import count_batch, norm_of
 
-__all__ = ["FusedCall", "FusedConcatenation", "Image", "NormOptions", "image_of", "noted"]
+__all__ = ["FusedCall", "FusedConcatenation", "FusedRecurrent", "Image", "NormOptions", "image_of", "noted"]
 
 _noting = threading.RLock()
 notes: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
@@ -340,5 +340,38 @@ class FusedConcatenation:
                 return None
             operands = tokens, table, *weights, *biases
             return run_recent(operands, len(weights), self.padding_idx, self.convolution, self.recent)
+        except REFUSALS:
+            return None
+
+
+class FusedRecurrent:
+    """A GRU or LSTM of one or several layers: its kernels in the place of torch's, where they are faster."""
+
+    def __init__(
+        self,
+        plain: Callable[..., Any],
+        *,
+        names: list[str],
+        operation: str,
+        layers: int,
+        options: tuple[bool, bool, float, bool],
+    ) -> None:
+        self.__name__, self.__module__ = "fused_recurrent", __name__
+        self.plain, self.names, self.operation, self.layers, self.options = plain, names, operation, layers, options
+
+    def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
+        """Run the kernels on ``operands``, or ``plain`` on ``given``."""
+        if notes is not None:
+            notes.append((self, operands, given))
+        found = self.fused(*operands)
+        return self.plain(*given) if found is None else found
+
+    def fused(self, source: Any, hx: Any, *weights: Tensor) -> Any:
+        """Return output and last state, ``None`` where the plain layer must run, or is faster."""
+        own = len(weights) // self.layers
+        each = [weights[i * own : (i + 1) * own] for i in range(self.layers)]
+        try:
+            call = recurrent.recurrent_call(self.operation, source, each, hx, *self.options, None, None)
+            return call.run_kernels()
         except REFUSALS:
             return None

@@ -177,10 +177,12 @@ def _values(node: fx.Node) -> fx.Node | None:
 
 
 def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
-    if len(node.args) != 1 or node.kwargs:
+    if node.kwargs or len(node.args) != 1 + (isinstance(module, RECURRENT) and len(node.args) == 2):
         return None
     source = node.args[0]
     reason = own_call_reason(module)
+    if isinstance(module, RECURRENT):
+        return _recurrent_step(node, name, module, reason)
     options: dict[str, Any] = {}
     forward = type(module).forward
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
@@ -234,9 +236,30 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
         options = {"weight": f"{name}.weight", "padding_idx": module.padding_idx, "max_norm": module.max_norm}
         options |= {"scale_grad_by_freq": module.scale_grad_by_freq, "sparse": module.sparse}
         return Link("embedding", node, source, options, reason)
-    if isinstance(module, RECURRENT):
-        return Link("recurrent", node, source, {"of": type(module).__name__}, "torch's own kernels serve it")
     return None
+
+
+def _recurrent_step(node: fx.Node, name: str, module: nn.RNNBase, reason: str | None) -> Link:
+    operation = {nn.GRU.forward: "gru", nn.LSTM.forward: "lstm"}.get(type(module).forward)
+    of = type(module).__name__
+    if operation is None:
+        reason = reason or f"{of} has a forward of its own"
+    elif module.proj_size:
+        reason = reason or f"proj_size {module.proj_size}"
+    elif is_parametrized(module):
+        reason = reason or "its parametrized weights would be computed twice where it is not served"
+    directions, suffixes = 1 + module.bidirectional, ("", "_reverse")
+    kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
+    sets = [(layer, suffixes[d]) for layer in range(module.num_layers) for d in range(directions)]
+    options = {
+        "of": of,
+        "operation": operation,
+        "hx": node.args[1] if len(node.args) == 2 else None,
+        "weights": [f"{name}.{kind}_l{layer}{suffix}" for layer, suffix in sets for kind in kinds],
+        "layers": len(sets),
+        "options": (module.bidirectional, module.batch_first, module.dropout, module.training),
+    }
+    return Link("recurrent", node, node.args[0], options, reason)
 
 
 def _is_rearrange(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from seqconv.fusion.calls import FusedCall, FusedConcatenation, Image, NormOptions, image_of
+from seqconv.fusion.calls import FusedCall, FusedConcatenation, FusedRecurrent, Image, NormOptions, image_of
 from seqconv.fusion.links import Link, is_shape_read, link_of
 from seqconv.fusion.tracing import IN_PLACE
 
@@ -103,8 +103,9 @@ def rewrite(
         if (step := link_of(node, leaves)) is not None:
             steps[step.node] = step
     matcher = _Matcher(graph, steps, differentiable)
-    found = [matcher.match(step) for step in steps.values() if step.kind in ("conv1d", "conv2d", "recurrent")]
-    chains = [one for one in found if isinstance(one, Chain)]
+    found = {node: matcher.match(step) for node, step in steps.items() if step.kind in ("conv1d", "conv2d")}
+    layers = [step for step in steps.values() if step.kind == "recurrent"]
+    chains = [one for one in found.values() if isinstance(one, Chain)]
     matcher.find_tokens(chains)
     rest = {*chains}
     order = {node: number for number, node in enumerate(graph.nodes)}
@@ -126,12 +127,19 @@ def rewrite(
             made = _single(chain, contiguous)
             _replace(graph, root, order, current, chain.conv.node, chain.last, nodes, *made)
             dead |= nodes
+    for layer in layers:
+        if layer.reason is None:
+            made = {"names": [_name(layer)], **{one: layer.options[one] for one in ("operation", "layers", "options")}}
+            operands = [layer.source, layer.options["hx"], *layer.options["weights"]]
+            node = layer.node
+            _replace(graph, root, order, current, node, node, {node}, FusedRecurrent, made, operands)
+            dead.add(node)
     for node in reversed([*graph.nodes]):
         if node in dead and not node.users:
             graph.erase_node(node)
-    return graph, [
-        Match(_name(one.conv), one.kind(), True, one.rest) if isinstance(one, Chain) else one for one in found
-    ]
+    matches = {node: one.match() if isinstance(one, Chain) else one for node, one in found.items()}
+    matches |= {one.node: Match(_name(one), one.options["of"], one.reason is None, one.reason or "") for one in layers}
+    return graph, [matches[node] for node in sorted(matches, key=order.__getitem__)]
 
 
 class _Matcher:
@@ -445,7 +453,10 @@ def _replace(
     stage = kind(plain, **made)
     with graph.inserting_before(where):
         names = [str(one.target) if isinstance(one, fx.Node) and one.op == "get_attr" else one for one in operands]
-        given: list[Any] = [graph.get_attr(one) if isinstance(one, str) else current.get(one, one) for one in names]
+        given: list[Any] = [
+            graph.get_attr(one) if isinstance(one, str) else fx.map_arg(one, lambda node: current.get(node, node))
+            for one in names
+        ]
         fused = graph.call_function(stage, (tuple(given), tuple(outside)))
     order[fused], current[last] = order[where], fused
     last.replace_all_uses_with(fused, delete_user_cb=lambda user: user not in nodes)

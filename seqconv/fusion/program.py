@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from seqconv.functional.following import is_watched
-from seqconv.fusion.calls import FusedCall, FusedConcatenation
+from seqconv.fusion.calls import FusedCall, FusedConcatenation, FusedRecurrent
 from seqconv.fusion.guards import PLAIN, guards, own_call_reason
 from seqconv.fusion.matching import Match, compiled, resolved, rewrite
 from seqconv.fusion.tracing import TENSOR, Fact, Untraceable, switches, trace
@@ -242,13 +242,13 @@ def _still(name: str) -> bool:
 _still._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def fused_calls(module: nn.Module) -> list[FusedCall | FusedConcatenation]:
+def fused_calls(module: nn.Module) -> list[FusedCall | FusedConcatenation | FusedRecurrent]:
     """Return the fused calls in a module's own program, of all its variants."""
     program = module.__dict__.get("forward")
     if not isinstance(program, Program):
         return []
     runs = [variant.run for known in program.variants.values() for variant in known if variant.run is not None]
-    kinds = FusedCall, FusedConcatenation
+    kinds = FusedCall, FusedConcatenation, FusedRecurrent
     return [one for run in runs for one in run.__func__.__globals__.values() if isinstance(one, kinds)]  # type: ignore[attr-defined]
 
 

@@ -106,10 +106,11 @@ def _gain(call: Any, operands: tuple[Any, ...], given: tuple[Any, ...], *, diffe
         output = call.fused(*operands)
         if output is None:
             return 1.0
+        output = _first(output)
         gradient = torch.ones_like(output)
 
-        def run(function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
-            result = function(*arguments)
+        def run(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+            result = _first(function(*arguments))
             if differentiable and result.requires_grad:
                 result.backward(gradient)
 
@@ -126,6 +127,12 @@ def _gain(call: Any, operands: tuple[Any, ...], given: tuple[Any, ...], *, diffe
                 found.append((time.perf_counter() - began) / count)
     plain, fused = (statistics.median(found[1:]) for found in times)
     return plain / fused
+
+
+def _first(result: Any) -> Tensor:
+    """Return the result of a convolution, or the output of an RNN; packed sequences' data."""
+    found: Tensor = result if isinstance(result, Tensor) else _first(result[0])
+    return found
 
 
 def _leaves(arguments: tuple[Any, ...], differentiable: bool) -> tuple[Any, ...]:
