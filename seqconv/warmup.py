@@ -35,11 +35,12 @@ def warmup(
 ) -> dict[str, float]:
     """Compile or load the kernels that the first calls on the CPU need; return the seconds that each part took.
 
-    These are the kernels of convolutions on tensors, on tokens and on windows of a series, of batch norms in training,
-    those that fill batches of windows, and RMSprop's. They are kept on disk, where a folder can be written. The first
-    time on a machine they take a minute or more of CPU time, shared among all cores, one process each; afterwards a
-    fresh process loads them in a second. ``dtypes`` are ``torch.float32`` (the default) and ``torch.float64``;
-    ``gradients=False`` leaves out what only training needs. ``report(part, seconds)`` is called after each part.
+    These are the kernels of convolutions on tensors, on tokens and on windows of a series, of recurrent layers, of
+    batch norms in training, those that fill batches of windows, and RMSprop's. They are kept on disk, where a
+    folder can be written. The first time on a machine they take a minute or more of CPU time, shared among all
+    cores, one process each; afterwards a fresh process loads them in a second. ``dtypes`` are ``torch.float32``
+    (the default) and ``torch.float64``; ``gradients=False`` leaves out what only training needs. ``report(part,
+    seconds)`` is called after each part.
 
     Raises ``TypeError`` for a dtype that no CPU kernel takes, :class:`~seqconv.BackendError` where Numba is missing.
     """
@@ -142,11 +143,13 @@ def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None
     """
     dtypes = [DTYPES[name] for name in names]
     forward: dict[str, Any] = {
+        "recurrent layers, forward": [(_recurrent_forward, Dense, {})],
         "convolution, forward": [(_forward, Dense, {})],
         "tokens, forward, direct": [(_forward, Tokens, {"plan": "direct"})],
         "tokens, forward, folded": [(_forward, Tokens, {"plan": "folded"})],
     }
     backward: dict[str, Any] = {
+        "recurrent layers, backward": [(_recurrent_backward, Dense, {})],
         "convolution, backward": [(_backward, Dense, {})],
         "tokens, backward, direct": [(_backward, one, {"plan": "direct"}) for one in (Tokens, Windows)],
         "tokens, backward, folded": [(_backward, Tokens, {"plan": "folded"})],
@@ -179,6 +182,36 @@ def _backward(source: Source, dtype: torch.dtype, pool: Pool | None, plan: dict[
     gradient = torch.ones(SAMPLES, OUTPUTS, *(() if pool is None else (windows,)), dtype=dtype)
     weight, argmax = torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype), torch.zeros(shape, dtype=kind)
     kernels.backward(gradient, argmax, source, weight, Convolution(), pool, wanted=(True, True, True), **plan)
+
+
+def _recurrent_forward(_source: Source, dtype: torch.dtype, pool: Pool | None, _plan: dict[str, str]) -> None:
+    from seqconv.kernels.numba import recurrent
+    from seqconv.kernels.recurrence import NOTHING
+
+    if pool is None:  # the kernels of all cells, and of all sizes, are the same
+        recurrent.forward(*_recurrent(dtype), keep=NOTHING)
+
+
+def _recurrent_backward(_source: Source, dtype: torch.dtype, pool: Pool | None, _plan: dict[str, str]) -> None:
+    """Run a backward pass alone, and what it shares with the forward pass: the latter's kernel is another part's."""
+    from seqconv.kernels.numba import recurrent
+    from seqconv.kernels.recurrence import EVERYTHING
+
+    if pool is None:
+        cell, input, states, weights, *rest = _recurrent(dtype)
+        shape, _ = recurrent.saved_format(cell, input, weights, EVERYTHING)
+        results = torch.zeros(2, 1, 3, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        recurrent.backward(cell, None, None, input, states, weights, *rest, *results, wanted=(True, True, True))
+
+
+def _recurrent(dtype: torch.dtype) -> tuple[Any, ...]:
+    from seqconv.kernels.recurrence import Masks, Weights
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    weights = Weights(zeros(9, 2), zeros(9, 3), zeros(9), zeros(9))
+    return "gru", zeros(2, 1, 2), (zeros(1, 1, 3),), [weights], Masks(), None
 
 
 def _source(kind: Any, dtype: torch.dtype, length: int) -> Source:

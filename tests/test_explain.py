@@ -75,11 +75,11 @@ def test_a_model_has_a_line_for_every_call_of_a_layer():
     assert [name for name, _ in answer.calls] == ["first", "first", "rest.gru", "unused"]
     assert first[1] == seqconv.explain(model.first, x)
     assert second[1].operation == "conv1d_relu_max_pool1d"
-    assert (gru[1].operation, gru[1].backend) == ("gru", "reference")
+    assert (gru[1].operation, gru[1].backend) == ("gru", "numba")
     assert unused[1] is None
     lines = str(answer).splitlines()
     assert lines[0].startswith(f"first: conv1d_relu_max_pool1d: {first[1].backend}; not triton: ")
-    assert lines[2].startswith("rest.gru: gru: reference; not triton: has no kernel for gru; not numba: ")
+    assert lines[2].startswith("rest.gru: gru: numba; not triton: has no kernel for gru")
     assert lines[3] == "unused: is not called"
     model(x)  # no hook is left
     assert answer == seqconv.explain(model, x)

@@ -62,7 +62,7 @@ def test_nothing_is_left_for_the_first_calls():
     seconds, during, afterwards = json.loads(done.stdout)
     assert during > 0
     assert afterwards == []
-    assert len(seconds) == 9
+    assert len(seconds) == 11
     assert all(value >= 0 for value in seconds.values())
 
 
@@ -124,5 +124,5 @@ def test_parts_are_the_same_kernels_for_several_dtypes():
 def test_command(capsys):
     assert main(["warmup", "--inference"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:1]] == ["convolution, forward"]
+    assert [line.split(":")[0] for line in lines[:2]] == ["recurrent layers, forward", "convolution, forward"]
     assert lines[-1].startswith("all: ")

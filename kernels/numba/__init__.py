@@ -1,7 +1,7 @@
 """CPU kernels, compiled by Numba: the map of the floor.
 
 A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways; with a batch norm in
-training it comes in at :mod:`.conv_norm_pool`::
+training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recurrent`::
 
     conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel       an input (N, C, L), and windows in place
        │         dense_backward ── conv_pool_backward_blocking, argmax_lists  their gradients, from argmax alone
@@ -15,11 +15,13 @@ training it comes in at :mod:`.conv_norm_pool`::
 
     conv_norm_pool ─ norm_pool_kernel                                         torch's convolution, then the norm
 
+    recurrent ────── recurrent_kernel                                         GRU and LSTM through all time steps
+
     norm                                                                      a norm folded into weights
     windows, rmsprop                                                          kernels of their own
     support                                                                   which calls are served; imports no Numba
     micro/      simd, control, memory, tile, igemm, gemm, sparse_products, packing, transposition, argmaxpool,
-                half_floats, channel_blocks
+                half_floats, channel_blocks, activations
     runtime/    compilation, threads
 
 To change: which calls are served, :mod:`.support`; how a call is cut into parts, ``*_blocking``; when a table is
@@ -28,6 +30,8 @@ folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tile`; ho
 
 Words:
 
+ahead
+    Time steps whose inputs are multiplied with a recurrent layer's weights together.
 argmax
     The position of a window's maximum, counted from the window's beginning; -1 where no gradient flows. Stored
     as int8, int16 or int32.
@@ -36,7 +40,8 @@ block
 blocking
     The sizes that a call's work is cut into, from shapes and strides alone.
 chunk
-    Positions that are convolved before they are pooled: they stay in the first-level cache.
+    Positions that are convolved before they are pooled, or time steps of a recurrent layer whose gradients are
+    multiplied together: they stay in the first cache levels.
 few outputs
     Output channels that fill at most half a vector: vectors hold positions instead.
 fold
@@ -55,6 +60,9 @@ plan
     ``folded`` or ``direct``: how a call on rows of a table is computed.
 share, part
     What one thread does of a call; what is computed in one go.
+slot
+    Where a gate's numbers are among those of its time step.
 tile
-    Sums that stay in registers: positions x output channels.
+    Sums that stay in registers: positions x output channels. Of a recurrent layer, the sequences that a thread takes
+    through all time steps.
 """

@@ -148,7 +148,7 @@ def _unpack(
     return of_x, of_h, of_bias, of_other
 
 
-class _Given(NamedTuple):
+class _Operands(NamedTuple):
     """Operands as the kernels read them: dense but for the input, lengths as int64."""
 
     input: Tensor
@@ -164,11 +164,11 @@ def _in_memory(
     weights: Sequence[Weights],
     masks: Masks,
     lengths: Tensor | None,
-) -> _Given:
+) -> _Operands:
     def dense(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.contiguous()
 
-    return _Given(
+    return _Operands(
         input,
         tuple(map(dense, states)),
         tuple(Weights(*map(dense, own)) for own in weights),
@@ -184,7 +184,7 @@ def _slots(cell: str, keep: int) -> int:
     return states + 4 if keep == EVERYTHING else states
 
 
-def _layer(cell: str, given: _Given, keep: int) -> Layer:
+def _layer(cell: str, given: _Operands, keep: int) -> Layer:
     """Return the sizes of a call, and how it is cut."""
     input, masks = given.input, given.masks
     of_state = None if masks.recurrent is None else (masks.recurrent.shape[:3], masks.recurrent.stride()[:3])
@@ -232,7 +232,7 @@ def _cut(
     )  # fmt: skip
 
 
-def _places(given: _Given, **others: int) -> Places:
+def _places(given: _Operands, **others: int) -> Places:
     """Return the addresses of operands and ``others``, 0 for the rest."""
     states, (of_input, of_state) = given.states, given.masks
     found = dict.fromkeys(Places._fields, 0) | {

@@ -127,7 +127,7 @@ class Places(NamedTuple):
     d_weights: int
 
 
-class Tile(NamedTuple):
+class BatchTile(NamedTuple):
     """A tile's direction, first sequence and number of sequences, and where its scratch is.
 
     ``inputs`` are the rows that a step's products read, ``input_row`` bytes apart, and ``buffer`` those of one buffer
@@ -200,7 +200,7 @@ def masked(vector: Any, mask: int, at: int, count: int, zero: Any) -> Any:
 
 
 @inner
-def copy_inputs(layer: Layer, places: Places, tile: Tile, t: int, inputs: int, zero: Any) -> None:
+def copy_inputs(layer: Layer, places: Places, tile: BatchTile, t: int, inputs: int, zero: Any) -> None:
     """Write the inputs of time ``t``, masked, where products read them."""
     size, width = bytes_of(zero), lanes(zero)
     for b in range(layer.buffers):
@@ -226,7 +226,7 @@ def copy_inputs(layer: Layer, places: Places, tile: Tile, t: int, inputs: int, z
 
 @inner(inline="always")
 def store_state(
-    layer: Layer, places: Places, tile: Tile, t: int, r: int, i: int, h: Any, inputs: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, r: int, i: int, h: Any, inputs: int, zero: Any
 ) -> None:
     """Write the units ``i`` and following of a sequence's state, masked for time ``t``, where products read them."""
     size = bytes_of(zero)
@@ -240,7 +240,9 @@ def store_state(
 
 
 @inner(inline="always")
-def copy_state(layer: Layer, places: Places, tile: Tile, t: int, r: int, state: int, inputs: int, zero: Any) -> None:
+def copy_state(
+    layer: Layer, places: Places, tile: BatchTile, t: int, r: int, state: int, inputs: int, zero: Any
+) -> None:
     """Write the state ``(H,)`` of sequence ``r`` of a tile, masked for time ``t``, where products read it."""
     size, width = bytes_of(zero), lanes(zero)
     for i in range(0, layer.hidden, width):
@@ -263,7 +265,7 @@ def write_ones(layer: Layer, inputs: int, input_row: int, rows: int, zero: Any) 
 
 @inner
 def multiply(
-    layer: Layer, places: Places, tile: Tile, inputs: int, count: int, gate: int, slot: int, begin: int, end: int,
+    layer: Layer, places: Places, tile: BatchTile, inputs: int, count: int, gate: int, slot: int, begin: int, end: int,
     target: int, fresh: bool, zero: Any,
 ) -> None:  # fmt: skip
     """Write, or add, a gate's product over the numbers ``begin`` to ``end`` of ``count`` rows to a slot of theirs."""
@@ -281,7 +283,9 @@ def multiply(
 
 
 @inner
-def multiply_inputs(layer: Layer, places: Places, tile: Tile, inputs: int, count: int, target: int, zero: Any) -> None:
+def multiply_inputs(
+    layer: Layer, places: Places, tile: BatchTile, inputs: int, count: int, target: int, zero: Any
+) -> None:
     """Write the products of all gates with the inputs of ``count`` rows."""
     for gate in range(layer.gates):
         slot = gate if layer.cell == LSTM else (gate + 1) % 3
@@ -289,7 +293,9 @@ def multiply_inputs(layer: Layer, places: Places, tile: Tile, inputs: int, count
 
 
 @inner
-def multiply_states(layer: Layer, places: Places, tile: Tile, inputs: int, target: int, fresh: bool, zero: Any) -> None:
+def multiply_states(
+    layer: Layer, places: Places, tile: BatchTile, inputs: int, target: int, fresh: bool, zero: Any
+) -> None:
     """Add the products of the states to a step's slots, if not ``fresh``; else write those of inputs and states.
 
     Where the GRU resets before, the candidate's is left out.
@@ -306,7 +312,7 @@ def multiply_states(layer: Layer, places: Places, tile: Tile, inputs: int, targe
 
 @inner
 def multiply_candidate(
-    layer: Layer, places: Places, tile: Tile, inputs: int, target: int, fresh: bool, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, inputs: int, target: int, fresh: bool, zero: Any
 ) -> None:
     """Do for the candidate whose state is reset before what :func:`multiply_states` does for the others."""
     begin, end = 0 if fresh else layer.features + 1, layer.features + layer.hidden + 2
@@ -314,7 +320,7 @@ def multiply_candidate(
 
 
 @inner
-def activate_resets(layer: Layer, tile: Tile, zero: Any) -> None:
+def activate_resets(layer: Layer, tile: BatchTile, zero: Any) -> None:
     """Activate r and z."""
     size, width = bytes_of(zero), lanes(zero)
     line = layer.padded * size
@@ -337,7 +343,7 @@ def gru_gates(layer: Layer, place: int, line: int, zero: Any) -> Any:
 
 @inner
 def gru_step(
-    layer: Layer, places: Places, tile: Tile, t: int, following: int, goals: int, kept: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, following: int, goals: int, kept: int, zero: Any
 ) -> None:
     """Activate the gates of time ``t`` and update the states; write them, masked for ``following``, to ``goals``."""
     size, width = bytes_of(zero), lanes(zero)
@@ -364,7 +370,7 @@ def gru_step(
 
 @inner
 def lstm_step(
-    layer: Layer, places: Places, tile: Tile, t: int, following: int, goals: int, kept: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, following: int, goals: int, kept: int, zero: Any
 ) -> None:
     """Do for an LSTM what :func:`gru_step` does for a GRU."""
     size, width = bytes_of(zero), lanes(zero)
@@ -395,7 +401,7 @@ def lstm_step(
 
 
 @inner(inline="always")
-def output_at(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> int:
+def output_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> int:
     """Return where the output of a tile's first sequence at time ``t`` is."""
     numbers = (t * layer.batch + tile.first) * layer.directions + tile.direction
     return places.output + numbers * layer.hidden * bytes_of(zero)
@@ -403,7 +409,7 @@ def output_at(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> in
 
 @inner
 def rest_step(
-    layer: Layer, places: Places, tile: Tile, following: int, r: int, goals: int, output: int, kept: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, following: int, r: int, goals: int, output: int, kept: int, zero: Any
 ) -> None:
     """Do the step of a sequence that has ended, or not begun: its output is zero, and its state stays."""
     clear(output, layer.hidden, zero)
@@ -431,7 +437,7 @@ def forward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     steps = 0
     for r in range(rows):
         steps = max(steps, length_of(layer, places, first + r))
-    tile = Tile(direction, first, rows, steps, inputs, layer.input_row, buffer, slots, h, h + rows * line)
+    tile = BatchTile(direction, first, rows, steps, inputs, layer.input_row, buffer, slots, h, h + rows * line)
     for r in range(rows):
         start = ((direction * layer.batch) + first + r) * layer.hidden * size
         copy_row(h + r * line, places.h0 + start, size, layer.hidden, zero)
@@ -450,7 +456,7 @@ def forward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
                 multiply_inputs(layer, places, tile, inputs, count * rows, slots, zero)
         t = step_of(layer, direction, number)
         following = step_of(layer, direction, min(number + 1, layer.steps - 1))
-        tile = Tile(
+        tile = BatchTile(
             direction, first, rows, steps, inputs + k * step_inputs, layer.input_row, buffer, slots + k * step_slots, h,
             h + rows * line,
         )  # fmt: skip
@@ -508,7 +514,7 @@ def pack_weights(layer: Layer, source: Any, packed: int, zero: Any) -> None:
 
 
 @inner(inline="always")
-def state_before(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: Any) -> int:
+def state_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
     """Return where the state of sequence ``r`` before time ``t`` is."""
     n, size = tile.first + r, bytes_of(zero)
     before = t + 1 if tile.direction else t - 1
@@ -518,14 +524,14 @@ def state_before(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero:
 
 
 @inner(inline="always")
-def kept_at(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> int:
+def kept_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> int:
     """Return where what the forward pass kept of a tile's first sequence at time ``t`` is."""
     numbers = (tile.direction * layer.steps + t) * layer.batch + tile.first
     return places.kept + numbers * layer.kept * layer.padded * bytes_of(zero)
 
 
 @inner(inline="always")
-def cell_before(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: Any) -> int:
+def cell_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
     """Return where the LSTM's cell state of sequence ``r`` before time ``t`` is."""
     n, size = tile.first + r, bytes_of(zero)
     before = t + 1 if tile.direction else t - 1
@@ -535,7 +541,7 @@ def cell_before(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: 
 
 
 @inner
-def prepare_inputs(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) -> None:
+def prepare_inputs(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> None:
     """Write what the products of time ``t`` read; zeros for sequences that do not take this step."""
     size = bytes_of(zero)
     copy_inputs(layer, places, tile, t, tile.inputs, zero)
@@ -551,7 +557,7 @@ def prepare_inputs(layer: Layer, places: Places, tile: Tile, t: int, zero: Any) 
 
 
 @inner
-def reset_inputs(layer: Layer, places: Places, tile: Tile, t: int, gates: int, stride: int, zero: Any) -> None:
+def reset_inputs(layer: Layer, places: Places, tile: BatchTile, t: int, gates: int, stride: int, zero: Any) -> None:
     """Write the reset states where the candidate's product reads them, from the reset gates that are known."""
     size, width = bytes_of(zero), lanes(zero)
     inputs = tile.inputs + buffer_of(layer, 2) * tile.buffer + (layer.features + 2) * size
@@ -566,7 +572,7 @@ def reset_inputs(layer: Layer, places: Places, tile: Tile, t: int, gates: int, s
 
 
 @inner
-def activate(layer: Layer, tile: Tile, zero: Any) -> None:
+def activate(layer: Layer, tile: BatchTile, zero: Any) -> None:
     """Turn the products in a tile's slots into gates: n, r, z and n's product with h, or i, f, g, o."""
     size, width = bytes_of(zero), lanes(zero)
     line = layer.padded * size
@@ -587,7 +593,7 @@ def activate(layer: Layer, tile: Tile, zero: Any) -> None:
 
 
 @inner(inline="always")
-def upstream_of(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: Any) -> int:
+def upstream_of(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
     """Return where the gradient of the output of sequence ``r`` at time ``t`` is, 0 if there is none."""
     if places.d_output == 0:
         return 0
@@ -597,7 +603,7 @@ def upstream_of(layer: Layer, places: Places, tile: Tile, t: int, r: int, zero: 
 
 @inner
 def gru_step_back(
-    layer: Layer, places: Places, tile: Tile, t: int, gates: int, stride: int, goals: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, gates: int, stride: int, goals: int, zero: Any
 ) -> None:
     """Write the gradients of a step's products to the slots at ``goals``, and what z passes on to the state's.
 
@@ -636,7 +642,7 @@ def gru_step_back(
 
 @inner
 def reset_step_back(
-    layer: Layer, places: Places, tile: Tile, t: int, gates: int, stride: int, goals: int, products: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, gates: int, stride: int, goals: int, products: int, zero: Any
 ) -> None:
     """Write the gradients of r's products, and add what r passes on to those of the states.
 
@@ -659,7 +665,7 @@ def reset_step_back(
 
 @inner
 def lstm_step_back(
-    layer: Layer, places: Places, tile: Tile, t: int, gates: int, stride: int, goals: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, gates: int, stride: int, goals: int, zero: Any
 ) -> None:
     """Do for an LSTM what :func:`gru_step_back` does for a GRU; nothing is passed on but the cell's gradient."""
     size, width = bytes_of(zero), lanes(zero)
@@ -693,7 +699,15 @@ def lstm_step_back(
 
 @inner
 def multiply_back(
-    layer: Layer, places: Places, tile: Tile, goals: int, gate: int, gates: int, target: int, fresh: bool, zero: Any
+    layer: Layer,
+    places: Places,
+    tile: BatchTile,
+    goals: int,
+    gate: int,
+    gates: int,
+    target: int,
+    fresh: bool,
+    zero: Any,
 ) -> None:
     """Write, or add, the gradient of the states that some gates, in torch's order, read."""
     size, width = bytes_of(zero), lanes(zero)
@@ -709,7 +723,7 @@ def multiply_back(
 
 @inner
 def add_masked(
-    layer: Layer, places: Places, tile: Tile, t: int, gate: int, products: int, fresh: bool, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, gate: int, products: int, fresh: bool, zero: Any
 ) -> None:
     """Add a gate's products, masked, to the gradients of the states, or begin these with them."""
     size, width = bytes_of(zero), lanes(zero)
@@ -725,7 +739,7 @@ def add_masked(
 
 
 @inner
-def pass_on(layer: Layer, places: Places, tile: Tile, t: int, goals: int, products: int, zero: Any) -> None:
+def pass_on(layer: Layer, places: Places, tile: BatchTile, t: int, goals: int, products: int, zero: Any) -> None:
     """Give the states before a step the gradients that the gates read them with; the candidate's, if reset, aside."""
     gates = 2 if layer.cell == RESET_BEFORE else layer.gates
     if places.mask == 0 and places.lengths == 0:
@@ -741,7 +755,7 @@ def pass_on(layer: Layer, places: Places, tile: Tile, t: int, goals: int, produc
 
 @inner
 def add_weights(
-    layer: Layer, tile: Tile, chunk: int, inputs: int, goals: int, target: int, fresh: bool, zero: Any
+    layer: Layer, tile: BatchTile, chunk: int, inputs: int, goals: int, target: int, fresh: bool, zero: Any
 ) -> None:
     """Add the gradients of weights and biases from a chunk of steps, or write those of the first one."""
     size, width = bytes_of(zero), lanes(zero)
@@ -763,7 +777,7 @@ def add_weights(
 
 @inner
 def write_input_gradients(
-    layer: Layer, places: Places, tile: Tile, number: int, chunk: int, goals: int, products: int, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, number: int, chunk: int, goals: int, products: int, zero: Any
 ) -> None:
     """Write the gradients of the inputs of a chunk of steps, the last of which is ``number``."""
     size, width = bytes_of(zero), lanes(zero)
@@ -836,7 +850,7 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     done = 0
     for number in range(layer.steps - 1, -1, -1):
         t = step_of(layer, direction, number)
-        tile = Tile(
+        tile = BatchTile(
             direction, first, rows, steps, inputs + done * step_inputs, layer.input_row, rows * layer.input_row, slots,
             dh, dc,
         )  # fmt: skip
