@@ -263,7 +263,7 @@ def write_ones(layer: Layer, inputs: int, input_row: int, rows: int, zero: Any) 
 # --- Products and gates ---
 
 
-@inner
+@inner(inline="always")
 def multiply(
     layer: Layer, places: Places, tile: BatchTile, inputs: int, count: int, gate: int, slot: int, begin: int, end: int,
     target: int, fresh: bool, zero: Any,
@@ -282,7 +282,7 @@ def multiply(
     )  # fmt: skip
 
 
-@inner
+@inner(inline="always")
 def multiply_inputs(
     layer: Layer, places: Places, tile: BatchTile, inputs: int, count: int, target: int, zero: Any
 ) -> None:
@@ -292,7 +292,7 @@ def multiply_inputs(
         multiply(layer, places, tile, inputs, count, gate, slot, 0, layer.features + 1, target, True, zero)
 
 
-@inner
+@inner(inline="always")
 def multiply_states(
     layer: Layer, places: Places, tile: BatchTile, inputs: int, target: int, fresh: bool, zero: Any
 ) -> None:
@@ -310,7 +310,7 @@ def multiply_states(
             multiply(layer, places, tile, inputs, tile.rows, 2, 0, 0, layer.features + 1, target, True, zero)
 
 
-@inner
+@inner(inline="always")
 def multiply_candidate(
     layer: Layer, places: Places, tile: BatchTile, inputs: int, target: int, fresh: bool, zero: Any
 ) -> None:
@@ -697,7 +697,7 @@ def lstm_step_back(
             store(forgotten, tile.c + r * line + at)
 
 
-@inner
+@inner(inline="always")
 def multiply_back(
     layer: Layer,
     places: Places,
@@ -858,11 +858,11 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
         prepare_inputs(layer, places, tile, t, zero)
         gates, stride = slots, 4 * line
         if recomputed:
-            multiply_states(layer, places, tile, tile.inputs, slots, True, zero)
+            multiply_states(layer, places, tile, tile.inputs, slots, recomputed, zero)
             if layer.cell == RESET_BEFORE:
                 activate_resets(layer, tile, zero)
                 reset_inputs(layer, places, tile, t, slots, stride, zero)
-                multiply_candidate(layer, places, tile, tile.inputs, slots, True, zero)
+                multiply_candidate(layer, places, tile, tile.inputs, slots, recomputed, zero)
             activate(layer, tile, zero)
         else:
             stride = layer.kept * line

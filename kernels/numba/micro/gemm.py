@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
@@ -41,7 +42,7 @@ def odd_lines(size: int) -> int:
     return (-(-size // LINE) | 1) * LINE
 
 
-@njit
+@njit(inline="always")
 def gemm(
     target: int,
     target_stride: int,
@@ -63,6 +64,32 @@ def gemm(
     ``VECTORS`` vectors, ``panel_stride`` apart: :data:`IN_ROWS` where all of a row are contiguous. Strides are in
     bytes.
     """
+    # Literal arguments become numbers here: Numba would compile the rest for each of their values.
+    outer, outer_stride, inner, inner_stride = taps
+    counts = np.int64(outer), np.int64(outer_stride), np.int64(inner), np.int64(inner_stride)
+    gemm_panels(
+        target, np.int64(target_stride), x, np.int64(row_stride), np.int64(rows), counts, y, np.int64(y_stride),
+        np.int64(panel_stride), np.int64(columns),
+        bool(fresh), zero,
+    )  # fmt: skip
+
+
+@njit
+def gemm_panels(
+    target: int,
+    target_stride: int,
+    x: int,
+    row_stride: int,
+    rows: int,
+    taps: Any,
+    y: int,
+    y_stride: int,
+    panel_stride: int,
+    columns: int,
+    fresh: bool,
+    zero: Any,
+) -> None:
+    """Do what :func:`gemm` says, taps in blocks, panel by panel."""
     outer, outer_stride, inner, inner_stride = taps
     width = lanes(zero) * bytes_of(zero)
     high, wide = max(1, min(TAPS // inner, outer)), min(inner, TAPS)
