@@ -49,6 +49,9 @@ ROWS = 64
 # Rows of inputs that are multiplied together where a batch has fewer: weights are read once for all of them.
 AHEAD = 2 * TILE
 
+# Bytes kept for the backward pass from which they are written past the caches, which hold no more than so many.
+PAST_CACHES = 2**24
+
 
 def forward(
     cell: str,
@@ -226,6 +229,7 @@ def _cut(
         ahead=max(1, min(AHEAD // max(batch, 1), steps)),
         buffers=gates if per_gate else 2 if cell == "gru_reset_before" else 1,
         input_row=odd_lines((features + 2 + padded) * size), kept=_slots(cell, keep),
+        past_caches=directions * batch * steps * _slots(cell, keep) * padded * size >= PAST_CACHES,
         x_step=strides[0] * size, x_batch=strides[1] * size, x_feature=strides[2] * size,
         dx_direction=0, dx_step=0, dx_batch=0, input_mask_gate=batch * features * size if input_masks > 1 else 0,
         mask_direction=of_step[0], mask_step=of_step[1], mask_gate=of_step[2],

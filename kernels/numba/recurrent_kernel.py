@@ -25,7 +25,7 @@ import numpy as np
 
 from .micro.activations import sigmoid, tanh
 from .micro.gemm import IN_ROWS, gemm
-from .micro.memory import LINE, aligned, keep
+from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import clear, copy_row, pack_panel
 from .micro.simd import (
     broadcast,
@@ -38,6 +38,7 @@ from .micro.simd import (
     store,
     store_first,
     store_number,
+    store_past_caches,
 )
 from .micro.tile import VECTORS
 from .micro.transposition import transpose
@@ -67,7 +68,7 @@ class Layer(NamedTuple):
     gradients are multiplied at a time, ``ahead`` that of steps whose inputs are. ``buffers`` is the number of rows of
     numbers that a step reads for a sequence: one for each gate if there is a mask for each; ``input_row`` is the
     distance between two of them. ``kept`` is the number of slots that the forward pass keeps for the backward pass: the
-    LSTM's cell state first, then the gates.
+    LSTM's cell state first, then the gates; ``past_caches`` tells whether they go to memory at once.
     """
 
     cell: int
@@ -84,6 +85,7 @@ class Layer(NamedTuple):
     buffers: int
     input_row: int
     kept: int
+    past_caches: int
     x_step: int
     x_batch: int
     x_feature: int
@@ -331,6 +333,15 @@ def activate_resets(layer: Layer, tile: BatchTile, zero: Any) -> None:
 
 
 @inner(inline="always")
+def keep_vector(layer: Layer, vector: Any, address: int) -> None:
+    """Write a vector of what the backward pass needs."""
+    if layer.past_caches:
+        store_past_caches(vector, address)
+    else:
+        store(vector, address)
+
+
+@inner(inline="always")
 def gru_gates(layer: Layer, place: int, line: int, zero: Any) -> Any:
     """Return r, z, n and n's product with h of the vector at ``place``, in the first slot."""
     if layer.cell == RESET_BEFORE:
@@ -362,10 +373,10 @@ def gru_step(
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
             store_state(layer, places, tile, following, r, i, h, goals, zero)
             if kept:
-                store(n, goal + at)
-                store(reset, goal + line + at)
-                store(z, goal + 2 * line + at)
-                store(q, goal + 3 * line + at)
+                keep_vector(layer, n, goal + at)
+                keep_vector(layer, reset, goal + line + at)
+                keep_vector(layer, z, goal + 2 * line + at)
+                keep_vector(layer, q, goal + 3 * line + at)
 
 
 @inner
@@ -392,12 +403,12 @@ def lstm_step(
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
             store_state(layer, places, tile, following, r, i, h, goals, zero)
             if kept:
-                store(c, goal + at)
+                keep_vector(layer, c, goal + at)
                 if layer.kept > 1:
-                    store(in_, goal + line + at)
-                    store(forget, goal + 2 * line + at)
-                    store(g, goal + 3 * line + at)
-                    store(out, goal + 4 * line + at)
+                    keep_vector(layer, in_, goal + line + at)
+                    keep_vector(layer, forget, goal + 2 * line + at)
+                    keep_vector(layer, g, goal + 3 * line + at)
+                    keep_vector(layer, out, goal + 4 * line + at)
 
 
 @inner(inline="always")
@@ -531,6 +542,17 @@ def kept_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) ->
 
 
 @inner(inline="always")
+def prefetch_kept(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> None:
+    """Fetch into the second cache level what was kept of sequence ``r`` before time ``t``: products come first."""
+    before = t + 1 if tile.direction else t - 1
+    if 0 <= before < layer.steps:
+        row = layer.kept * layer.padded * bytes_of(zero)
+        place = kept_at(layer, places, tile, before, zero) + r * row
+        for i in range(0, row, LINE):
+            prefetch(place + i, 2)
+
+
+@inner(inline="always")
 def cell_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
     """Return where the LSTM's cell state of sequence ``r`` before time ``t`` is."""
     n, size = tile.first + r, bytes_of(zero)
@@ -619,6 +641,7 @@ def gru_step_back(
             continue
         upstream = upstream_of(layer, places, tile, t, r, zero)
         state = state_before(layer, places, tile, t, r, zero)
+        prefetch_kept(layer, places, tile, t, r, zero)
         for i in range(0, layer.hidden, width):
             at, some = i * size, layer.hidden - i
             place = gates + r * stride + at
@@ -678,6 +701,7 @@ def lstm_step_back(
             continue
         upstream = upstream_of(layer, places, tile, t, r, zero)
         before = cell_before(layer, places, tile, t, r, zero)
+        prefetch_kept(layer, places, tile, t, r, zero)
         for i in range(0, layer.hidden, width):
             at, some = i * size, layer.hidden - i
             place = gates + r * stride + at

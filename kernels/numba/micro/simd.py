@@ -49,6 +49,7 @@ __all__ = [
     "store_first",
     "store_integers",
     "store_number",
+    "store_past_caches",
 ]
 
 
@@ -302,6 +303,20 @@ def store(_typing: Any, vector: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         content, size = arguments[0], size_of(llvm_number(vector.element))
         write(builder, content, byte_pointer(builder, arguments[1]), size)
+        return context.get_dummy_value()
+
+    return types.void(vector, address), generate
+
+
+@intrinsic
+def store_past_caches(_typing: Any, vector: Any, address: Any) -> Any:
+    """Write a vector to an ``address`` that is a multiple of its bytes, without reading it into caches first."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        content = arguments[0]
+        pointer = builder.bitcast(byte_pointer(builder, arguments[1]), content.type.as_pointer())
+        written = builder.store(content, pointer, align=REGISTERS.width)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
     return types.void(vector, address), generate
