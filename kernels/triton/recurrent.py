@@ -1,0 +1,339 @@
+"""GRU and LSTM over all time steps on a GPU, in one launch a pass, with dropout masks on input and state.
+
+torch multiplies the input of all steps by its weights at once, and behind the backward kernel, which writes the gates'
+gradients of all steps, has from them the gradients of input, weights and biases: no sum is shared by programs, and the
+same input gives the same bits. In between a program goes through all steps of a tile of sequences, see
+:mod:`.device.recurrent`; programs wait for none but themselves.
+
+States and sums are float32 whatever the tensors are. The state is multiplied in TF32 or exactly as
+:func:`.launch.precision` says, torch's own products obey torch's switch for matrix products. ``saved`` is
+(D, L, N, S, H): nothing for :data:`~seqconv.kernels.recurrence.NOTHING`; for ``STATES`` an LSTM's cell states before
+every step, of a GRU nothing, whose states are the output; for ``EVERYTHING`` the gates, too. Where they were not kept,
+torch computes the gates of all steps again, in products that wait for no step.
+
+Where these kernels are slow: a batch of few sequences keeps few multiprocessors busy, ``M`` sequences each; and from
+:data:`TILES`' last size of kept weights on every program reads all recurrent weights from the L2 cache at every step.
+Nothing here was timed on a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..recurrence import CELLS, EVERYTHING, NOTHING, Cell, Gradients, Masks, Weights
+from .configurations import power_of_two
+from .groups import Blocks, Products, Recurrence
+from .launch import architecture, device_code, kind_of, on_device
+from .replay import empty, launch
+
+__all__ = ["backward", "forward"]
+
+
+class Tile(NamedTuple):
+    """Sequences of a program, its warps; hidden units and numbers of the reduction at a time, 0 if all are one block.
+
+    Where it is ``exact``, products of numbers of whatever dtype are multiply-adds of float32.
+    """
+
+    block_m: int
+    num_warps: int
+    exact: bool = False
+    block_o: int = 0
+    block_r: int = 0
+    num_stages: int = 1
+
+
+# By kind, the tiles for at most so many hidden units.
+KEPT: dict[str, dict[int, Tile]] = {
+    "16": {32: Tile(4, 4, True), 64: Tile(16, 4), 128: Tile(16, 8)},
+    "tf32": {32: Tile(4, 4, True), 64: Tile(16, 8)},
+    "ieee": {32: Tile(4, 4, True), 64: Tile(16, 8, True)},
+}
+WIDE = {"16": Tile(16, 4, False, 64, 64, 3), "tf32": Tile(16, 4, False, 64, 32, 3), "ieee": Tile(16, 4, True, 64, 32, 3)}
+LEAST = 16  # numbers of a reduction that a product has
+
+
+def forward(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Weights],
+    masks: Masks,
+    lengths: Tensor | None,
+    *,
+    keep: int,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Run a layer; return the output (L, N, D * H), the last states, (D, N, H) each, and what ``keep`` says.
+
+    Operands are those of :mod:`seqconv.kernels.recurrence`; tensors are of one dtype, float32, float16 or bfloat16.
+    """
+    kind, (steps, samples, _) = CELLS[cell], input.shape
+    group = _group(kind, weights, masks, slots=_slots(kind, keep))
+    x = _project(input, weights, masks)
+    output = empty(input, (steps, samples, group.D * group.H))
+    last = tuple(empty(input, (group.D, samples, group.H)) for _ in states)
+    saved = empty(input, (group.D, steps, samples, group.slots, group.H) if group.slots else (0,))
+    if samples:
+        _launch(
+            "forward_kernel", input, group,
+            x, _weight(weights), *_biases(weights), _contiguous(masks.recurrent), _lengths(lengths, input),
+            *_pair(tuple(map(_contiguous, states))), output, *_pair(last), saved if group.slots else None,
+        )  # fmt: skip
+    return output, last, saved
+
+
+def backward(
+    cell: str,
+    gradient: Tensor | None,
+    last_gradients: tuple[Tensor, ...] | None,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Weights],
+    masks: Masks,
+    lengths: Tensor | None,
+    output: Tensor,
+    saved: Tensor,
+    *,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    """Return the gradients of input, states and weights that are ``wanted``, all contiguous.
+
+    ``output`` and ``saved`` are :func:`forward`'s, which must have kept something; gradients may have any strides. The
+    gradients of states are none if they are not wanted.
+    """
+    kind, (steps, samples, _) = CELLS[cell], input.shape
+    group = _group(kind, weights, masks, slots=_slots(kind, EVERYTHING))
+    there = _lengths(lengths, input)
+    before = _states_before(output, states[0], there)
+    if saved.dim() < 5 or saved.size(3) < group.slots:
+        saved = _gates(kind, input, before, weights, masks, saved)
+    dgates = empty(input, (group.D, steps, samples, group.gradients, group.H))
+    dstates = tuple(empty(one, tuple(one.shape)) for one in states) if wanted[1] else ()
+    if samples and any(wanted):
+        dlast = (None,) * len(states) if last_gradients is None else tuple(map(_contiguous, last_gradients))
+        _launch(
+            "backward_kernel", input, group,
+            _contiguous(gradient), *_pair(dlast), saved, None if group.lstm else before, _weight(weights),
+            _contiguous(masks.recurrent), there, dgates, *_pair(dstates or (None,)),
+        )  # fmt: skip
+    dinput, dweights = None, None
+    if wanted[0]:
+        dinput = _input_gradient(group, dgates, weights, masks.input)
+    if wanted[2]:
+        dweights = tuple(_weight_gradients(group, d, dgates, input, before, own, masks, saved) for d, own in enumerate(weights))
+    return Gradients(dinput, dstates, dweights)
+
+
+def _slots(kind: Cell, keep: int) -> int:
+    """Return how many numbers of each hidden unit and step are kept."""
+    if keep == NOTHING:
+        return 0
+    own = kind.states - 1  # the cell state
+    return own if keep != EVERYTHING else own + kind.gates + (kind.name == "gru")
+
+
+def _group(kind: Cell, weights: Sequence[Weights], masks: Masks, slots: int) -> Recurrence:
+    recurrent = masks.recurrent
+    return Recurrence(
+        lstm=kind.states == 2,
+        reset_after=kind.reset_after,
+        gates=kind.gates,
+        H=weights[0].weight_hh.size(1),
+        D=len(weights),
+        masks=0 if recurrent is None else recurrent.size(2),
+        each_step=recurrent is not None and recurrent.size(1) > 1,
+        apart=masks.input is not None and masks.input.size(0) > 1,
+        slots=slots,
+        gradients=kind.gates + (kind.name == "gru"),
+    )
+
+
+def _launch(name: str, input: Tensor, group: Recurrence, *arguments: Tensor | None) -> None:
+    """Launch a pass over all sequences, the one for weights that programs keep or the one for those they do not."""
+    steps, samples, _ = input.shape
+    kind = kind_of(input.dtype)
+    width = max(power_of_two(group.H), LEAST)
+    tile = next((one for most, one in KEPT[kind].items() if width <= most), WIDE[kind])
+    programs = -(-samples // tile.block_m) * group.D
+    if wide := bool(tile.block_o):
+        arguments += (empty(input, (programs, 4, tile.block_m, group.H), torch.float32),)
+    rounds = kind == "tf32" and not tile.exact and architecture(input.device).startswith("sm_")
+    with on_device(input):
+        launch(
+            getattr(device_code("recurrent"), f"wide_{name}" if wide else name), (programs,),
+            *arguments, steps, samples, CELL=group,
+            TILE=Blocks(tile.block_m, tile.block_o or width, R=tile.block_r),
+            PRODUCTS=Products("ieee" if tile.exact else "tf32", rounds),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+
+
+def _pair(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Return two, the second ``None`` if there is none."""
+    return tensors[0], tensors[1] if len(tensors) > 1 else None
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _lengths(lengths: Tensor | None, input: Tensor) -> Tensor | None:
+    return None if lengths is None else lengths.to(input.device, non_blocking=True)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Return tensors behind each other."""
+    return tensors[0].contiguous() if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _weight(weights: Sequence[Weights]) -> Tensor:
+    return _joined([one.weight_hh for one in weights])
+
+
+def _biases(weights: Sequence[Weights]) -> tuple[Tensor | None, Tensor | None]:
+    """Return both biases of all directions, or ``None``."""
+    found = ([one.bias_ih for one in weights], [one.bias_hh for one in weights])
+    of_input, of_state = (_joined([one for one in some if one is not None]) if None not in some else None for some in found)
+    return of_input, of_state
+
+
+def _project(input: Tensor, weights: Sequence[Weights], masks: Masks) -> Tensor:
+    """Multiply the input by its weights, without biases: (L, N, D, G, H), or with a mask for each gate (G, L, N, D, H)."""
+    mask, weight = masks.input, _joined([one.weight_ih for one in weights])
+    if mask is None or mask.size(0) == 1:
+        return torch.nn.functional.linear(input if mask is None else input * mask, weight)
+    gates, directions = mask.size(0), len(weights)
+    of_gates = weight.view(directions, gates, -1, weight.size(1)).transpose(0, 1).flatten(1, 2)  # (G, D * H, C)
+    return torch.bmm(_of_gates(input, mask), of_gates.transpose(1, 2))
+
+
+def _of_gates(input: Tensor, mask: Tensor) -> Tensor:
+    """Return the input as each gate sees it, (G, L * N, C)."""
+    return (input * mask.unsqueeze(1)).flatten(1, 2)
+
+
+def _states_before(output: Tensor, h0: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the states before every step, (L, N, D, H); behind a sequence's end what there is."""
+    directions, samples, hidden = h0.shape
+    states = output.view(-1, samples, directions, hidden)
+    before = torch.empty_like(states)
+    before[1:, :, 0], before[0, :, 0] = states[:-1, :, 0], h0[0]
+    if directions == 2:
+        before[:-1, :, 1], before[-1, :, 1] = states[1:, :, 1], h0[1]
+        if lengths is not None:
+            before[lengths - 1, torch.arange(samples, device=output.device), 1] = h0[1]
+    return before
+
+
+def _masked_states(before: Tensor, mask: Tensor | None, d: int) -> Tensor:
+    """Return one direction's states before every step as gates see them: (1, L, N, H) for all, or (G, L, N, H)."""
+    states = before[:, :, d].unsqueeze(1)
+    return (states if mask is None else states * mask[d]).transpose(0, 1)
+
+
+def _gates(
+    kind: Cell, input: Tensor, before: Tensor, weights: Sequence[Weights], masks: Masks, saved: Tensor
+) -> Tensor:
+    """Return what ``EVERYTHING`` keeps, computed from all states at once."""
+    steps, samples, directions, hidden = before.shape
+    x = _project(input, weights, masks)
+    if masks.input is not None and masks.input.size(0) > 1:
+        x = x.view(kind.gates, steps, samples, directions, hidden).permute(3, 0, 1, 2, 4)
+    else:
+        x = x.view(steps, samples, directions, kind.gates, hidden).permute(2, 3, 0, 1, 4)
+    kept = []
+    for d, own in enumerate(weights):
+        h = _masked_states(before, masks.recurrent, d)
+        of_gates = own.weight_hh.view(kind.gates, hidden, hidden).transpose(1, 2).unsqueeze(1)
+
+        def product(first: int, last: int, h: Tensor = h, of_gates: Tensor = of_gates, own: Weights = own) -> Tensor:
+            some = torch.matmul(h if h.size(0) == 1 else h[first:last], of_gates[first:last])
+            if own.bias_hh is None:
+                return some
+            return some + own.bias_hh.view(kind.gates, 1, 1, hidden)[first:last]
+
+        given = x[d] if own.bias_ih is None else x[d] + own.bias_ih.view(kind.gates, 1, 1, hidden)
+        if kind.states == 2:
+            i, f, g, o = (given + product(0, 4)).unbind(0)
+            kept.append((saved[d, :, :, 0], i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()))
+            continue
+        r, z = (given[:2] + product(0, 2)).sigmoid().unbind(0)
+        if kind.reset_after:
+            behind = product(2, 3)[0]
+            kept.append((r, z, (given[2] + r * behind).tanh(), behind))
+        else:
+            h = (r * h[-1])[None]
+            kept.append((r, z, (given[2] + product(2, 3, h)[0]).tanh()))
+    return torch.stack([torch.stack(one, 2) for one in kept])
+
+
+class Run(NamedTuple):
+    """Gates whose operands are the same: the first one, how many there are, and where their gradients lie."""
+
+    gate: int
+    count: int
+    slot: int
+
+
+def _runs(group: Recurrence, *, of_input: bool) -> list[Run]:
+    """Return the gates' runs in their products with the input, or with the state, in order."""
+    behind = group.gradients > group.gates  # n, r, z and n's behind the product
+    each = group.apart if of_input else group.masks > 1
+    counts = [1] * group.gates if each else [2, 1] if not group.reset_after or (behind and of_input) else [group.gates]
+    gates = [sum(counts[:i]) for i in range(len(counts))]
+    slots = [gate + behind for gate in gates]
+    if behind and of_input:
+        slots[-1] = 0
+    return [Run(*one) for one in zip(gates, counts, slots, strict=True)]
+
+
+def _rows(dgates: Tensor, run: Run) -> Tensor:
+    """Return one direction's gradients of a run's gates, (L * N, count * H)."""
+    return dgates[:, :, run.slot : run.slot + run.count].flatten(2).flatten(0, 1)
+
+
+def _input_gradient(group: Recurrence, dgates: Tensor, weights: Sequence[Weights], mask: Tensor | None) -> Tensor:
+    steps, samples = dgates.shape[1:3]
+    total = None
+    for d, run in itertools.product(range(group.D), _runs(group, of_input=True)):
+        own = weights[d].weight_ih[run.gate * group.H : (run.gate + run.count) * group.H]
+        found = _rows(dgates[d], run).mm(own).view(steps, samples, -1)
+        if group.apart and mask is not None:
+            found = found * mask[run.gate]
+        total = found if total is None else total + found
+    assert total is not None
+    return total if group.apart or mask is None else total * mask
+
+
+def _weight_gradients(
+    group: Recurrence,
+    d: int,
+    dgates: Tensor,
+    input: Tensor,
+    before: Tensor,
+    weights: Weights,
+    masks: Masks,
+    saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of one direction's weights and biases."""
+    x = input[None] if masks.input is None else input * masks.input.unsqueeze(1)
+    h = _masked_states(before, masks.recurrent, d)
+    pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for into, operand, of_input in ((pieces[0], x, True), (pieces[1], h, False)):
+        for run in _runs(group, of_input=of_input):
+            one = operand[run.gate if operand.size(0) > 1 else 0]
+            if not of_input and not group.reset_after and run.gate == 2:
+                one = one * saved[d, :, :, 0]
+            into.append(_rows(dgates[d], run).t().mm(one.reshape(-1, one.size(-1))))
+    dweight_ih, dweight_hh = (one[0] if len(one) == 1 else torch.cat(one) for one in pieces)
+    if weights.bias_ih is None:
+        return dweight_ih, dweight_hh, None, None
+    sums = dgates[d].sum((0, 1))
+    of_gates = [torch.cat([sums[run.slot : run.slot + run.count] for run in _runs(group, of_input=of_input)]).flatten()
+                for of_input in (True, False)]  # fmt: skip
+    return dweight_ih, dweight_hh, of_gates[0], of_gates[1]
