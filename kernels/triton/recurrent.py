@@ -11,9 +11,9 @@ States and sums are float32 whatever the tensors are. The state is multiplied in
 every step, of a GRU nothing, whose states are the output; for ``EVERYTHING`` the gates, too. Where they were not kept,
 torch computes the gates of all steps again, in products that wait for no step.
 
-Where these kernels are slow: a batch of few sequences keeps few multiprocessors busy, ``M`` sequences each; and from
-:data:`TILES`' last size of kept weights on every program reads all recurrent weights from the L2 cache at every step.
-Nothing here was timed on a GPU.
+Where these kernels are slow: weights that do not fit into a program's shared memory (more than 128 hidden units; of an
+LSTM in float32 more than 64) are read from the L2 cache by every program at every step. Nothing here was timed on a
+GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from ..recurrence import CELLS, EVERYTHING, NOTHING, Cell, Gradients, Masks, Weights
 from .configurations import power_of_two
 from .groups import Blocks, Products, Recurrence
-from .launch import architecture, device_code, kind_of, on_device
+from .launch import architecture, device_code, kind_of, on_device, processors
 from .replay import empty, launch
 
 __all__ = ["backward", "forward"]
@@ -48,14 +48,27 @@ class Tile(NamedTuple):
     num_stages: int = 1
 
 
-# By kind, the tiles for at most so many hidden units.
-KEPT: dict[str, dict[int, Tile]] = {
-    "16": {32: Tile(4, 4, True), 64: Tile(16, 4), 128: Tile(16, 8)},
-    "tf32": {32: Tile(4, 4, True), 64: Tile(16, 8)},
-    "ieee": {32: Tile(4, 4, True), 64: Tile(16, 8, True)},
+# By kind of number, the tile for at most so many hidden units: where a program for each fits on the device at once, and
+# for more sequences. The first ones have few sequences, whose steps are short; the others the least work in all.
+FEW: dict[str, dict[int, Tile]] = {
+    "16": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(16, 8)},
+    "tf32": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(1, 4, True)},
+    "ieee": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(1, 4, True)},
 }
-WIDE = {"16": Tile(16, 4, False, 64, 64, 3), "tf32": Tile(16, 4, False, 64, 32, 3), "ieee": Tile(16, 4, True, 64, 32, 3)}
+MANY: dict[str, dict[int, Tile]] = {
+    "16": {32: Tile(16, 4), 64: Tile(16, 8), 128: Tile(16, 8)},
+    "tf32": {32: Tile(16, 4), 64: Tile(16, 8), 128: Tile(16, 8)},
+    "ieee": {32: Tile(16, 4, True), 64: Tile(16, 8, True), 128: Tile(4, 16, True)},
+}
+WIDE = {
+    "16": Tile(16, 4, False, 64, 64, 3),
+    "tf32": Tile(16, 4, False, 64, 32, 3),
+    "ieee": Tile(16, 4, True, 64, 32, 3),
+}
 LEAST = 16  # numbers of a reduction that a product has
+# Bytes of shared memory that a program may have, what other GPUs have at least, and what it takes beside its weights.
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_103": 227 * 1024}
+SHARED_ELSEWHERE, SHARED_BESIDE = 64 * 1024, 20 * 1024
 
 
 def forward(
@@ -81,7 +94,7 @@ def forward(
     if samples:
         _launch(
             "forward_kernel", input, group,
-            x, _weight(weights), *_biases(weights), _contiguous(masks.recurrent), _lengths(lengths, input),
+            x, _weight(weights, back=False), *_biases(weights), _contiguous(masks.recurrent), _lengths(lengths, input),
             *_pair(tuple(map(_contiguous, states))), output, *_pair(last), saved if group.slots else None,
         )  # fmt: skip
     return output, last, saved
@@ -118,14 +131,16 @@ def backward(
         dlast = (None,) * len(states) if last_gradients is None else tuple(map(_contiguous, last_gradients))
         _launch(
             "backward_kernel", input, group,
-            _contiguous(gradient), *_pair(dlast), saved, None if group.lstm else before, _weight(weights),
+            _contiguous(gradient), *_pair(dlast), saved, None if group.lstm else before, _weight(weights, back=True),
             _contiguous(masks.recurrent), there, dgates, *_pair(dstates or (None,)),
         )  # fmt: skip
     dinput, dweights = None, None
     if wanted[0]:
         dinput = _input_gradient(group, dgates, weights, masks.input)
     if wanted[2]:
-        dweights = tuple(_weight_gradients(group, d, dgates, input, before, own, masks, saved) for d, own in enumerate(weights))
+        dweights = tuple(
+            _weight_gradients(group, d, dgates, input, before, own, masks, saved) for d, own in enumerate(weights)
+        )
     return Gradients(dinput, dstates, dweights)
 
 
@@ -156,13 +171,11 @@ def _group(kind: Cell, weights: Sequence[Weights], masks: Masks, slots: int) -> 
 def _launch(name: str, input: Tensor, group: Recurrence, *arguments: Tensor | None) -> None:
     """Launch a pass over all sequences, the one for weights that programs keep or the one for those they do not."""
     steps, samples, _ = input.shape
-    kind = kind_of(input.dtype)
-    width = max(power_of_two(group.H), LEAST)
-    tile = next((one for most, one in KEPT[kind].items() if width <= most), WIDE[kind])
+    tile, width = _tile(input, group), max(power_of_two(group.H), LEAST)
     programs = -(-samples // tile.block_m) * group.D
     if wide := bool(tile.block_o):
         arguments += (empty(input, (programs, 4, tile.block_m, group.H), torch.float32),)
-    rounds = kind == "tf32" and not tile.exact and architecture(input.device).startswith("sm_")
+    rounds = kind_of(input.dtype) == "tf32" and not tile.exact and architecture(input.device).startswith("sm_")
     with on_device(input):
         launch(
             getattr(device_code("recurrent"), f"wide_{name}" if wide else name), (programs,),
@@ -171,6 +184,23 @@ def _launch(name: str, input: Tensor, group: Recurrence, *arguments: Tensor | No
             PRODUCTS=Products("ieee" if tile.exact else "tf32", rounds),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
+
+
+def _tile(input: Tensor, group: Recurrence) -> Tile:
+    """Return the tile of a batch: one of three for a kind of number and a number of hidden units."""
+    kind, samples = kind_of(input.dtype), input.size(1)
+    for tiles in (FEW, MANY):
+        found = next(((most, one) for most, one in tiles[kind].items() if most >= group.H), None)
+        if found is None:
+            break
+        width, tile = found
+        size = 4 if tile.exact else input.element_size()
+        shared = SHARED.get(architecture(input.device), SHARED_ELSEWHERE)
+        fits = group.gates * width * width * size + SHARED_BESIDE <= shared
+        at_once = -(-samples // tile.block_m) * group.D <= processors(input.device)
+        if fits and (tiles is MANY or at_once):
+            return tile
+    return WIDE[kind]
 
 
 def _pair(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
@@ -191,19 +221,26 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return tensors[0].contiguous() if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _weight(weights: Sequence[Weights]) -> Tensor:
-    return _joined([one.weight_hh for one in weights])
+def _weight(weights: Sequence[Weights], *, back: bool) -> Tensor:
+    """Return the recurrent weights of all directions and gates, each (H, H), those summed over below each other.
+
+    So programs find neighbours in shared memory: rows that are turned over there meet in the same banks.
+    """
+    if back:
+        return _joined([one.weight_hh for one in weights])
+    hidden = weights[0].weight_hh.size(1)
+    return torch.stack([one.weight_hh.unflatten(0, (-1, hidden)).transpose(1, 2) for one in weights])
 
 
 def _biases(weights: Sequence[Weights]) -> tuple[Tensor | None, Tensor | None]:
     """Return both biases of all directions, or ``None``."""
-    found = ([one.bias_ih for one in weights], [one.bias_hh for one in weights])
-    of_input, of_state = (_joined([one for one in some if one is not None]) if None not in some else None for some in found)
-    return of_input, of_state
+    of_input = [one.bias_ih for one in weights if one.bias_ih is not None]
+    of_state = [one.bias_hh for one in weights if one.bias_hh is not None]
+    return _joined(of_input) if of_input else None, _joined(of_state) if of_state else None
 
 
 def _project(input: Tensor, weights: Sequence[Weights], masks: Masks) -> Tensor:
-    """Multiply the input by its weights, without biases: (L, N, D, G, H), or with a mask for each gate (G, L, N, D, H)."""
+    """Multiply the input by its weights: (L, N, D, G, H), or with a mask for each gate (G, L, N, D, H)."""
     mask, weight = masks.input, _joined([one.weight_ih for one in weights])
     if mask is None or mask.size(0) == 1:
         return torch.nn.functional.linear(input if mask is None else input * mask, weight)
@@ -220,7 +257,7 @@ def _of_gates(input: Tensor, mask: Tensor) -> Tensor:
 def _states_before(output: Tensor, h0: Tensor, lengths: Tensor | None) -> Tensor:
     """Return the states before every step, (L, N, D, H); behind a sequence's end what there is."""
     directions, samples, hidden = h0.shape
-    states = output.view(-1, samples, directions, hidden)
+    states = output.view(output.size(0), samples, directions, hidden)
     before = torch.empty_like(states)
     before[1:, :, 0], before[0, :, 0] = states[:-1, :, 0], h0[0]
     if directions == 2:
@@ -246,37 +283,44 @@ def _gates(
         x = x.view(kind.gates, steps, samples, directions, hidden).permute(3, 0, 1, 2, 4)
     else:
         x = x.view(steps, samples, directions, kind.gates, hidden).permute(2, 3, 0, 1, 4)
-    kept = []
+    kept: list[tuple[Tensor, ...]] = []
     for d, own in enumerate(weights):
         h = _masked_states(before, masks.recurrent, d)
-        of_gates = own.weight_hh.view(kind.gates, hidden, hidden).transpose(1, 2).unsqueeze(1)
-
-        def product(first: int, last: int, h: Tensor = h, of_gates: Tensor = of_gates, own: Weights = own) -> Tensor:
-            some = torch.matmul(h if h.size(0) == 1 else h[first:last], of_gates[first:last])
-            if own.bias_hh is None:
-                return some
-            return some + own.bias_hh.view(kind.gates, 1, 1, hidden)[first:last]
-
-        given = x[d] if own.bias_ih is None else x[d] + own.bias_ih.view(kind.gates, 1, 1, hidden)
+        zero = own.weight_hh.new_zeros(kind.gates, 1, 1, hidden)
+        of_input, of_state = (
+            zero if one is None else one.view(kind.gates, 1, 1, hidden) for one in (own.bias_ih, own.bias_hh)
+        )
+        given, of_state = x[d].float() + of_input, of_state.float()  # half floats are summed as in the kernels
+        first = kind.gates if kind.reset_after else 2
+        product = _products(h[:first], own.weight_hh[: first * hidden])
         if kind.states == 2:
-            i, f, g, o = (given + product(0, 4)).unbind(0)
+            i, f, g, o = (given + product + of_state).unbind(0)
             kept.append((saved[d, :, :, 0], i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()))
             continue
-        r, z = (given[:2] + product(0, 2)).sigmoid().unbind(0)
+        r, z = (given[:2] + product[:2] + of_state[:2]).sigmoid().unbind(0)
         if kind.reset_after:
-            behind = product(2, 3)[0]
+            behind = product[2] + of_state[2]
             kept.append((r, z, (given[2] + r * behind).tanh(), behind))
         else:
-            h = (r * h[-1])[None]
-            kept.append((r, z, (given[2] + product(2, 3, h)[0]).tanh()))
-    return torch.stack([torch.stack(one, 2) for one in kept])
+            product = _products((r * h[-1]).to(h.dtype).unsqueeze(0), own.weight_hh[2 * hidden :])
+            kept.append((r, z, (given[2] + product[0] + of_state[2]).tanh()))
+    return torch.stack([torch.stack([number.to(input.dtype) for number in one], 2) for one in kept])
+
+
+def _products(h: Tensor, weight: Tensor) -> Tensor:
+    """Multiply states as gates see them, (1, L, N, H) or (G, L, N, H), by the gates' weights: (G, L, N, H)."""
+    if h.size(0) == 1:
+        product = torch.nn.functional.linear(h[0], weight)
+        return product.view(*product.shape[:2], -1, h.size(-1)).permute(2, 0, 1, 3)
+    of_gates = weight.unflatten(0, (h.size(0), -1)).transpose(1, 2)
+    return torch.bmm(h.flatten(1, 2), of_gates).view_as(h)
 
 
 class Run(NamedTuple):
     """Gates whose operands are the same: the first one, how many there are, and where their gradients lie."""
 
     gate: int
-    count: int
+    gates: int
     slot: int
 
 
@@ -293,16 +337,17 @@ def _runs(group: Recurrence, *, of_input: bool) -> list[Run]:
 
 
 def _rows(dgates: Tensor, run: Run) -> Tensor:
-    """Return one direction's gradients of a run's gates, (L * N, count * H)."""
-    return dgates[:, :, run.slot : run.slot + run.count].flatten(2).flatten(0, 1)
+    """Return one direction's gradients of a run's gates, (L * N, gates * H)."""
+    rows: Tensor = dgates[:, :, run.slot : run.slot + run.gates].flatten(2).flatten(0, 1)
+    return rows
 
 
 def _input_gradient(group: Recurrence, dgates: Tensor, weights: Sequence[Weights], mask: Tensor | None) -> Tensor:
     steps, samples = dgates.shape[1:3]
     total = None
     for d, run in itertools.product(range(group.D), _runs(group, of_input=True)):
-        own = weights[d].weight_ih[run.gate * group.H : (run.gate + run.count) * group.H]
-        found = _rows(dgates[d], run).mm(own).view(steps, samples, -1)
+        own = weights[d].weight_ih[run.gate * group.H : (run.gate + run.gates) * group.H]
+        found = _rows(dgates[d], run).mm(own).view(steps, samples, own.size(1))
         if group.apart and mask is not None:
             found = found * mask[run.gate]
         total = found if total is None else total + found
@@ -329,11 +374,11 @@ def _weight_gradients(
             one = operand[run.gate if operand.size(0) > 1 else 0]
             if not of_input and not group.reset_after and run.gate == 2:
                 one = one * saved[d, :, :, 0]
-            into.append(_rows(dgates[d], run).t().mm(one.reshape(-1, one.size(-1))))
+            into.append(_rows(dgates[d], run).t().mm(one.flatten(0, 1)))
     dweight_ih, dweight_hh = (one[0] if len(one) == 1 else torch.cat(one) for one in pieces)
     if weights.bias_ih is None:
         return dweight_ih, dweight_hh, None, None
     sums = dgates[d].sum((0, 1))
-    of_gates = [torch.cat([sums[run.slot : run.slot + run.count] for run in _runs(group, of_input=of_input)]).flatten()
+    of_gates = [torch.cat([sums[run.slot : run.slot + run.gates] for run in _runs(group, of_input=of_input)]).flatten()
                 for of_input in (True, False)]  # fmt: skip
     return dweight_ih, dweight_hh, of_gates[0], of_gates[1]

@@ -129,7 +129,7 @@ def biases_of(
     O: tl.constexpr,  # noqa: E741
 ) -> tl.tensor:
     """Return what is added to the input's products, of each gate, then what to that of the state in n."""
-    b_biases = ()
+    b_biases: tl.tuple = ()
     for g in tl.static_range(CELL.gates):
         b = bias_of(bias_ih, i_d, g, b_o, m_o, CELL, O)
         if CELL.lstm or g < 2 or not CELL.reset_after:
@@ -165,7 +165,7 @@ def load_input(
     PITCH: tl.constexpr = CELL.D * CELL.H if CELL.apart else CELL.D * CELL.gates * CELL.H
     p_x = x + i_row * PITCH + i_d * (CELL.H if CELL.apart else CELL.gates * CELL.H)
     b_at = rows(PITCH, b_o, M)
-    b_x = ()
+    b_x: tl.tuple = ()
     for g in tl.static_range(CELL.gates):
         p_gate = p_x + (g * numbers * PITCH if CELL.apart else g * CELL.H)
         b_x = b_x + (load_float(p_gate + b_at, m) + b_biases[g],)  # noqa: RUF005
@@ -187,7 +187,7 @@ def load_masks(
 ) -> tl.tensor:
     """Return what the state is multiplied by at a step, one for all gates or one for each."""
     i_mask = i_d * steps.to(tl.int64) + i_t if CELL.each_step else i_d.to(tl.int64)
-    b_masks = ()
+    b_masks: tl.tuple = ()
     for g in tl.static_range(CELL.masks):
         p = masks + ((i_mask * CELL.masks + g) * samples + i_n) * CELL.H + rows(CELL.H, b_o, M)
         b_masks = b_masks + (load_float(p, m),)  # noqa: RUF005
@@ -204,25 +204,19 @@ def masked(b: tl.tensor, b_masks: tl.tensor, g: tl.constexpr, CELL: tl.constexpr
 
 @triton.jit
 def load_weight(
-    weight: tl.tensor,  # (D, G, H, H) from outputs to inputs
+    weight: tl.tensor,  # (D, G, H, H), the rows summed over
     i_d: tl.tensor,
     g: tl.constexpr,
     b_k: tl.tensor,
     m_k: tl.tensor,
     b_o: tl.tensor,
     m_o: tl.tensor,
-    BACK: tl.constexpr,
     CELL: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ) -> tl.tensor:
-    """Return a gate's weights, ``(R, O)``; ``BACK`` where gradients are multiplied."""
-    p_w = weight + (i_d * CELL.gates + g) * CELL.H * CELL.H
-    if BACK:
-        b_w = tl.load(p_w + b_k[:, None] * CELL.H + b_o[None, :], mask=m_k[:, None] & m_o[None, :], other=0.0)
-    else:
-        b_w = tl.load(p_w + b_o[:, None] * CELL.H + b_k[None, :], mask=m_o[:, None] & m_k[None, :], other=0.0)
-        b_w = tl.trans(b_w)
-    return operand(b_w, PRODUCTS)
+    """Return a gate's weights, ``(R, O)``."""
+    p_w = weight + (i_d * CELL.gates + g) * CELL.H * CELL.H + b_k[:, None] * CELL.H + b_o[None, :]
+    return operand(tl.load(p_w, mask=m_k[:, None] & m_o[None, :], other=0.0), PRODUCTS)
 
 
 @triton.jit
@@ -299,7 +293,7 @@ def clear_rest(
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     x: tl.tensor,  # (L, N, D, G, H), or (G, L, N, D, H) if CELL.apart: the input's products
-    weight: tl.tensor,  # (D, G, H, H)
+    weight: tl.tensor,  # (D, G, H, H), from inputs to outputs
     bias_ih: tl.tensor,  # (D, G, H), or None
     bias_hh: tl.tensor,
     masks: tl.tensor,  # (D, T, CELL.masks, N, H), or None
@@ -324,9 +318,9 @@ def forward_kernel(
     b_o, m_o = units(0, CELL.H, TILE.O)
     m = m_n[:, None] & m_o[None, :]
     b_biases = biases_of(bias_ih, bias_hh, i_d, b_o, m_o, CELL, TILE.O)
-    weights = ()
+    weights: tl.tuple = ()
     for g in tl.static_range(CELL.gates):
-        b_w = load_weight(weight, i_d, g, b_o, m_o, b_o, m_o, False, CELL, PRODUCTS)
+        b_w = load_weight(weight, i_d, g, b_o, m_o, b_o, m_o, CELL, PRODUCTS)
         weights = weights + (b_w,)  # noqa: RUF005
     b_state = (i_d * samples + i_n) * CELL.H + rows(CELL.H, b_o, M)
     b_h = load_float(h0 + b_state, m)
@@ -344,13 +338,13 @@ def forward_kernel(
         next_x = load_input(x, b_biases, i_t.to(tl.int64) * samples + i_n, steps * samples, i_d, b_o, m, CELL, M)
         if CELL.each_step:
             next_masks = load_masks(masks, i_t, i_n, i_d, steps, samples, b_o, m, CELL, M)
-        accs = ()
+        accs: tl.tuple = ()
         sums = sums_of(b_x, b_biases, CELL, M, TILE.O)
         for g in tl.static_range(EARLY):
             accs = accs + (product(masked(b_h, b_masks, g, CELL), weights[g], sums[g], weight, PRODUCTS),)  # noqa: RUF005
         if CELL.lstm:
             b_new, b_cell, b_i, b_f, b_g, b_gate = lstm_step(accs[0], accs[1], accs[2], accs[3], b_c)
-            b_kept = (b_c, b_i, b_f, b_g, b_gate)
+            b_kept: tl.tuple = (b_c, b_i, b_f, b_g, b_gate)
             b_c = tl.where(m_t, b_cell, b_c)
         else:
             b_r, b_z = sigmoid(accs[0]), sigmoid(accs[1])
@@ -358,7 +352,8 @@ def forward_kernel(
                 b_g = tanh(b_x[2] + b_r * accs[2])
                 b_kept = (b_r, b_z, b_g, accs[2])
             else:
-                b_g = tanh(product(b_r * masked(b_h, b_masks, 2, CELL), weights[2], b_x[2], weight, PRODUCTS))
+                b_factor = tl.where(m_o[None, :], b_r * masked(b_h, b_masks, 2, CELL), 0.0)
+                b_g = tanh(product(b_factor, weights[2], b_x[2], weight, PRODUCTS))
                 b_kept = (b_r, b_z, b_g)
             b_new = b_g + b_z * (b_h - b_g)
         b_h = tl.where(m_t, b_new, b_h)
@@ -397,7 +392,7 @@ def load_step(
     PITCH: tl.constexpr = CELL.D * CELL.H
     i_row = i_t.to(tl.int64) * samples + i_n
     p_saved = saved + (i_d * steps * samples + i_row) * (CELL.slots * CELL.H)
-    b_kept = ()
+    b_kept: tl.tuple = ()
     for s in tl.static_range(CELL.slots):
         b_kept = b_kept + (load_float(p_saved + s * CELL.H + rows(CELL.slots * CELL.H, b_o, M), m),)  # noqa: RUF005
     at = i_row * PITCH + i_d * CELL.H
@@ -422,7 +417,7 @@ def gradients_of(b_kept: tl.tensor, b_dh: tl.tensor, b_dc: tl.tensor, m_t: tl.te
         b_c, b_i, b_f, b_g, b_o, b_up = b_kept
         b_cell, b_di, b_df, b_dg, b_do = lstm_gradients(b_i, b_f, b_g, b_o, b_c, b_dh + b_up, b_dc)
         b_dc, b_direct = tl.where(m_t, b_cell, b_dc), tl.where(m_t, zero, b_dh)
-        found = (tl.where(m_t, b_di, zero), tl.where(m_t, b_df, zero), tl.where(m_t, b_dg, zero))
+        found: tl.tuple = (tl.where(m_t, b_di, zero), tl.where(m_t, b_df, zero), tl.where(m_t, b_dg, zero))
         found = found + (tl.where(m_t, b_do, zero),)  # noqa: RUF005
     else:
         b_r, b_z, b_n = b_kept[0], b_kept[1], b_kept[2]
@@ -438,7 +433,9 @@ def gradients_of(b_kept: tl.tensor, b_dh: tl.tensor, b_dc: tl.tensor, m_t: tl.te
 
 
 @triton.jit
-def before_reset(b_factor: tl.tensor, b_r: tl.tensor, b_h: tl.tensor, b_masks: tl.tensor, CELL: tl.constexpr) -> tl.tensor:
+def before_reset(
+    b_factor: tl.tensor, b_r: tl.tensor, b_h: tl.tensor, b_masks: tl.tensor, CELL: tl.constexpr
+) -> tl.tensor:
     """Return the gradients of r and of the state, from that of their product, in a GRU that resets in front of n's."""
     return b_factor * masked(b_h, b_masks, 2, CELL), masked(b_factor * b_r, b_masks, 2, CELL)
 
@@ -463,7 +460,7 @@ def backward_kernel(
     dlast_c: tl.tensor,
     saved: tl.tensor,  # (D, L, N, S, H)
     before: tl.tensor,  # (L, N, D, H): a GRU's states before the steps, or None
-    weight: tl.tensor,  # (D, G, H, H)
+    weight: tl.tensor,  # (D, G, H, H), from outputs to inputs
     masks: tl.tensor,  # (D, T, CELL.masks, N, H), or None
     lengths: tl.tensor,  # (N,), or None
     dgates: tl.tensor,  # (D, L, N, CELL.gradients, H)
@@ -483,9 +480,9 @@ def backward_kernel(
     i_d, i_n, m_n, b_length, longest = sequences(lengths, samples, steps, CELL.D, M)
     b_o, m_o = units(0, CELL.H, O)
     m = m_n[:, None] & m_o[None, :]
-    weights = ()
+    weights: tl.tuple = ()
     for g in tl.static_range(CELL.gates):
-        weights = weights + (load_weight(weight, i_d, g, b_o, m_o, b_o, m_o, True, CELL, PRODUCTS),)  # noqa: RUF005
+        weights = weights + (load_weight(weight, i_d, g, b_o, m_o, b_o, m_o, CELL, PRODUCTS),)  # noqa: RUF005
     b_state = (i_d * samples + i_n) * CELL.H + rows(CELL.H, b_o, M)
     b_dh = tl.zeros((M, O), tl.float32)
     b_dc = b_dh
@@ -513,7 +510,7 @@ def backward_kernel(
             b_found = (b_found[0] * tl.where(m_t, b_dr, 0.0), b_found[1], b_found[2])
             b_direct += tl.where(m_t, b_more, 0.0)
         acc = tl.zeros((M, O), tl.float32)
-        accs = ()
+        accs: tl.tuple = ()
         for g in tl.static_range(COUNT):
             if CELL.masks > 1:
                 accs = accs + (product(b_found[FIRST + g], weights[g], tl.zeros((M, O), tl.float32), weight, PRODUCTS),)  # noqa: RUF005
@@ -565,9 +562,9 @@ def wide_products(
         b_h = tl.load(p_state + rows(CELL.H, b_k, TILE.M), mask=m, other=0.0)
         if MASKED:
             b_masks = load_masks(masks, i_t, i_n, i_d, steps, samples, b_k, m, CELL, TILE.M)
-        sums = ()
+        sums: tl.tuple = ()
         for g in tl.static_range(COUNT):
-            b_w = load_weight(weight, i_d, FIRST + g, b_k, m_k, b_o, m_o, False, CELL, PRODUCTS)
+            b_w = load_weight(weight, i_d, FIRST + g, b_k, m_k, b_o, m_o, CELL, PRODUCTS)
             b = masked(b_h, b_masks, FIRST + g, CELL) if MASKED else b_h
             sums = sums + (product(b, b_w, accs[g], weight, PRODUCTS),)  # noqa: RUF005
         accs = sums
@@ -667,7 +664,7 @@ def wide_forward_kernel(
                 b_c = tl.load(own_memory(scratch, 2 + i % 2, H, M) + b_at, mask=m, other=0.0)
                 b_new, b_cell, b_i, b_f, b_g, b_gate = lstm_step(accs[0], accs[1], accs[2], accs[3], b_c)
                 tl.store(own_memory(scratch, 3 - i % 2, H, M) + b_at, tl.where(m_t, b_cell, b_c), mask=m)
-                b_kept = (b_c, b_i, b_f, b_g, b_gate)
+                b_kept: tl.tuple = (b_c, b_i, b_f, b_g, b_gate)
             else:
                 if CELL.reset_after:
                     b_r, b_z = sigmoid(accs[0]), sigmoid(accs[1])
@@ -718,7 +715,7 @@ def wide_products_back(
         for g in tl.static_range(COUNT):
             p = p_gates + g * CELL.H + rows(CELL.gradients * CELL.H, b_k, TILE.M)
             b_d = load_float(p, m_n[:, None] & m_k[None, :])
-            b_w = load_weight(weight, i_d, FIRST + g, b_k, m_k, b_o, m_o, True, CELL, PRODUCTS)
+            b_w = load_weight(weight, i_d, FIRST + g, b_k, m_k, b_o, m_o, CELL, PRODUCTS)
             if len(accs) == 1:
                 sums = (product(b_d, b_w, sums[0], weight, PRODUCTS),)
             else:
@@ -730,7 +727,7 @@ def wide_products_back(
 @triton.jit
 def zeros_for(COUNT: tl.constexpr, M: tl.constexpr, O: tl.constexpr) -> tl.tensor:  # noqa: E741
     """Return so many sums."""
-    b_zeros = ()
+    b_zeros: tl.tuple = ()
     for _ in tl.static_range(COUNT):
         b_zeros = b_zeros + (tl.zeros((M, O), tl.float32),)  # noqa: RUF005
     return b_zeros
