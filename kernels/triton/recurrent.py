@@ -34,7 +34,7 @@ from .replay import empty, launch
 __all__ = ["backward", "forward"]
 
 
-class Tile(NamedTuple):
+class RecurrentTile(NamedTuple):
     """Sequences of a program, its warps; hidden units and numbers of the reduction at a time, 0 if all are one block.
 
     Where it is ``exact``, products of numbers of whatever dtype are multiply-adds of float32.
@@ -50,20 +50,20 @@ class Tile(NamedTuple):
 
 # By kind of number, the tile for at most so many hidden units: where a program for each fits on the device at once, and
 # for more sequences. The first ones have few sequences, whose steps are short; the others the least work in all.
-FEW: dict[str, dict[int, Tile]] = {
-    "16": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(16, 8)},
-    "tf32": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(1, 4, True)},
-    "ieee": {32: Tile(4, 4, True), 64: Tile(2, 4, True), 128: Tile(1, 4, True)},
+FEW: dict[str, dict[int, RecurrentTile]] = {
+    "16": {32: RecurrentTile(4, 4, True), 64: RecurrentTile(2, 4, True), 128: RecurrentTile(16, 16)},
+    "tf32": {32: RecurrentTile(4, 4, True), 64: RecurrentTile(2, 4, True), 128: RecurrentTile(1, 4, True)},
+    "ieee": {32: RecurrentTile(4, 4, True), 64: RecurrentTile(2, 4, True), 128: RecurrentTile(1, 4, True)},
 }
-MANY: dict[str, dict[int, Tile]] = {
-    "16": {32: Tile(16, 4), 64: Tile(16, 8), 128: Tile(16, 8)},
-    "tf32": {32: Tile(16, 4), 64: Tile(16, 8), 128: Tile(16, 8)},
-    "ieee": {32: Tile(16, 4, True), 64: Tile(16, 8, True), 128: Tile(4, 16, True)},
+MANY: dict[str, dict[int, RecurrentTile]] = {
+    "16": {32: RecurrentTile(16, 4), 64: RecurrentTile(16, 8), 128: RecurrentTile(16, 16)},
+    "tf32": {32: RecurrentTile(16, 4), 64: RecurrentTile(16, 8), 128: RecurrentTile(16, 8)},
+    "ieee": {32: RecurrentTile(8, 8, True), 64: RecurrentTile(8, 16, True), 128: RecurrentTile(4, 16, True)},
 }
 WIDE = {
-    "16": Tile(16, 4, False, 64, 64, 3),
-    "tf32": Tile(16, 4, False, 64, 32, 3),
-    "ieee": Tile(16, 4, True, 64, 32, 3),
+    "16": RecurrentTile(16, 8, False, 64, 64, 3),
+    "tf32": RecurrentTile(16, 8, False, 64, 32, 3),
+    "ieee": RecurrentTile(16, 8, True, 64, 32, 3),
 }
 LEAST = 16  # numbers of a reduction that a product has
 # Bytes of shared memory that a program may have, what other GPUs have at least, and what it takes beside its weights.
@@ -186,7 +186,7 @@ def _launch(name: str, input: Tensor, group: Recurrence, *arguments: Tensor | No
         )  # fmt: skip
 
 
-def _tile(input: Tensor, group: Recurrence) -> Tile:
+def _tile(input: Tensor, group: Recurrence) -> RecurrentTile:
     """Return the tile of a batch: one of three for a kind of number and a number of hidden units."""
     kind, samples = kind_of(input.dtype), input.size(1)
     for tiles in (FEW, MANY):
@@ -316,7 +316,7 @@ def _products(h: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(h.flatten(1, 2), of_gates).view_as(h)
 
 
-class Run(NamedTuple):
+class GateRun(NamedTuple):
     """Gates whose operands are the same: the first one, how many there are, and where their gradients lie."""
 
     gate: int
@@ -324,7 +324,7 @@ class Run(NamedTuple):
     slot: int
 
 
-def _runs(group: Recurrence, *, of_input: bool) -> list[Run]:
+def _runs(group: Recurrence, *, of_input: bool) -> list[GateRun]:
     """Return the gates' runs in their products with the input, or with the state, in order."""
     behind = group.gradients > group.gates  # n, r, z and n's behind the product
     each = group.apart if of_input else group.masks > 1
@@ -333,10 +333,10 @@ def _runs(group: Recurrence, *, of_input: bool) -> list[Run]:
     slots = [gate + behind for gate in gates]
     if behind and of_input:
         slots[-1] = 0
-    return [Run(*one) for one in zip(gates, counts, slots, strict=True)]
+    return [GateRun(*one) for one in zip(gates, counts, slots, strict=True)]
 
 
-def _rows(dgates: Tensor, run: Run) -> Tensor:
+def _rows(dgates: Tensor, run: GateRun) -> Tensor:
     """Return one direction's gradients of a run's gates, (L * N, gates * H)."""
     rows: Tensor = dgates[:, :, run.slot : run.slot + run.gates].flatten(2).flatten(0, 1)
     return rows
