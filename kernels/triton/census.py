@@ -156,11 +156,12 @@ HARMLESS = {
     "sum_occurrences_kernel": 8,  # a frame that nothing reads or writes: ptxas reserves it for TextCNN
     "forward_global_kernel": 8,  # these two: a number that is stored once and loaded once, in no loop
     "sums_kernel": 8,
-    # These: an address or two, at the limit of registers at which another program fits on a multiprocessor.
+    # These: addresses, at the registers that let one more program onto a multiprocessor; no loop over products has more
+    # than two of their loads.
     "forward_kernel": 8,
     "backward_kernel": 16,
     "wide_forward_kernel": 8,
-    "wide_backward_kernel": 8,
+    "wide_backward_kernel": 24,
 }
 # What of a tile the rows of a product are, where they are not M.
 PRODUCT_ROWS = {
