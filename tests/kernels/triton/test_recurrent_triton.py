@@ -2,11 +2,16 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import checking
+from benchmarks.operations import operation
+from benchmarks.operations.recurrent import recurrent_case
+from benchmarks.registry import Contender
 from seqconv.kernels.recurrence import CELLS, EVERYTHING, NOTHING, STATES, Masks, Weights
 from seqconv.kernels.triton import recurrent, support
 from tests.grids import grid
@@ -285,6 +290,18 @@ def test_what_is_served(device):
 def test_other_devices_are_refused():
     given = cast(operands(Case("gru", 3, 2))[0], device="meta")
     assert "it serves tensors on a GPU" in support.refuse_recurrent("gru", *given)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("name", ["GRU, 14 to 32", "LSTM, 32 to 32"])
+def test_what_benchmarks_time_is_checked(device, name, dropout):
+    """The benchmarks call these functions as they are: their autograd function gives torch's numbers."""
+    case = recurrent_case(name, "forward_backward", batch=3, dropout=dropout, device=device.type)
+    case = replace(case, shape={**case.shape, "L": 3})
+    for provider in ("seqconv triton", "torch loop", *(() if dropout else ("torch nn",))):
+        found = Contender(case, operation("recurrent").providers[provider])
+        assert found.unavailable is None
+        assert len(checking.check(found)) == 6
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
