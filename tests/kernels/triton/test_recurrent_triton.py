@@ -62,12 +62,12 @@ def widen(monkeypatch, block=16):
 
 def compare(device, case, keep=EVERYTHING, dtype=torch.float32, change=None, seed=0):
     """Compare all results with the reference's; ``change`` makes other operands of the drawn ones."""
-    given, upstream = cast(operands(case, seed), dtype)
+    given, upstream = cast(operands(case, seed), dtype, device)
     if change is not None:
         given, upstream = change(given, upstream)
     theirs = composed(case.cell, given, upstream)
-    exact = composed(case.cell, *cast((given, upstream), torch.float64))
-    mine = ours(recurrent, case.cell, *cast((given, upstream), dtype, device), keep)
+    exact = [one.cpu() for one in composed(case.cell, *cast((given, upstream), torch.float64, device))]
+    mine = ours(recurrent, case.cell, given, upstream, keep)
     assert all(one.dtype == dtype and one.device.type == device.type for one in mine)
     check(mine, exact, theirs)
     return mine
