@@ -184,17 +184,17 @@ def _launch(name: str, input: Tensor, group: Recurrence, *arguments: Tensor | No
     """Launch a pass over all sequences, the one for weights that programs keep or the one for those they do not."""
     steps, samples, _ = input.shape
     tile, width = _tile(input, group), max(power_of_two(group.H), LEAST)
-    programs = -(-samples // tile.block_m) * group.D
+    programs, is_nvidia = -(-samples // tile.block_m) * group.D, architecture(input.device).startswith("sm_")
     if wide := bool(tile.block_o):
         arguments += (empty(input, (programs, 4, tile.block_m, group.H), torch.float32),)
-    rounds = kind_of(input.dtype) == "tf32" and not tile.exact and architecture(input.device).startswith("sm_")
+    rounds = kind_of(input.dtype) == "tf32" and not tile.exact and is_nvidia
     with on_device(input):
         launch(
             getattr(device_code("recurrent"), f"wide_{name}" if wide else name), (programs,),
             *arguments, steps, samples, CELL=group,
             TILE=Blocks(tile.block_m, tile.block_o or width, R=tile.block_r),
             PRODUCTS=Products("ieee" if tile.exact else "tf32", rounds),
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            num_warps=tile.num_warps, num_stages=tile.num_stages if is_nvidia else 1,  # AMD's have 64 KB
         )  # fmt: skip
 
 
