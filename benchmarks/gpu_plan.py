@@ -18,6 +18,7 @@ from benchmarks import dispatch
 from benchmarks.jobs import Job, ours
 from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
+from benchmarks.operations.recurrent import CUDNN, FLASHRNN, LOOP, RECURRENT, TORCHRL, recurrent_case
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
 from benchmarks.operations.torch_peers import TUNED
 from benchmarks.operations.wild import WILD, wild_case
@@ -77,13 +78,14 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         Stage("torch.compile", compiled, most=0.3),
         Stage("all layers", list(compared("conv_pool", rest, ours(device), BETTER, seconds=0.2)), most=0.3),
         Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
+        Stage("recurrent layers", list(recurrent_layers(device, small)), most=0.25),
         Stage("gathered rows", list(gathered_layers(device)), most=0.15),
         Stage("other training steps", more_steps, most=0.2),
         Stage("predictions", predicted, most=0.2),
         Stage("other random shapes", random_shapes[first:], most=0.3),
         Stage("max-autotune", tuned, reserved=0.15),
     ]
-    return [plan[place] for place in (0, 1, 3, 6, 13)] if quick else plan
+    return [plan[place] for place in (0, 1, 3, 6, -1)] if quick else plan
 
 
 def compared(
@@ -153,6 +155,24 @@ def rivals(device: str, batches: Sequence[int]) -> Iterator[Job]:
         for batch, dtype, mode in product(batches, (*FAST, "float32"), ("inference", "training_step")):
             case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
             yield from compared("layers", [case], f"convolution, {ours(device)}", rnn, seconds=0.2)
+
+
+def recurrent_layers(device: str, batch: int) -> Iterator[Job]:
+    """Yield recurrent layers: against cuDNN as one graph, then as calls; with dropout inside against torch's loop.
+
+    The kernels have not run on a GPU: their first figures are those of every cell, size and precision.
+    """
+    triton = "seqconv triton"  # on a CPU it serves none, and says so
+    for suffix, dtype, mode, name in product((GRAPH, ""), (*FAST, "float32"), PASSES, RECURRENT):
+        if suffix or dtype != "float32":
+            case = recurrent_case(name, mode, batch=batch, dtype=dtype, device=device)
+            yield from compared("recurrent", [case], triton + suffix, CUDNN + suffix, seconds=0.2)
+    for suffix, mode, name in product((GRAPH, ""), PASSES, RECURRENT):
+        case = recurrent_case(name, mode, batch=batch, dtype="tf32", dropout=True, device=device)
+        yield from compared("recurrent", [case], triton + suffix, LOOP + suffix, seconds=0.2)
+    for (dtype, peer), mode, name in product((("tf32", TORCHRL), ("bfloat16", FLASHRNN)), PASSES, RECURRENT):
+        case = recurrent_case(name, mode, batch=batch, dtype=dtype, device=device)
+        yield from compared("recurrent", [case], triton, peer, seconds=0.2)
 
 
 def gathered_layers(device: str) -> Iterator[Job]:

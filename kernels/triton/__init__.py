@@ -8,6 +8,8 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
        ├──────── gather ───────────── fold, ../plans                 rows of a table or a series
        └──────── gather_backward ──── folded_backward, occurrences   gradients summed by row, then multiplied
 
+    recurrent                                                        GRU and LSTM, all steps in one launch
+    conv_norm_pool                                                   norm, ReLU and pool behind torch's convolution
     rmsprop                                                          a kernel of its own
     rows, transposition      where rows lie; tensors whose channels are no neighbours
     configurations           tiles by dtype, channels and windows; tiles.json has those of single layers

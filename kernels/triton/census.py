@@ -8,12 +8,14 @@ may have, multiplies without the tensor cores where it could use them, or with t
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +23,16 @@ import torch
 
 from ..geometry import Convolution, Pool
 from ..norm import Norm
+from ..recurrence import CELLS, EVERYTHING, Masks, Weights
 from ..source import Dense, Source, Tokens, Windows
-from . import configurations, conv_norm_pool, conv_pool, loops
+from . import configurations, conv_norm_pool, conv_pool, loops, recurrent
 from .groups import constants
 from .launch import Imagined, imagining
 
 __all__ = [
     "KINDS",
     "LAYERS",
+    "RECURRENT",
     "TARGETS",
     "Figures",
     "Launch",
@@ -99,6 +103,25 @@ LAYERS = {
     "norm, motifs": layer(4, 20, 3, None, rows="contiguous", norm=True),
     "norm, unpooled": layer(128, 256, 3, 1, norm=True),
 }
+
+
+class RecurrentLayer(NamedTuple):
+    """A recurrent layer of the census: of so few sequences that programs have few, or of ``many``.
+
+    One that is ``masked`` has all that may cost registers: masks for each step and gate, two directions, lengths.
+    """
+
+    cell: str
+    hidden: int
+    many: bool = False
+    masked: bool = False
+
+
+RECURRENT = {
+    f"{cell} {hidden}" + ", many" * many + ", masked" * masked: RecurrentLayer(cell, hidden, many, masked)
+    for hidden, cell, many, masked in itertools.product((32, 64, 128, 256), CELLS, (False, True), (False, True))
+    if hidden <= 128 or not many
+}
 SAMPLES = 4096  # of the launches whose times are estimated
 WINDOWS = {"imdb1": 98, "imdb2": 88, "jena1": 78, "jena2": 24, "jena3": 20}  # of the notebook's; 64 of the others
 # Kernels that multiply nothing with tensor cores, or at all.
@@ -133,6 +156,12 @@ HARMLESS = {
     "sum_occurrences_kernel": 8,  # a frame that nothing reads or writes: ptxas reserves it for TextCNN
     "forward_global_kernel": 8,  # these two: a number that is stored once and loaded once, in no loop
     "sums_kernel": 8,
+    # These: addresses, at the registers that let one more program onto a multiprocessor; no loop over products has more
+    # than two of their loads.
+    "forward_kernel": 8,
+    "backward_kernel": 16,
+    "wide_forward_kernel": 8,
+    "wide_backward_kernel": 24,
 }
 # What of a tile the rows of a product are, where they are not M.
 PRODUCT_ROWS = {
@@ -143,6 +172,7 @@ PRODUCT_ROWS = {
 }
 KINDS = {"16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 PROCESSORS = 132  # of an H100
+MOST_SEQUENCES = 16  # of a program
 # Bytes of shared memory that a block may have.
 TARGETS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 CHECKED = ("sm_80", "sm_90")
@@ -191,8 +221,14 @@ class Figures(NamedTuple):
     matrix: str
 
 
-def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: int = 3) -> list[Launch]:
-    """Return the launches of a forward and a backward pass of ``samples`` x so many windows (or positions) on a GPU."""
+def launches(layer: Layer | RecurrentLayer, kind: str, target: str, samples: int = 2, windows: int = 3) -> list[Launch]:
+    """Return the launches of a forward and a backward pass on a GPU.
+
+    Of a convolution they are of ``samples`` x so many windows (or positions), of a recurrent layer of so many steps of
+    as many sequences as it says, or more.
+    """
+    if isinstance(layer, RecurrentLayer):
+        return _recurrent_launches(layer, kind, target, samples, windows)
     span = 0 if layer.pool is None else layer.pool.dilation * (layer.pool.size - 1) + 1
     positions = windows if layer.pool is None else (windows - 1) * layer.pool.stride + span - 2 * layer.pool.padding
     length = positions - 1 + layer.convolution.dilation * (layer.size - 1) + 1 - sum(layer.convolution.padding)
@@ -201,14 +237,7 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
     b = torch.empty(layer.outputs, dtype=dtype, device="meta")
     source = _source(layer, dtype, samples, length)
     plan = None if isinstance(source, Dense) else "folded" if layer.rows == "folded" else "direct"
-    recorded: list[Launch] = []
-
-    def note(kernel: Any, grid: tuple[int, ...], positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        options = {"num_warps": named.pop("num_warps"), "num_stages": named.pop("num_stages", 3)}
-        arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
-        recorded.append(Launch(kernel, grid, arguments, {**options, "debug": bool(kernel.debug)}))
-
-    with imagining(Imagined(target, "tf32" if kind == "tf32" else "ieee", PROCESSORS, layer.few, note)):
+    with recording(kind, target, layer.few) as recorded:
         if layer.norm:
             norm = Norm(None, None, *torch.empty(2, layer.outputs, device="meta"))
             given = (source.values, w, b, norm, layer.convolution, layer.pool)
@@ -219,6 +248,42 @@ def launches(layer: Layer, kind: str, target: str, samples: int = 2, windows: in
         assert argmax is not None
         pooled = (out, argmax, source, w, layer.convolution, layer.pool)
         conv_pool.backward(*pooled, wanted=(True, True, True), plan=plan)
+    return recorded
+
+
+@contextmanager
+def recording(kind: str, target: str, few: bool = False) -> Iterator[list[Launch]]:
+    """Have a list filled with the launches that would be made."""
+    recorded: list[Launch] = []
+
+    def note(kernel: Any, grid: tuple[int, ...], positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        options = {"num_warps": named.pop("num_warps"), "num_stages": named.pop("num_stages", 3)}
+        arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
+        recorded.append(Launch(kernel, grid, arguments, {**options, "debug": bool(kernel.debug)}))
+
+    with imagining(Imagined(target, "tf32" if kind == "tf32" else "ieee", PROCESSORS, few, note)):
+        yield recorded
+
+
+def _recurrent_launches(layer: RecurrentLayer, kind: str, target: str, samples: int, steps: int) -> list[Launch]:
+    """Return the launches of both passes; a layer of many sequences has so many more."""
+    samples += PROCESSORS * MOST_SEQUENCES if layer.many else 0
+    cell, hidden, directions = CELLS[layer.cell], layer.hidden, 1 + layer.masked
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=KINDS[kind], device="meta")
+
+    width = cell.gates * hidden
+    weights = [Weights(empty(width, 14), empty(width, hidden), empty(width), empty(width)) for _ in range(directions)]
+    states = tuple(empty(directions, samples, hidden) for _ in range(cell.states))
+    masks, lengths = Masks(), None
+    if layer.masked:
+        masks = Masks(None, empty(directions, steps, cell.gates, samples, hidden))
+        lengths = torch.empty(samples, dtype=torch.int64, device="meta")
+    given = (empty(steps, samples, 14), states, weights, masks, lengths)
+    with recording(kind, target) as recorded:
+        output, last, saved = recurrent.forward(layer.cell, *given, keep=EVERYTHING)
+        recurrent.backward(layer.cell, output, last, *given, output, saved, wanted=(True, True, True))
     return recorded
 
 
@@ -341,6 +406,8 @@ def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
         wrong.append(f"spills {taken.stack} bytes")
     if taken.shared > TARGETS[target]:
         wrong.append(f"takes {taken.shared} of {TARGETS[target]} bytes of shared memory")
+    if "CELL" in launch.arguments and launch.arguments["PRODUCTS"].precision == "ieee":
+        kind = "ieee"  # of few sequences, whatever their numbers are
     multiplies = launch.name not in NO_PRODUCTS
     expected = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}.get(target, "mfma")
     if multiplies and getattr(launch.arguments["TILE"], PRODUCT_ROWS.get(launch.name, "M")) < 64:
@@ -356,26 +423,27 @@ def faults(launch: Launch, kind: str, target: str, taken: Figures) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if there are faults on the architectures that are checked."""
     parser = argparse.ArgumentParser(prog="python -m seqconv.kernels.triton.census", description=__doc__)
-    parser.add_argument("--layers", nargs="*", default=list(LAYERS), choices=list(LAYERS), metavar="NAME")
+    every = LAYERS | RECURRENT
+    parser.add_argument("--layers", nargs="*", default=list(every), choices=list(every), metavar="NAME")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--targets", nargs="*", default=list(CHECKED), choices=list(TARGETS))
     parser.add_argument("--loops", action="store_true", help="main loops instead, and estimated times on an H100")
     options = parser.parse_args(arguments)
     if options.loops:
-        print_loops(options.layers, options.kinds)
+        print_loops([name for name in options.layers if name in LAYERS], options.kinds)
         return 0
     wrong = 0
-    print(f"{'layer':18}{'kind':6}{'target':8}{'kernel':26}{'registers':>10}{'stack':>7}{'shared':>8}  multiplies by")
+    print(f"{'layer':26}{'kind':6}{'target':8}{'kernel':26}{'registers':>10}{'stack':>7}{'shared':>8}  multiplies by")
     for name in options.layers:
         for kind in options.kinds:
             for target in options.targets:
-                for launch in launches(LAYERS[name], kind, target):
+                for launch in launches(every[name], kind, target):
                     taken = figures(launch, target)
                     found = faults(launch, kind, target, taken)
                     wrong += bool(found) and target in CHECKED
                     words = "".join(f" ({fault})" for fault in found)
                     print(
-                        f"{name:18}{kind:6}{target:8}{launch.name:26}{taken.registers:10}{taken.stack:7}"
+                        f"{name:26}{kind:6}{target:8}{launch.name:26}{taken.registers:10}{taken.stack:7}"
                         f"{taken.shared:8}  {taken.matrix}{words}",
                         flush=True,
                     )

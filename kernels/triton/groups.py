@@ -19,6 +19,7 @@ __all__ = [
     "Input",
     "Outputs",
     "Products",
+    "Recurrence",
     "Steps",
     "Taps",
     "Upstream",
@@ -102,6 +103,26 @@ class Products(NamedTuple):
     precision: str
     rounds: bool = False
     registers: bool = False
+
+
+class Recurrence(NamedTuple):
+    """A cell in ``D`` directions: its gates, and what of it kernels are compiled for.
+
+    ``masks`` is the number of a step's masks of the state: none, one for all gates, or one for each; there are others
+    ``each_step``, or not. The input's products of a gate lie ``apart`` from those of the others, or not. Of each step
+    ``slots`` numbers of a hidden unit are kept, and the gradients of so many gates written.
+    """
+
+    lstm: bool
+    reset_after: bool
+    gates: int
+    H: int
+    D: int
+    masks: int
+    each_step: bool
+    apart: bool
+    slots: int
+    gradients: int
 
 
 class Input(NamedTuple):

@@ -63,6 +63,22 @@ def test_the_plan_has_promised_figures_first_and_what_compiles_for_long_last(dev
     assert [stage.name for stage in quick[2:]] == ["training steps", "torch.compile", "max-autotune"]
 
 
+def test_recurrent_layers_meet_who_can_compute_them():
+    """cuDNN without dropout, torch's loop with it; every cell, size and precision as one graph first."""
+    (stage,) = [one for one in gpu_plan.stages("cuda") if one.name == "recurrent layers"]
+    assert all(job.case.shape["N"] == 128 for job in stage.jobs)
+    assert all(job.provider.endswith(", CUDA graph") for job in stage.jobs[:36])
+    assert {job.against for job in stage.jobs[:36]} == {"torch nn, CUDA graph"}
+    for job in stage.jobs:
+        assert job.provider.startswith("seqconv triton")
+        assert ("torch loop" in job.against) == bool(job.case.shape["dropout"])
+    providers = operation("recurrent").providers
+    case = replace(stage.jobs[0].case, device="cpu")
+    assert providers["torch nn"].unavailable(case) is None
+    assert providers["torch nn"].unavailable(replace(case, shape={**case.shape, "dropout": 1}))
+    assert providers["torch loop, CUDA graph"].unavailable(case) == "CUDA graphs are for GPUs"
+
+
 def test_a_plan_that_is_cut_off_has_something_of_each_kind_and_every_promised_case():
     plan = {stage.name: stage.jobs for stage in gpu_plan.stages("cuda")}
     steps = plan["training steps"]

@@ -18,15 +18,20 @@ SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", 
 SOME += [("norm", "16"), ("norm, overlapping", "ieee"), ("norm, motifs", "16"), ("norm, contiguous", "ieee")]
 
 
+SOME_RECURRENT = [("gru 32", "16"), ("lstm 32, masked", "ieee"), ("lstm 64, many", "16"), ("gru 128, many", "tf32")]
+SOME_RECURRENT += [("gru_reset_before 128", "16"), ("lstm 256, masked", "tf32")]
+EVERY = census.LAYERS | census.RECURRENT
+
+
 def check(name, kind, target):
     wrong = []
-    for launch in census.launches(census.LAYERS[name], kind, target):
+    for launch in census.launches(EVERY[name], kind, target):
         taken = census.figures(launch, target)
         wrong += [f"{launch.name}: {fault}" for fault in census.faults(launch, kind, target, taken)]
     assert not wrong
 
 
-@grid(together=1, some=SOME, target=census.CHECKED)
+@grid(together=1, some=SOME + SOME_RECURRENT, target=census.CHECKED)
 def test_some_layers_compile_without_spills(some, target):
     check(*some, target)
 
@@ -34,7 +39,7 @@ def test_some_layers_compile_without_spills(some, target):
 @pytest.mark.large
 @pytest.mark.parametrize("target", census.CHECKED)
 @pytest.mark.parametrize("kind", list(census.KINDS))
-@pytest.mark.parametrize("name", list(census.LAYERS))
+@pytest.mark.parametrize("name", list(EVERY))
 def test_all_layers_compile_without_spills(name, kind, target):
     check(name, kind, target)
 
@@ -52,10 +57,10 @@ def test_other_architectures_compile(target):
 
 
 @pytest.mark.parametrize("kind", list(census.KINDS))
-@pytest.mark.parametrize("name", list(census.LAYERS))
+@pytest.mark.parametrize("name", list(EVERY))
 def test_no_batch_size_nor_length_compiles_anything_anew(name, kind):
     """All that a compilation depends on is the same; the largest has more than 2**31 elements."""
-    layer = census.LAYERS[name]
+    layer, is_recurrent = EVERY[name], name in census.RECURRENT
 
     def compilations(samples, windows):
         return [
@@ -66,15 +71,19 @@ def test_no_batch_size_nor_length_compiles_anything_anew(name, kind):
 
     first = compilations(2, 3)
     # Beyond 2**31 tokens those that are sorted are divided by another kernel.
-    most = (2**17, 2**14) if layer.rows != "folded" else (2**12, 2**14)
-    for samples, windows in ((1, 16), (128, 5), (4096, 97), (1, 1000), most):
+    most = (2**12, 2**14) if not is_recurrent and layer.rows == "folded" else (2**17, 2**14)
+    sizes = ((1, 16), (128, 5), (4096, 97), (1, 1000), most)
+    if is_recurrent and not layer.many:
+        sizes = ((1, 16), (31, 5), (60, 97), (64, 2**20))
+    for samples, windows in sizes:
         assert compilations(samples, windows) == first
 
 
 def test_no_size_is_specialised_on_its_value():
     """A launch's numbers are of declared types, and their values are not looked at (as 1, or as a multiple of 16)."""
-    for name in ("imdb1", "imdb2", "imdb1, tokens", "imdb1, folded", "textcnn, folded", "norm", "norm, motifs"):
-        for launch in census.launches(census.LAYERS[name], "16", "sm_90"):
+    for name in ("imdb1", "imdb2", "imdb1, tokens", "imdb1, folded", "textcnn, folded", "norm", "norm, motifs",
+                 "lstm 32, masked", "gru 256"):  # fmt: skip
+        for launch in census.launches(EVERY[name], "16", "sm_90"):
             for parameter in launch.kernel.params:
                 if not parameter.is_constexpr and not isinstance(launch.arguments[parameter.name], torch.Tensor | None):
                     assert parameter.do_not_specialize, parameter.name
@@ -129,6 +138,34 @@ def test_launches_are_few(name):
         backward = ["keys_kernel", "sum_occurrences_kernel", "join_spans_kernel"]
         backward += ["table_weight_gradient_kernel", "weights_kernel", "table_gradient_kernel"]
     assert names == forward + backward
+
+
+@pytest.mark.parametrize("name", list(census.RECURRENT))
+def test_a_recurrent_pass_is_one_launch(name):
+    layer = census.RECURRENT[name]
+    for kind in census.KINDS:
+        recorded = census.launches(layer, kind, "sm_90", samples=2**20, windows=2**10)
+        names = [one.name.removeprefix("wide_") for one in recorded]
+        assert names == ["forward_kernel", "backward_kernel"]
+        assert all(len(one.grid) == 1 and one.grid[0] < 2**31 for one in recorded)
+
+
+@pytest.mark.parametrize("target", ["sm_100", "gfx942"])
+def test_recurrent_kernels_fit_into_other_architectures(target):
+    """On AMD's some spill: nothing was chosen for them."""
+    for name, kind in (("lstm 32", "tf32"), ("gru 64, many", "16"), ("lstm 256", "tf32")):
+        for launch in census.launches(census.RECURRENT[name], kind, target):
+            assert census.figures(launch, target).shared <= census.TARGETS[target]
+
+
+def test_weights_are_kept_where_they_fit():
+    for name, kind, target, kept in (
+        ("lstm 128", "16", "sm_90", True), ("lstm 128", "tf32", "sm_90", False), ("gru 128", "ieee", "sm_90", True),
+        ("gru 128", "ieee", "sm_80", False), ("gru 128", "16", "sm_89", False), ("gru 256", "16", "sm_90", False),
+        ("lstm 64, many", "16", "gfx942", True), ("lstm 64", "ieee", "gfx942", False),
+    ):  # fmt: skip
+        launch, _ = census.launches(census.RECURRENT[name], kind, target)
+        assert launch.name.startswith("wide") != kept, (name, kind, target)
 
 
 @pytest.mark.parametrize(("kind", "target", "rounds"), [

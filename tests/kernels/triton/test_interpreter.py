@@ -12,6 +12,7 @@ PROCESSES = [  # that take about as long as each other
     ["gather_triton", "strides_triton", "rmsprop_triton", "norm_triton", "guard_pages"],
     ["conv_pool_triton", "remembered", "../test_conv_pool"],
     ["phase_backward", "public_triton", "non_finite_triton", "conv_norm_pool_triton"],
+    ["recurrent_triton"],
 ]
 
 
