@@ -184,7 +184,7 @@ def unavailable(name: str, graphed: bool, case: Case) -> str | None:
 
 
 @dataclass(frozen=True)
-class Side:
+class RecurrentSide:
     """Somebody who computes the layer."""
 
     name: str
@@ -194,15 +194,15 @@ class Side:
 
 
 SIDES = (
-    Side(CUDNN, lambda: in_torch),
-    Side(LOOP, lambda: in_a_loop),
-    Side(TORCHRL, TorchRL, False, {"leeway": LEEWAY}),
-    Side(FLASHRNN, lambda: in_flashrnn, False, {"leeway": LEEWAY}),
-    Side("seqconv triton", lambda: in_kernels),
+    RecurrentSide(CUDNN, lambda: in_torch),
+    RecurrentSide(LOOP, lambda: in_a_loop),
+    RecurrentSide(TORCHRL, TorchRL, False, {"leeway": LEEWAY}),
+    RecurrentSide(FLASHRNN, lambda: in_flashrnn, False, {"leeway": LEEWAY}),
+    RecurrentSide("seqconv triton", lambda: in_kernels),
 )
 
 
-def made(side: Side, graphed: bool, case: Case) -> Layer:
+def made(side: RecurrentSide, graphed: bool, case: Case) -> Layer:
     """Return what a provider makes."""
     return Layer(side.make(), case, graphed)
 

@@ -31,7 +31,7 @@ from .groups import Blocks, Products, Recurrence
 from .launch import architecture, device_code, kind_of, on_device, processors
 from .replay import empty, launch
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "saved_format"]
 
 
 class RecurrentTile(NamedTuple):
@@ -102,7 +102,7 @@ def forward(
     x = _project(input, weights, masks)
     output = empty(input, (steps, samples, group.D * group.H))
     last = tuple(empty(input, (group.D, samples, group.H)) for _ in states)
-    saved = empty(input, (group.D, steps, samples, group.slots, group.H) if group.slots else (0,))
+    saved = empty(input, saved_format(cell, input, weights, keep)[0])
     if samples:
         _launch(
             "forward_kernel", input, group,
@@ -110,6 +110,14 @@ def forward(
             *_pair(tuple(map(_contiguous, states))), output, *_pair(last), saved if group.slots else None,
         )  # fmt: skip
     return output, last, saved
+
+
+def saved_format(
+    cell: str, input: Tensor, weights: Sequence[Weights], keep: int
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return the shape and dtype of ``saved``."""
+    slots, hidden = _slots(CELLS[cell], keep), weights[0].weight_hh.size(1)
+    return (len(weights), input.size(0), input.size(1), slots, hidden) if slots else (0,), input.dtype
 
 
 def backward(

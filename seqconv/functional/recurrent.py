@@ -45,6 +45,7 @@ from seqconv.functional.tracing import Proxy, record
 from seqconv.kernels.numba import support as numba_support
 from seqconv.kernels.recurrence import Masks, Weights
 from seqconv.kernels.reference import recurrent as reference
+from seqconv.kernels.triton import support as triton_support
 
 __all__ = ["RecurrentCall", "batch_shape", "gru", "in_one_piece", "lstm", "recurrent_call", "step_count", "unpack"]
 
@@ -360,8 +361,7 @@ class RecurrentCall:
         """Return the input as (L, N, C), and the lengths of its sequences if they differ."""
         if self.batch_sizes is None:
             return self.data, None
-        padded, lengths = pad_packed_sequence(PackedSequence(self.data, self.batch_sizes))
-        return padded, lengths.to(padded.device)
+        return pad_packed_sequence(PackedSequence(self.data, self.batch_sizes))
 
     def _lengths(self) -> Tensor:
         assert self.batch_sizes is not None
@@ -487,7 +487,19 @@ def _composed(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     return reference.layer(*given)
 
 
-def _refuse(
+def _refuse_on_cpu(*given: Any) -> str | None:
+    """Return why the CPU's kernels cannot serve a call, or ``None``."""
+    _, input, _, weights, masks, *_ = given
+    return numba_support.refuse_recurrent(input, weights, masks) or _unfollowed(*given)
+
+
+def _refuse_on_gpus(*given: Any) -> str | None:
+    """Return why the GPU's kernels cannot serve a call, or ``None``."""
+    *operands, _recompute = given
+    return triton_support.refuse_recurrent(*operands) or _unfollowed(*given)
+
+
+def _unfollowed(
     _cell: str,
     input: Tensor,
     states: tuple[Tensor, ...],
@@ -496,13 +508,10 @@ def _refuse(
     lengths: Tensor | None,
     _recompute: bool,
 ) -> str | None:
-    """Return why the CPU's kernels cannot serve a call, or ``None``."""
-    reason = numba_support.refuse_recurrent(input, weights, masks)
-    others = (*states, *(one for own in weights for one in own), *masks, lengths)
-    return reason or unfollowed(input, *others, autocast=True)
+    return unfollowed(input, *states, *(one for own in weights for one in own), *masks, lengths, autocast=True)
 
 
-def _avoid(
+def _avoid_on_cpu(
     cell: str, input: Tensor, _states: object, weights: tuple[Weights, ...], masks: Masks, *_others: object
 ) -> str | None:
     """Return why torch's own kernel is faster, or ``None``."""
@@ -511,4 +520,6 @@ def _avoid(
 
 for _operation in GATES:
     backends.register(_operation, "reference", lambda: _composed)
-    backends.register(_operation, "numba", lambda: partial(recurrent_layer, "numba"), _refuse, _avoid)
+    on_cpu, on_gpus = (partial(partial, recurrent_layer, name) for name in ("numba", "triton"))
+    backends.register(_operation, "numba", on_cpu, _refuse_on_cpu, _avoid_on_cpu)
+    backends.register(_operation, "triton", on_gpus, _refuse_on_gpus, triton_support.avoid_recurrent)
