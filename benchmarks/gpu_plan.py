@@ -18,7 +18,7 @@ from benchmarks import dispatch
 from benchmarks.jobs import Job, ours
 from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
-from benchmarks.operations.recurrent import CUDNN, FLASHRNN, LOOP, RECURRENT, TORCHRL, recurrent_case
+from benchmarks.operations.recurrent_gpu import CUDNN, FLASHRNN, LOOP, RECURRENT, TORCHRL, recurrent_case
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
 from benchmarks.operations.torch_peers import TUNED
 from benchmarks.operations.wild import WILD, wild_case
@@ -166,13 +166,13 @@ def recurrent_layers(device: str, batch: int) -> Iterator[Job]:
     for suffix, dtype, mode, name in product((GRAPH, ""), (*FAST, "float32"), PASSES, RECURRENT):
         if suffix or dtype != "float32":
             case = recurrent_case(name, mode, batch=batch, dtype=dtype, device=device)
-            yield from compared("recurrent", [case], triton + suffix, CUDNN + suffix, seconds=0.2)
+            yield from compared("recurrent_gpu", [case], triton + suffix, CUDNN + suffix, seconds=0.2)
     for suffix, mode, name in product((GRAPH, ""), PASSES, RECURRENT):
         case = recurrent_case(name, mode, batch=batch, dtype="tf32", dropout=True, device=device)
-        yield from compared("recurrent", [case], triton + suffix, LOOP + suffix, seconds=0.2)
+        yield from compared("recurrent_gpu", [case], triton + suffix, LOOP + suffix, seconds=0.2)
     for (dtype, peer), mode, name in product((("tf32", TORCHRL), ("bfloat16", FLASHRNN)), PASSES, RECURRENT):
         case = recurrent_case(name, mode, batch=batch, dtype=dtype, device=device)
-        yield from compared("recurrent", [case], triton, peer, seconds=0.2)
+        yield from compared("recurrent_gpu", [case], triton, peer, seconds=0.2)
 
 
 def gathered_layers(device: str) -> Iterator[Job]:

@@ -198,10 +198,11 @@ def _recurrent_backward(_source: Source, dtype: torch.dtype, pool: Pool | None, 
     from seqconv.kernels.recurrence import EVERYTHING
 
     if pool is None:
-        cell, input, states, weights, *rest = _recurrent(dtype)
+        cell, input, states, weights, masks, lengths = _recurrent(dtype)
         shape, _ = recurrent.saved_format(cell, input, weights, EVERYTHING)
-        results = torch.zeros(2, 1, 3, dtype=dtype), torch.zeros(shape, dtype=dtype)
-        recurrent.backward(cell, None, None, input, states, weights, *rest, *results, wanted=(True, True, True))
+        output, saved = torch.zeros(2, 1, 3, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        given = cell, None, None, input, states, weights, masks, lengths, output, saved
+        recurrent.backward(*given, wanted=(True, True, True))
 
 
 def _recurrent(dtype: torch.dtype) -> tuple[Any, ...]:

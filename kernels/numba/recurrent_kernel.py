@@ -173,7 +173,7 @@ def step_of(layer: Layer, direction: int, number: int) -> int:
 
 
 @inner(inline="always")
-def length_of(layer: Layer, places: Places, n: int) -> int:
+def length_of(layer: Layer, places: Places, n: int) -> Any:
     """Return the number of steps of a sequence."""
     return load_number(places.lengths + n * 8, 0) if places.lengths else layer.steps
 
@@ -187,7 +187,7 @@ def buffer_of(layer: Layer, gate: int) -> int:
 
 
 @inner(inline="always")
-def mask_at(layer: Layer, places: Places, direction: int, t: int, gate: int, n: int, zero: Any) -> int:
+def mask_at(layer: Layer, places: Places, direction: int, t: int, gate: int, n: int, zero: Any) -> Any:
     """Return where the mask of a sequence's state is, 0 without one."""
     if places.mask == 0:
         return 0
@@ -412,7 +412,7 @@ def lstm_step(
 
 
 @inner(inline="always")
-def output_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> int:
+def output_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> Any:
     """Return where the output of a tile's first sequence at time ``t`` is."""
     numbers = (t * layer.batch + tile.first) * layer.directions + tile.direction
     return places.output + numbers * layer.hidden * bytes_of(zero)
@@ -525,7 +525,7 @@ def pack_weights(layer: Layer, source: Any, packed: int, zero: Any) -> None:
 
 
 @inner(inline="always")
-def state_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
+def state_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> Any:
     """Return where the state of sequence ``r`` before time ``t`` is."""
     n, size = tile.first + r, bytes_of(zero)
     before = t + 1 if tile.direction else t - 1
@@ -535,7 +535,7 @@ def state_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, 
 
 
 @inner(inline="always")
-def kept_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> int:
+def kept_at(layer: Layer, places: Places, tile: BatchTile, t: int, zero: Any) -> Any:
     """Return where what the forward pass kept of a tile's first sequence at time ``t`` is."""
     numbers = (tile.direction * layer.steps + t) * layer.batch + tile.first
     return places.kept + numbers * layer.kept * layer.padded * bytes_of(zero)
@@ -553,7 +553,7 @@ def prefetch_kept(layer: Layer, places: Places, tile: BatchTile, t: int, r: int,
 
 
 @inner(inline="always")
-def cell_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
+def cell_before(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> Any:
     """Return where the LSTM's cell state of sequence ``r`` before time ``t`` is."""
     n, size = tile.first + r, bytes_of(zero)
     before = t + 1 if tile.direction else t - 1
@@ -615,7 +615,7 @@ def activate(layer: Layer, tile: BatchTile, zero: Any) -> None:
 
 
 @inner(inline="always")
-def upstream_of(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> int:
+def upstream_of(layer: Layer, places: Places, tile: BatchTile, t: int, r: int, zero: Any) -> Any:
     """Return where the gradient of the output of sequence ``r`` at time ``t`` is, 0 if there is none."""
     if places.d_output == 0:
         return 0

@@ -19,7 +19,7 @@ projection). Everything is time-major. Tensors share one floating dtype and devi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def layer(
     outputs, lasts = [], []
     for d, own in enumerate(weights):
         recurrent = None if masks.recurrent is None else masks.recurrent[d]
-        given = [input, *(state[d] for state in states), *own[: 5 if cell == "lstm" else 4]]
+        given: list[Any] = [input, *(state[d] for state in states), *own[: 5 if cell == "lstm" else 4]]
         given += [masks.input, recurrent, None if lengths is None else lengths.to(input.device), d == 1]
         if cell == "lstm":
             output, *last = lstm(*given)

@@ -120,9 +120,8 @@ def gru(
         masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
         others = {"reset_after": reset_after, "recompute": recompute}
         return record(gru, input, weights, hx, **options, **masks, **others, backend=backend)  # type: ignore[no-any-return]
-    masks = input_mask, recurrent_mask
-    options = bidirectional, batch_first, dropout, training
-    call = recurrent_call("gru", input, weights, hx, *options, *masks, reset_after=reset_after, recompute=recompute)
+    given = input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
+    call = recurrent_call("gru", *given, reset_after=reset_after, recompute=recompute)
     return unpack("gru", call.run(backend))
 
 
@@ -149,9 +148,8 @@ def lstm(
         masks = {"input_mask": input_mask, "recurrent_mask": recurrent_mask}
         others = {"recompute": recompute}
         return record(lstm, input, weights, hx, **options, **masks, **others, backend=backend)  # type: ignore[no-any-return]
-    masks = input_mask, recurrent_mask
-    options = bidirectional, batch_first, dropout, training
-    call = recurrent_call("lstm", input, weights, hx, *options, *masks, recompute=recompute)
+    given = input, weights, hx, bidirectional, batch_first, dropout, training, input_mask, recurrent_mask
+    call = recurrent_call("lstm", *given, recompute=recompute)
     return unpack("lstm", call.run(backend))
 
 

@@ -52,11 +52,11 @@ def recurrent_layer(
     operands = [input, states[0], states[1] if len(states) > 1 else None, tensors, len(weights), *masks, lengths]
     differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in (input, *states, *tensors))
     if not differentiable and not torch.compiler.is_compiling():  # an operator would cost as much as a short sequence
-        given = cell, input, states, weights, masks, lengths
+        call = cell, input, states, weights, masks, lengths
         found: list[tuple[Tensor, ...]] = []
 
         def run() -> Tensor:
-            output, last, _ = floor(backend).forward(*given, keep=NOTHING)
+            output, last, _ = floor(backend).forward(*call, keep=NOTHING)
             found.append(last)
             return output  # type: ignore[no-any-return]
 
@@ -64,7 +64,7 @@ def recurrent_layer(
     keep = NOTHING if not differentiable else STATES if recompute else EVERYTHING
     if not torch.compiler.is_compiling():
         options = backend, cell, len(weights)
-        output, *last = _Layer.apply(options, keep, *operands[:3], *masks, lengths, *tensors)  # type: ignore[no-untyped-call]
+        output, *last = _Layer.apply(options, keep, *operands[:3], *masks, lengths, *tensors)
         return output, tuple(last[: len(states)])
     operator = _differentiable if differentiable else _undifferentiated
     output, h, c, _ = operator(backend, cell, *operands, keep)
@@ -264,5 +264,5 @@ _differentiable = operator(
 def _each(weights: Sequence[Tensor], directions: int) -> tuple[Weights, ...]:
     """Return the weights of every direction."""
     own = len(weights) // directions
-    parts = (weights[d * own : (d + 1) * own] for d in range(directions))
-    return tuple(Weights(*part) if own == 4 else Weights(*part, None, None) for part in parts)
+    parts: Any = (weights[d * own : (d + 1) * own] for d in range(directions))
+    return tuple(Weights(*part, *[None] * (4 - own)) for part in parts)

@@ -129,10 +129,10 @@ def rewrite(
             dead |= nodes
     for layer in layers:
         if layer.reason is None:
-            made = {"names": [_name(layer)], **{one: layer.options[one] for one in ("operation", "layers", "options")}}
+            how = {"names": [_name(layer)], **{one: layer.options[one] for one in ("operation", "layers", "options")}}
             operands = [layer.source, layer.options["hx"], *layer.options["weights"]]
             node = layer.node
-            _replace(graph, root, order, current, node, node, {node}, FusedRecurrent, made, operands)
+            _replace(graph, root, order, current, node, node, {node}, FusedRecurrent, how, operands)
             dead.add(node)
     for node in reversed([*graph.nodes]):
         if node in dead and not node.users:

@@ -72,7 +72,7 @@ def test_recurrent_layers_meet_who_can_compute_them():
     for job in stage.jobs:
         assert job.provider.startswith("seqconv triton")
         assert ("torch loop" in job.against) == bool(job.case.shape["dropout"])
-    providers = operation("recurrent").providers
+    providers = operation("recurrent_gpu").providers
     case = replace(stage.jobs[0].case, device="cpu")
     assert providers["torch nn"].unavailable(case) is None
     assert providers["torch nn"].unavailable(replace(case, shape={**case.shape, "dropout": 1}))

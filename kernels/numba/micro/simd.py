@@ -20,7 +20,7 @@ from numba import extending, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
-from numba.core.typing import signature, templates
+from numba.core.typing import templates
 
 from ..runtime.compilation import intrinsic
 
@@ -99,10 +99,10 @@ def define_operator(symbol: Any, instruction: str) -> None:
     """Let an operator of Python stand for an instruction on two vectors; sums of products may be rounded once."""
 
     @templates.infer_global(symbol)
-    class Operator(templates.AbstractTemplate):  # type: ignore[misc]
+    class Operator(templates.AbstractTemplate):
         def generic(self, args: Any, _kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
-                return signature(args[0], *args)
+                return templates.signature(args[0], *args)
             return None
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

@@ -47,7 +47,7 @@ def recurrent_case(
 ) -> Case:
     """Return the case of one of :data:`RECURRENT`; its input takes a gradient, as behind another layer."""
     shape = {"N": batch, **RECURRENT[name][1], "dropout": int(dropout)}
-    return Case("recurrent", name + ", dropout" * dropout, shape, mode, dtype, device=device)
+    return Case("recurrent_gpu", name + ", dropout" * dropout, shape, mode, dtype, device=device)
 
 
 def cell_of(case: Case) -> str:
@@ -210,7 +210,7 @@ def made(side: RecurrentSide, graphed: bool, case: Case) -> Layer:
 class RecurrentLayers(Operation):
     """A recurrent layer's output, and its gradients where the mode has any."""
 
-    name = "recurrent"
+    name = "recurrent_gpu"
     stateful = True
     noise = False
     rivals_meet = False
