@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import checking
 from benchmarks.operations import operation
-from benchmarks.operations.recurrent import recurrent_case
+from benchmarks.operations.recurrent_gpu import recurrent_case
 from benchmarks.registry import Contender
 from seqconv.kernels.recurrence import CELLS, EVERYTHING, NOTHING, STATES, Masks, Weights
 from seqconv.kernels.triton import recurrent, support
@@ -299,7 +299,7 @@ def test_what_benchmarks_time_is_checked(device, name, dropout):
     case = recurrent_case(name, "forward_backward", batch=3, dropout=dropout, device=device.type)
     case = replace(case, shape={**case.shape, "L": 3})
     for provider in ("seqconv triton", "torch loop", *(() if dropout else ("torch nn",))):
-        found = Contender(case, operation("recurrent").providers[provider])
+        found = Contender(case, operation("recurrent_gpu").providers[provider])
         assert found.unavailable is None
         assert len(checking.check(found)) == 6
 
