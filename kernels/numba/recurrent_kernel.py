@@ -227,18 +227,17 @@ def copy_inputs(layer: Layer, places: Places, tile: BatchTile, t: int, inputs: i
 
 
 @inner(inline="always")
-def store_state(
-    layer: Layer, places: Places, tile: BatchTile, t: int, r: int, i: int, h: Any, inputs: int, zero: Any
-) -> None:
-    """Write the units ``i`` and following of a sequence's state, masked for time ``t``, where products read them."""
-    size = bytes_of(zero)
-    target = inputs + r * tile.input_row + (layer.features + 2 + i) * size
-    if places.mask == 0 and layer.buffers == 1:
-        store(h, target)
+def store_state(layer: Layer, tile: BatchTile, h: Any, at: int, mask: int, target: int, zero: Any) -> None:
+    """Write the units of a state from ``at`` bytes on where products read them.
+
+    ``mask`` is where the sequence's mask is, 0 without one, ``target`` where the state in the first buffer is.
+    """
+    if mask == 0 and layer.buffers == 1:
+        store(h, target + at)
     else:
         for b in range(layer.buffers):
-            mask = mask_at(layer, places, tile.direction, t, b, tile.first + r, zero)
-            store(masked(h, mask, i * size, layer.hidden - i, zero), target + b * tile.buffer)
+            count = layer.hidden - at // bytes_of(zero)
+            store(masked(h, mask + b * layer.mask_gate if mask else 0, at, count, zero), target + at + b * tile.buffer)
 
 
 @inner(inline="always")
@@ -247,9 +246,11 @@ def copy_state(
 ) -> None:
     """Write the state ``(H,)`` of sequence ``r`` of a tile, masked for time ``t``, where products read it."""
     size, width = bytes_of(zero), lanes(zero)
+    mask = mask_at(layer, places, tile.direction, t, 0, tile.first + r, zero)
+    target = inputs + r * tile.input_row + (layer.features + 2) * size
     for i in range(0, layer.hidden, width):
         h = load_part(state + i * size, layer.hidden - i, zero)
-        store_state(layer, places, tile, t, r, i, h, inputs, zero)
+        store_state(layer, tile, h, i * size, mask, target, zero)
 
 
 @inner
@@ -365,13 +366,15 @@ def gru_step(
         if t >= length_of(layer, places, tile.first + r):
             rest_step(layer, places, tile, following, r, goals, output + r * wide, goal if kept else 0, zero)
             continue
+        mask = mask_at(layer, places, tile.direction, following, 0, tile.first + r, zero)
+        target = goals + r * tile.input_row + (layer.features + 2) * size
         for i in range(0, layer.hidden, width):
             at = i * size
             reset, z, n, q = gru_gates(layer, place + at, line, zero)
             h = multiply_add(z, load(state + at, zero) - n, n)
             store(h, state + at)
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
-            store_state(layer, places, tile, following, r, i, h, goals, zero)
+            store_state(layer, tile, h, at, mask, target, zero)
             if kept:
                 keep_vector(layer, n, goal + at)
                 keep_vector(layer, reset, goal + line + at)
@@ -392,6 +395,8 @@ def lstm_step(
         if t >= length_of(layer, places, tile.first + r):
             rest_step(layer, places, tile, following, r, goals, output + r * wide, goal if kept else 0, zero)
             continue
+        mask = mask_at(layer, places, tile.direction, following, 0, tile.first + r, zero)
+        target = goals + r * tile.input_row + (layer.features + 2) * size
         for i in range(0, layer.hidden, width):
             at = i * size
             in_, forget = sigmoid(load(place + at, zero)), sigmoid(load(place + line + at, zero))
@@ -401,7 +406,7 @@ def lstm_step(
             store(c, cell + at)
             store(h, tile.h + r * line + at)
             store_part(h, output + r * wide + at, layer.hidden - i, zero)
-            store_state(layer, places, tile, following, r, i, h, goals, zero)
+            store_state(layer, tile, h, at, mask, target, zero)
             if kept:
                 keep_vector(layer, c, goal + at)
                 if layer.kept > 1:
@@ -747,19 +752,26 @@ def multiply_back(
 
 @inner
 def add_masked(
-    layer: Layer, places: Places, tile: BatchTile, t: int, gate: int, products: int, fresh: bool, zero: Any
+    layer: Layer, places: Places, tile: BatchTile, t: int, gates: int, products: int, fresh: bool, zero: Any
 ) -> None:
-    """Add a gate's products, masked, to the gradients of the states, or begin these with them."""
+    """Add the products of some gates, masked, to the gradients of the states, or begin these with them."""
     size, width = bytes_of(zero), lanes(zero)
+    line = layer.padded * size
     for r in range(tile.rows):
         if t >= length_of(layer, places, tile.first + r):
             continue
-        mask = mask_at(layer, places, tile.direction, t, gate, tile.first + r, zero)
-        place = r * layer.padded * size
+        mask = mask_at(layer, places, tile.direction, t, 0, tile.first + r, zero)
         for i in range(0, layer.hidden, width):
-            at = place + i * size
-            product = masked(load(products + at, zero), mask, i * size, layer.hidden - i, zero)
-            store(product if fresh else load(tile.h + at, zero) + product, tile.h + at)
+            at, some = r * line + i * size, layer.hidden - i
+            total = broadcast(zero, zero) if fresh else load(tile.h + at, zero)
+            for gate in range(gates):
+                product = load(products + gate * tile.rows * line + at, zero)
+                if mask:
+                    factor = load_part(mask + gate * layer.mask_gate + i * size, some, zero)
+                    total = multiply_add(product, factor, total)
+                else:
+                    total = total + product
+            store(total, tile.h + at)
 
 
 @inner
@@ -768,13 +780,12 @@ def pass_on(layer: Layer, places: Places, tile: BatchTile, t: int, goals: int, p
     gates = 2 if layer.cell == RESET_BEFORE else layer.gates
     if places.mask == 0 and places.lengths == 0:
         multiply_back(layer, places, tile, goals, 0, gates, tile.h, layer.cell == LSTM, zero)
-    elif layer.mask_gate == 0:
-        multiply_back(layer, places, tile, goals, 0, gates, products, True, zero)
-        add_masked(layer, places, tile, t, 0, products, layer.cell == LSTM, zero)
-    else:
-        for gate in range(gates):
-            multiply_back(layer, places, tile, goals, gate, 1, products, True, zero)
-            add_masked(layer, places, tile, t, gate, products, layer.cell == LSTM and gate == 0, zero)
+        return
+    apart = gates if layer.mask_gate else 1
+    for gate in range(apart):
+        goal = products + gate * tile.rows * layer.padded * bytes_of(zero)
+        multiply_back(layer, places, tile, goals, gate, gates // apart, goal, True, zero)
+    add_masked(layer, places, tile, t, apart, products, layer.cell == LSTM, zero)
 
 
 @inner
@@ -809,29 +820,32 @@ def write_input_gradients(
     panel = layer.gates * layer.hidden * IN_ROWS
     weights = places.packed_x + tile.direction * ((vectors + VECTORS - 1) // VECTORS) * panel
     wide = vectors * width * size
-    apart = places.input_mask != 0 and layer.input_mask_gate != 0
-    for slot in range(layer.gates if apart else 1):
-        gate = slot if layer.cell == LSTM else (slot + 2) % 3
+    apart = layer.gates if places.input_mask != 0 and layer.input_mask_gate != 0 else 1
+    count = chunk * tile.rows
+    for slot in range(apart):
         gemm(
-            products, wide, goals + slot * line, 4 * line, chunk * tile.rows,
-            (1 if apart else layer.gates, line, layer.hidden, size), weights + slot * layer.hidden * IN_ROWS, IN_ROWS,
-            panel, vectors, True, zero,
+            products + slot * count * wide, wide, goals + slot * line, 4 * line, count,
+            (layer.gates // apart, line, layer.hidden, size), weights + slot * layer.hidden * IN_ROWS, IN_ROWS, panel,
+            vectors, True, zero,
         )  # fmt: skip
-        for k in range(chunk):
-            t = step_of(layer, tile.direction, number - k)
-            for r in range(tile.rows):
-                n = tile.first + r
-                source = products + (k * tile.rows + r) * wide
-                target = places.dx + tile.direction * layer.dx_direction + t * layer.dx_step + n * layer.dx_batch
-                mask = places.input_mask + gate * layer.input_mask_gate + n * layer.features * size
-                for i in range(0, layer.features, width):
-                    at, some = i * size, layer.features - i
-                    product = load(source + at, zero)
-                    if places.input_mask:
-                        product = product * load_part(mask + at, some, zero)
-                    if slot:
-                        product = product + load_part(target + at, some, zero)
-                    store_part(product, target + at, some, zero)
+    for k in range(chunk):
+        t = step_of(layer, tile.direction, number - k)
+        for r in range(tile.rows):
+            n = tile.first + r
+            source = products + (k * tile.rows + r) * wide
+            target = places.dx + tile.direction * layer.dx_direction + t * layer.dx_step + n * layer.dx_batch
+            mask = places.input_mask + n * layer.features * size
+            for i in range(0, layer.features, width):
+                at, some = i * size, layer.features - i
+                total = load(source + at, zero)
+                if places.input_mask:
+                    first = 0 if layer.cell == LSTM or apart == 1 else 2  # the gate in the first slot
+                    total = total * load_part(mask + first * layer.input_mask_gate + at, some, zero)
+                    for slot in range(1, apart):
+                        gate = slot if layer.cell == LSTM else slot - 1
+                        factor = load_part(mask + gate * layer.input_mask_gate + at, some, zero)
+                        total = multiply_add(load(source + slot * count * wide + at, zero), factor, total)
+                store_part(total, target + at, some, zero)
 
 
 @inner
@@ -844,8 +858,8 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     wide = (layer.features + width - 1) // width * width * size
     step_inputs, step_goals = layer.buffers * rows * layer.input_row, rows * 4 * line
     sizes = (
-        layer.chunk * step_inputs, layer.chunk * step_goals, rows * 4 * line, rows * line, rows * line, rows * line,
-        layer.chunk * rows * wide,
+        layer.chunk * step_inputs, layer.chunk * step_goals, rows * 4 * line, rows * line, rows * line,
+        rows * 4 * line, layer.chunk * rows * wide * (4 if layer.input_mask_gate else 1),
     )  # fmt: skip
     total = LINE
     for one in sizes:
