@@ -26,11 +26,9 @@ WORTH_A_NORM = 2**17
 NORM_DTYPES: tuple[torch.dtype, ...] = (torch.float32,)
 
 # torch's own LSTM (oneDNN), a whole stack of layers without dropout of the state, is faster in bfloat16 (1.2 to 1.8
-# times on one core of a Zen 5), where hidden sizes are large (1024: 1.1 to 1.3 times; 512: 0.8 to 1.0 times), and in
-# inference where there is so little to do that calls cost most (multiply-adds; 50 steps of LSTM(14 -> 8) 1.3 times, 100
-# of LSTM(64) 1.06 times). Its GRU never is: it is composed of operations.
+# times on one core of a Zen 5) and where hidden sizes are large (1024: 1.1 to 1.3 times; 512: 0.8 to 1.0 times). Its
+# GRU never is: it is composed of operations.
 MOST_HIDDEN = 512
-FEW_MULTIPLY_ADDS = 4_000_000
 
 MOST_POSITIONS = 2**31 - 1  # argmax and the kernels' vectors count positions in 32 bits
 
@@ -108,12 +106,7 @@ def avoid_recurrent(cell: str, input: Tensor, weights: Sequence[Weights], masks:
         return None  # torch has none
     if input.dtype == torch.bfloat16:
         return f"torch's LSTM is faster in {input.dtype}"
-    if input.dtype != torch.float32:
-        return None
-    rows, hidden = weights[0].weight_hh.shape
-    if hidden > MOST_HIDDEN:
+    hidden = weights[0].weight_hh.size(1)
+    if input.dtype == torch.float32 and hidden > MOST_HIDDEN:
         return f"torch's LSTM is faster with more than {MOST_HIDDEN} hidden units, got {hidden}"
-    work = len(weights) * input.size(0) * input.size(1) * rows * (input.size(2) + hidden)
-    if not torch.is_grad_enabled() and work < FEW_MULTIPLY_ADDS:
-        return f"torch's LSTM is faster in inference with fewer than {FEW_MULTIPLY_ADDS:,} multiply-adds, got {work:,}"
     return None

@@ -23,7 +23,7 @@ MOST = 4
 # Of a place in all: where calls differ again and again, as texts of any length do, they are found by their keys.
 MOST_ADDED = 64
 # These stand for operands that are None: none looks so. The guards take no tensor twice.
-NOTHING = [torch.empty(0, 0, 0, dtype=torch.bool, device="cpu") for _ in range(16)]
+NOTHING = [torch.empty(0, 0, 0, dtype=torch.bool, device="cpu") for _ in range(40)]
 
 _guards: Any = torch._C._dynamo.guards
 _precision = torch._C._get_fp32_precision_getter
@@ -35,7 +35,7 @@ class RecentCall(NamedTuple):
     is_like: Callable[..., bool]
     has_switches: Callable[[], bool]
     switches: tuple[Any, ...]
-    known: Callable[..., Tensor]
+    known: Callable[..., Any]
 
 
 class Recent:
@@ -45,7 +45,7 @@ class Recent:
         self.entries: list[RecentCall] = []
         self.added = 0
 
-    def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Tensor] | None:
+    def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Any] | None:
         """Return what runs a call on operands like these, ``None`` if there was none of late."""
         if not self.entries or active("cpu", autocast=True) is not None:  # autocast is one of the guards' switches
             return None
@@ -55,7 +55,7 @@ class Recent:
                 return entry.known
         return None
 
-    def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Tensor]) -> None:
+    def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Any]) -> None:
         """Note what runs a call on such operands."""
         if self.added >= MOST_ADDED:
             self.entries = []

@@ -21,7 +21,7 @@ from seqconv.functional import autograd
 from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.recurrence import EVERYTHING, NOTHING, STATES, Masks, Weights
 
-__all__ = ["recurrent_layer"]
+__all__ = ["floor", "recurrent_layer"]
 
 HALVES = (torch.float16, torch.bfloat16)
 

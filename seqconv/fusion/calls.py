@@ -353,11 +353,11 @@ class FusedRecurrent:
         *,
         names: list[str],
         operation: str,
-        layers: int,
         options: tuple[bool, bool, float, bool],
     ) -> None:
         self.__name__, self.__module__ = "fused_recurrent", __name__
-        self.plain, self.names, self.operation, self.layers, self.options = plain, names, operation, layers, options
+        self.plain, self.names, self.operation, self.options = plain, names, operation, options
+        self.recent = Recent()
 
     def __call__(self, operands: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
         """Run the kernels on ``operands``, or ``plain`` on ``given``."""
@@ -368,10 +368,8 @@ class FusedRecurrent:
 
     def fused(self, source: Any, hx: Any, *weights: Tensor) -> Any:
         """Return output and last state, ``None`` where the plain layer must run, or is faster."""
-        own = len(weights) // self.layers
-        each = [weights[i * own : (i + 1) * own] for i in range(self.layers)]
         try:
-            call = recurrent.recurrent_call(self.operation, source, each, hx, *self.options, None, None)
-            return call.run_kernels()
+            states = (hx, None) if self.operation == "gru" or hx is None else hx
+            return recurrent.run_recent(self.operation, (source, *states, *weights), self.options, self.recent)
         except REFUSALS:
             return None

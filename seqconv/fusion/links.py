@@ -256,7 +256,6 @@ def _recurrent_step(node: fx.Node, name: str, module: nn.RNNBase, reason: str | 
         "operation": operation,
         "hx": node.args[1] if len(node.args) == 2 else None,
         "weights": [f"{name}.{kind}_l{layer}{suffix}" for layer, suffix in sets for kind in kinds],
-        "layers": len(sets),
         "options": (module.bidirectional, module.batch_first, module.dropout, module.training),
     }
     return Link("recurrent", node, node.args[0], options, reason)

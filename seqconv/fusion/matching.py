@@ -129,7 +129,7 @@ def rewrite(
             dead |= nodes
     for layer in layers:
         if layer.reason is None:
-            how = {"names": [_name(layer)], **{one: layer.options[one] for one in ("operation", "layers", "options")}}
+            how = {"names": [_name(layer)], **{one: layer.options[one] for one in ("operation", "options")}}
             operands = [layer.source, layer.options["hx"], *layer.options["weights"]]
             node = layer.node
             _replace(graph, root, order, current, node, node, {node}, FusedRecurrent, how, operands)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from numbers import Real
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqconv import backends
 from seqconv.functional import recurrent as functional
+from seqconv.functional.recent import Recent
 from seqconv.layers import keras
 from seqconv.layers.fused import Fused
 
 __all__ = ["GRU", "LSTM"]
 
 MODES = ("per_gate", "shared")
+
+# The latest calls without gradients, by layer and options.
+_recents: WeakKeyDictionary[nn.Module, dict[Any, Recent]] = WeakKeyDictionary()
 
 
 class _RecurrentDropout(Fused, nn.RNNBase):
@@ -98,8 +103,22 @@ class _RecurrentDropout(Fused, nn.RNNBase):
         ``input_mask`` and ``recurrent_mask`` take the place of the masks that would be drawn in training, and act in
         evaluation too. Shapes and scale are described in :mod:`seqconv.functional.recurrent`.
         """
+        if self._may_be_known(input) and input_mask is recurrent_mask is None:
+            states = (hx, None) if hx is None or self.operation == "gru" else hx
+            options = self.bidirectional, self.batch_first, self.dropout, False
+            recent = _recents.setdefault(self, {}).setdefault((options, self.reset_after), Recent())
+            operands = (input, *states, *self._parameters.values())
+            found = functional.run_recent(self.operation, operands, options, recent, reset_after=self.reset_after)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
         call = self.prepare(input, hx, input_mask=input_mask, recurrent_mask=recurrent_mask)
         return functional.unpack(self.operation, call.run(self.backend))
+
+    def _may_be_known(self, input: Any) -> bool:
+        """Tell whether a call like this one, without gradients, may be found again with its parameters as they are."""
+        if torch.is_grad_enabled() or self.training or self.backend != "auto" or torch.compiler.is_compiling():
+            return False
+        return isinstance(input, Tensor) and not self.proj_size and [*self._parameters] == self._flat_weights_names
 
     def draw_masks(
         self, input: Tensor | PackedSequence, *, generator: torch.Generator | None = None
@@ -149,7 +168,7 @@ class _RecurrentDropout(Fused, nn.RNNBase):
             return None
         like = self.all_weights[0][0]
         # Numbers in float32, so that a seed draws the same masks for all dtypes: in 1/3 of the time of bernoulli_.
-        drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device=like.device)
+        drawn = like.new_zeros(shape, dtype=torch.float32).uniform_(generator=generator)
         return drawn.ge_(p).div_(1 - p if p < 1 else 1).to(like.dtype)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from seqconv.layers.recurrent import GRU, LSTM
@@ -435,3 +436,30 @@ def test_batch_of_none_and_strided_inputs(ours):
     x = torch.randn(3, 4, 6).transpose(1, 2)
     _, mask = layer.draw_masks(x)
     assert same(layer(x, recurrent_mask=mask), layer(x.contiguous(), recurrent_mask=mask))
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_known_calls_follow_every_change(ours, torchs):
+    layer, plain = ours(4, 5, 2, bidirectional=True).eval(), torchs(4, 5, 2, bidirectional=True).eval()
+    plain.load_state_dict(layer.state_dict())
+    given = [torch.randn(6, 3, 4), torch.randn(6, 4), torch.randn(2, 7, 4).transpose(0, 1)]
+
+    def compare(hx=None):
+        with torch.no_grad():
+            for x in (*given, *given):
+                near(layer(x, hx), plain(x, hx))
+
+    compare()
+    for one in (layer, plain):
+        one.weight_hh_l1 = nn.Parameter(one.weight_hh_l1 * 2)
+        one.bias_ih_l0.data.add_(0.5)
+    compare()
+    given = given[:1]
+    compare(states(layer, 3).float() if ours is GRU else tuple(one.float() for one in states(layer, 3)))
+    layer.batch_first = plain.batch_first = True
+    compare()
+    for one in (layer, plain):
+        prune.l1_unstructured(one, "weight_hh_l0", amount=0.5)
+    compare()
+    with torch.no_grad(), pytest.raises(ValueError, match="input must have C = weight_ih"):
+        layer(torch.randn(6, 3, 5))
