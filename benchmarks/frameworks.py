@@ -2,8 +2,8 @@
 
 Keras runs on the backend that ``KERAS_BACKEND`` names: the models built layer by layer, torch's weights copied. A call
 is one compiled function of the model, without what ``fit`` and ``predict`` do around it: TensorFlow's graph or XLA,
-whichever a short trial finds faster, and ``jax.jit``. A training step starts from the first weights every time, and from
-new masks where a recurrent layer has dropout: those are not torch's, so that the loss is checked with nothing dropped.
+whichever a short trial finds faster, and ``jax.jit``. A training step starts from the first weights every time. Where a
+recurrent layer has dropout, every step draws masks, which are not torch's: the loss is checked with nothing dropped.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def peers(device: str, quick: bool) -> list[Case]:
 
 
 def recurrent(device: str, quick: bool) -> list[Case]:
-    """Return layers, one sequence alone, dropout, and models with a GRU beside other frameworks; four in a quick run."""
+    """Return layers, lone sequences, dropout, and models with a GRU beside other frameworks; four in a quick run."""
     if quick:
         few = [recurrent_case("gru32", mode, device=device) for mode in BOTH]
         few += [recurrent_case("gru32", BOTH[1], dropout=True, device=device)]

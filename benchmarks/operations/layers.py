@@ -336,10 +336,13 @@ class Layers(Operation):
 
 
 def no_own_kernel(case: Case) -> str | None:
-    """Return why seqconv's recurrent layers would run torch's own kernels on a case, or ``None``."""
-    if case.device == "cpu" or "triton" in backends.names("gru"):
-        return no_device(case)
-    return no_device(case) or "seqconv has no recurrent kernel for GPUs"
+    """Return why seqconv's recurrent layers would run torch's kernels on a case, or ``None``."""
+    return no_device(case) or (None if has_own_rnns(case.device) else "seqconv has no recurrent kernel for GPUs")
+
+
+def has_own_rnns(device: str) -> bool:
+    """Return whether seqconv has recurrent kernels of its own for a device."""
+    return device == "cpu" or "triton" in backends.names("gru")
 
 
 def unavailable_layer(provider: str, case: Case) -> str | None:
