@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,7 +170,6 @@ def cannot_compile_layer(case: Case) -> str | None:
     return "unrolls the steps: 20 of a GRU took a minute to compile"
 
 
-@cache
 def unserved(backend: str, case: Case) -> str | None:
     """Return why a backend does not take the case, as it says itself, or ``None``."""
     try:
