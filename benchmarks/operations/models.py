@@ -164,7 +164,7 @@ class Model:
 
 BINARY, ABSOLUTE = F.binary_cross_entropy_with_logits, F.l1_loss
 LSTM, GRU = "LSTM(32)", "GRU(32)"
-DROPOUTS = {"input_dropout": 0.1, "recurrent_dropout": 0.5}  # the notebook's
+DROPOUTS: dict[str, Any] = {"input_dropout": 0.1, "recurrent_dropout": 0.5}  # the notebook's
 HYBRID = partial(models.ConvGRU, input_dropout=0.0, recurrent_dropout=0.0)
 DROPPED_HYBRID, DROPPED_GRU = partial(models.ConvGRU, **DROPOUTS), partial(models.JenaGRU, **DROPOUTS)
 TORCH_IMDB = partial(TorchConvnet, words=True, size=7, pools=(5, 0))
@@ -213,8 +213,8 @@ class Models(Operation):
     def __init__(self) -> None:
         super().__init__()
         for name, contiguous in (("torch eager", False), ("torch eager, copied to contiguous", True)):
-            make = partial(torch_model, contiguous=contiguous)
-            self.register(Provider(name, make, unavailable=no_dropout, baseline=True))
+            model = partial(torch_model, contiguous=contiguous)
+            self.register(Provider(name, model, unavailable=no_dropout, baseline=True))
         without, loop = "torch eager without dropout", partial(seqconv_model, backend="reference")
         self.register(Provider(without, torch_model, only_dropout, baseline=True, definition=torch_model))
         self.register(Provider("torch loop", loop, only_dropout, baseline=True))

@@ -14,6 +14,7 @@ which is seqconv's own reference. ``seqconv without dropout`` is the same layer 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ class RecurrentLayers(Operation):
         self.register(Provider("torch eager", torch_layer, no_dropout, baseline=True))
         self.register(Provider("torch loop", loop, only_dropout, baseline=True))
         self.register(Provider("seqconv without dropout", without, only_dropout, baseline=True, definition=torch_layer))
-        self.register(Provider("torch.compile", compiled_layer, cannot_compile_layer, one_batch=True))
+        self.register(Provider("torch.compile", CompiledLayer, cannot_compile_layer, one_batch=True))
         self.register(Provider("seqconv auto", partial(seqconv_layer, "auto"), no_device, ours=True))
         for backend in backends.names("gru"):
             if backend not in ("auto", "reference"):
@@ -136,19 +137,22 @@ def seqconv_layer(backend: str, case: Case, *, dropout: bool | None = None, reco
     return Recurrent(kind, case)
 
 
-def compiled_layer(case: Case) -> nn.Module:
-    """Return torch's layer, compiled; by default torch.compile leaves recurrent layers alone."""
-    torch.compiler.reset()
+class CompiledLayer(nn.Module):
+    """Torch's layer, compiled; by default torch.compile leaves recurrent layers alone."""
 
-    @torch._dynamo.config.patch(allow_rnn=True)
-    def call(input: Tensor) -> Tensor:
-        output: Tensor = compiled(input)
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        torch.compiler.reset()
+        self.layer = torch_layer(case)
+        self.compute: Any = torch.compile(self.layer.forward, dynamic=False)
+        self.known = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the last output; the first call compiles."""
+        with nullcontext() if self.known else torch._dynamo.config.patch(allow_rnn=True):
+            output: Tensor = self.compute(input)
+        self.known = True
         return output
-
-    module = torch_layer(case)
-    compiled = torch.compile(module.forward, dynamic=False)
-    module.forward = call  # type: ignore[method-assign]
-    return module
 
 
 def no_dropout(case: Case) -> str | None:
