@@ -13,7 +13,7 @@ The map; arrows are imports, and there is no circle::
 
     registry (Case, Provider, Operation)    timing (sides in turn)    worker (a process that is asked)
         ^                                       ^                         ^
-    operations/ (the work, and who can do it): layers, gather, windows, models, rivals, wild <- peers (other frameworks)
+    operations/ (the work, and who can do it): layers, gather, windows, models, recurrent, rivals, wild <- peers
         ^
     checking (nothing is timed before it is right) <- runner (one comparison: check, settle, take turns)
         ^                                               ^

@@ -2,7 +2,8 @@
 
 Keras runs on the backend that ``KERAS_BACKEND`` names: the models built layer by layer, torch's weights copied. A call
 is one compiled function of the model, without what ``fit`` and ``predict`` do around it: TensorFlow's graph or XLA,
-whichever a short trial finds faster, and ``jax.jit``. A training step starts from the first weights every time.
+whichever a short trial finds faster, and ``jax.jit``. A training step starts from the first weights every time. Where a
+recurrent layer has dropout, every step draws masks, which are not torch's: the loss is checked with nothing dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.operations import operation
-from benchmarks.operations.models import EMBEDDED, model_of, name_of, torch_model
+from benchmarks.operations.models import DROPOUTS, EMBEDDED, model_of, name_of, torch_model
 from benchmarks.registry import Case
 
 RATE, DECAY, EPSILON = 1e-3, 0.9, 1e-7
@@ -30,10 +31,14 @@ TRIAL = 5  # calls of either compilation
 
 @dataclass(frozen=True)
 class Work:
-    """A peer at work: ``call()`` is timed and returns an array; ``restore()`` between calls is not."""
+    """A peer at work: ``call()`` is timed and returns an array; ``restore()`` between calls is not.
+
+    ``known()`` returns the array to check instead of the last call's, where a call draws numbers of its own.
+    """
 
     call: Callable[[], Any]
     restore: Callable[[], Any] = lambda: None
+    known: Callable[[], Any] | None = None
 
 
 at_work: list[Work] = []  # what this process does
@@ -58,7 +63,11 @@ def seconds(calls: int) -> list[float]:
 
 
 def results() -> Any:
-    """Return the last call's output as lists of numbers."""
+    """Return the last call's output, or what is known instead, as lists of numbers."""
+    (work,) = at_work
+    if work.known is not None:
+        work.restore()
+        output[:] = [work.known()]
     return np.asarray(output[0], dtype=np.float64).tolist()
 
 
@@ -117,7 +126,13 @@ def keras(case: Case, threads: int) -> Work:
     if case.mode == "training_step":
         binary = model_of(case).loss is F.binary_cross_entropy_with_logits
         loss = keras.losses.BinaryCrossentropy(from_logits=True) if binary else keras.losses.MeanAbsoluteError()
-    return on_backend(model, batch, targets[:, None], loss)
+    work = on_backend(model, batch, targets[:, None], loss)
+    if not (loss and model_of(case).drops):
+        return replace(work, known=None)
+    losses = {float(work.call()) for _ in range(3) if work.restore() is None}
+    if len(losses) < 3:
+        raise RuntimeError(f"dropout draws the same masks at every step: losses {losses}")
+    return work
 
 
 def keras_model(name: str, width: int, length: int) -> Any:
@@ -131,23 +146,30 @@ def keras_model(name: str, width: int, length: int) -> Any:
         convs = [layers.Conv1D(100, size, activation="relu")(embedded) for size in (3, 4, 5)]
         maxima = layers.Concatenate()([layers.GlobalMaxPooling1D()(one) for one in convs])
         return keras.Model(tokens, layers.Dense(1)(layers.Dropout(0.5)(maxima)))
-    if name not in ("imdb_convnet", "jena_convnet"):
+    dropouts = {"dropout": DROPOUTS["input_dropout"], "recurrent_dropout": DROPOUTS["recurrent_dropout"]}
+    last = layers.GRU(32, **(dropouts if name.endswith("_dropout") else {})) if "gru" in name else None
+    if name == "jena_gru_dropout":
+        return keras.Sequential([keras.Input((length, width)), last, layers.Dense(1)])
+    if name not in ("imdb_convnet", "jena_convnet", "conv_gru", "conv_gru_dropout"):
         raise ValueError(f"there is no Keras model of {name}")
     words = name == "imdb_convnet"
     first = [keras.Input((length,), dtype="int32"), layers.Embedding(width, EMBEDDED)]
     stack = first if words else [keras.Input((length, width))]
-    size, pools = (7, (5,)) if words else (5, (3, 3))
+    size, pools = (7, (5,)) if words else (5, (3,) if last else (3, 3))
     for pool in pools:
         stack += [layers.Conv1D(32, size, activation="relu"), layers.MaxPooling1D(pool)]
-    stack += [layers.Conv1D(32, size, activation="relu"), layers.GlobalMaxPooling1D(), layers.Dense(1)]
+    stack += [layers.Conv1D(32, size, activation="relu"), last or layers.GlobalMaxPooling1D(), layers.Dense(1)]
     return keras.Sequential(stack)
 
 
 def copy_weights(module: nn.Module, model: Any) -> None:
     """Give a Keras model the weights of torch's, whose layers come in the same order."""
-    given = [one for one in module.modules() if isinstance(one, (nn.Embedding, nn.Conv1d, nn.Linear))]
+    given = [one for one in module.modules() if isinstance(one, (nn.Embedding, nn.Conv1d, nn.GRU, nn.Linear))]
     own = [layer for layer in model.layers if layer.weights]
     for source, layer in zip(given, own, strict=True):
+        if isinstance(source, nn.GRU):
+            layer.set_weights(gru_arrays(source))
+            continue
         weight = source.weight.detach().numpy()
         if isinstance(source, nn.Embedding):
             layer.set_weights([weight])
@@ -155,6 +177,14 @@ def copy_weights(module: nn.Module, model: Any) -> None:
             assert source.bias is not None
             # Convolutions (O, C, K) to (K, C, O), dense layers (O, C) to (C, O).
             layer.set_weights([weight.T, source.bias.detach().numpy()])
+
+
+def gru_arrays(gru: nn.GRU) -> list[Any]:
+    """Return the weights of a GRU of one layer as Keras has them: gates z, r, h side by side, both biases in one."""
+    weight_ih, weight_hh, *biases = (
+        torch.cat([one.chunk(3)[gate] for gate in (1, 0, 2)]).detach().numpy() for one in gru.all_weights[0]
+    )
+    return [weight_ih.T, weight_hh.T, np.stack(biases)]
 
 
 def optimizer(rate: float = RATE) -> Any:
@@ -198,7 +228,8 @@ def on_tensorflow(model: Any, batch: Any, targets: Any, loss: Any) -> Work:
             rule.apply(tape.gradient(value, variables))
             return value
 
-        return Work(lambda: step(inputs, outputs).numpy(), restore)
+        known = tf.function(lambda: loss(outputs, model(inputs, training=False)))
+        return Work(lambda: step(inputs, outputs).numpy(), restore, lambda: known().numpy())
 
     return min((compiled(False), compiled(True)), key=trial)
 
@@ -209,7 +240,7 @@ def on_jax(model: Any, batch: Any, targets: Any, loss: Any) -> Work:
 
     inputs, outputs = jax.numpy.asarray(batch), jax.numpy.asarray(targets)
     weights = [one.value for one in model.trainable_variables]
-    others = [one.value for one in model.non_trainable_variables]
+    others = [one.value for one in model.non_trainable_variables]  # also the states of random generators
     if loss is None:
         predict = jax.jit(lambda weights, given: model.stateless_call(weights, others, given, training=False)[0])
         return Work(lambda: np.asarray(predict(weights, inputs))[:, 0])
@@ -217,15 +248,20 @@ def on_jax(model: Any, batch: Any, targets: Any, loss: Any) -> Work:
     rule.build(model.trainable_variables)
     state = [one.value for one in rule.variables]
 
-    def value_of(weights: Any, given: Any, wanted: Any) -> Any:
-        return loss(wanted, model.stateless_call(weights, others, given, training=True)[0])
+    def value_of(weights: Any, others: Any, given: Any, wanted: Any, training: bool = True) -> Any:
+        predictions, others = model.stateless_call(weights, others, given, training=training)
+        return loss(wanted, predictions), others
 
     @jax.jit
-    def step(weights: Any, state: Any, given: Any, wanted: Any) -> Any:
-        value, gradients = jax.value_and_grad(value_of)(weights, given, wanted)
-        return value, rule.stateless_apply(state, gradients, weights)
+    def step(weights: Any, others: Any, state: Any, given: Any, wanted: Any) -> Any:
+        (value, others), gradients = jax.value_and_grad(value_of, has_aux=True)(weights, others, given, wanted)
+        return value, others, rule.stateless_apply(state, gradients, weights)
 
-    return Work(lambda: np.asarray(jax.block_until_ready(step(weights, state, inputs, outputs))[0]))
+    def call() -> Any:
+        value, others[:], _ = jax.block_until_ready(step(weights, others, state, inputs, outputs))
+        return np.asarray(value)
+
+    return Work(call, known=lambda: np.asarray(value_of(weights, others, inputs, outputs, training=False)[0]))
 
 
 def trial(work: Work) -> float:

@@ -17,7 +17,7 @@ from itertools import product
 from benchmarks import dispatch
 from benchmarks.jobs import Job, ours
 from benchmarks.operations.gather import embedding_case, window_case
-from benchmarks.operations.layers import BETTER, LAYERS, layer_case, rival_case, sweep_cases
+from benchmarks.operations.layers import BETTER, LAYERS, has_own_rnns, layer_case, rival_case, sweep_cases
 from benchmarks.operations.recurrent_gpu import CUDNN, FLASHRNN, LOOP, RECURRENT, TORCHRL, recurrent_case
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
 from benchmarks.operations.torch_peers import TUNED
@@ -125,8 +125,13 @@ def of_models(
     """
     for suffix, batch, dtype, (name, rnn) in product(suffixes, batches, dtypes, RNNS.items()):
         case = step_case(name, mode, batch=batch, dtype=dtype, device=device)
-        others = [one + suffix for one in ((rnn, EAGER) if provider == AUTO else (EAGER,))]
+        others = [one + suffix for one in ((*rnns(rnn, device), EAGER) if provider == AUTO else (EAGER,))]
         yield from compared("rivals", [case], provider + suffix, *others, patience=patience)
+
+
+def rnns(name: str, device: str) -> list[str]:
+    """Return the providers of a recurrent layer or model: torch's, and seqconv's where it has kernels of its own."""
+    return [name, f"seqconv {name}"] if has_own_rnns(device) else [name]
 
 
 def in_the_wild(device: str) -> Iterator[Job]:
@@ -154,7 +159,7 @@ def rivals(device: str, batches: Sequence[int]) -> Iterator[Job]:
     for name, rnn in zip(FIGURES, ("LSTM", "GRU"), strict=True):
         for batch, dtype, mode in product(batches, (*FAST, "float32"), ("inference", "training_step")):
             case = rival_case(name, mode, batch=batch, dtype=dtype, device=device)
-            yield from compared("layers", [case], f"convolution, {ours(device)}", rnn, seconds=0.2)
+            yield from compared("layers", [case], f"convolution, {ours(device)}", *rnns(rnn, device), seconds=0.2)
 
 
 def recurrent_layers(device: str, batch: int) -> Iterator[Job]:

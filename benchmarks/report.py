@@ -107,6 +107,7 @@ def sections(results: Mapping[str, Any], style: str) -> list[str]:
         table(others),
         verdict,
         table(lost),
+        *against_rnns(others, style),
         *means([one for one in others if one.get("suite") == "wild"], style),
         *(sweep(swept, style) if swept else ()),
         *quantities(results["quantities"], style),
@@ -139,6 +140,19 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{cold['empty_caches']:.2f} s, cached {cold['warm_caches']:.2f} s" if cold else "",
         f"{one['roofline']:.3g}" if one.get("roofline") else "",
     )
+
+
+def against_rnns(measurements: Measurements, style: str) -> list[str]:
+    """Return how many times faster convnets were than the faster of torch's and seqconv's RNN, if both were timed."""
+    groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+    for one in measurements:
+        rnn = one["baseline"].removeprefix("torch ").removeprefix("seqconv ")
+        if one["ours"] and rnn.startswith(("LSTM", "GRU")):
+            place = (label(one["case"]), one["provider"], rnn)
+            groups.setdefault(place, []).append((one["ratio"]["median"], one["baseline"]))
+    rows = [(*place[:2], f"{min(found)[0]:.3g}", min(found)[1]) for place, found in groups.items() if len(found) > 1]
+    title = "Convnets against the faster RNN, torch's or seqconv's:" if rows else ""
+    return [title, tabulate(rows, ("case", "provider", "times faster", "than"), style)]
 
 
 def means(measurements: Measurements, style: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from benchmarks.models import WILD
 from benchmarks.operations.gather import COLUMNS, EMBEDDINGS, ROWS, WINDOWS, embedding_case, window_case
 from benchmarks.operations.layers import LAYERS, LAYOUTS, conv_positions, layer_case, rival_case, sweep_cases
 from benchmarks.operations.models import MODELS, model_case
+from benchmarks.operations.recurrent import SEQUENCES, recurrent_case
 from benchmarks.operations.wild import wild_case
 from benchmarks.registry import Case, Comparison, Contender, candidates, comparisons
 from benchmarks.runner import at_work, quantity
@@ -120,14 +121,28 @@ def layers(device: str, quick: bool) -> list[Case]:
 
 
 def models(device: str, quick: bool) -> list[Case]:
-    """Return the models in both modes; one of them in a quick run."""
-    return [model_case(name, mode, device=device) for name in (["jena_convnet"] if quick else MODELS) for mode in BOTH]
+    """Return the models in both modes, of those with dropout the training step; one of them in a quick run."""
+    names = ["jena_convnet"] if quick else list(MODELS)
+    return [model_case(name, mode, device=device) for name in names for mode in BOTH[MODELS[name].drops :]]
 
 
 def peers(device: str, quick: bool) -> list[Case]:
-    """Return the models in both modes; one of them in a quick run."""
-    names = ["jena_convnet"] if quick else [name for name in MODELS if name != "conv_gru"]
-    return [model_case(name, mode, device=device, operation="peers") for name in names for mode in BOTH]
+    """Return the same cases beside other frameworks."""
+    return [replace(case, operation="peers") for case in models(device, quick)]
+
+
+def recurrent(device: str, quick: bool) -> list[Case]:
+    """Return layers, lone sequences, dropout, and models with a GRU beside other frameworks; four in a quick run."""
+    if quick:
+        few = [recurrent_case("gru32", mode, device=device) for mode in BOTH]
+        few += [recurrent_case("gru32", BOTH[1], dropout=True, device=device)]
+        return [*few, model_case("conv_gru", BOTH[0], device=device, operation="peers")]
+    small = ("gru32", "lstm32")
+    found = [recurrent_case(name, mode, device=device) for name in SEQUENCES for mode in BOTH]
+    found += [recurrent_case(name, mode, batch=1, device=device) for name in small for mode in BOTH]
+    found += [recurrent_case(name, BOTH[1], dropout=True, device=device) for name in small]
+    wholes = [("jena_gru_dropout", BOTH[1]), ("conv_gru_dropout", BOTH[1]), ("conv_gru", BOTH[0])]
+    return found + [model_case(name, mode, device=device, operation="peers") for name, mode in wholes]
 
 
 def wild(device: str, quick: bool) -> list[Case]:
@@ -209,6 +224,8 @@ SUITES = {
         Suite("conv_pool", "the fused layers of the notebook's models, in both memory layouts", conv_pool),
         Suite("gather", "first layers that read rows: an embedding's, and a series' windows", gather),
         Suite("layers", "one layer beside the LSTM and the GRU that it would replace", layers),
+        Suite("recurrent", "GRU and LSTM beside torch's, with dropout beside Keras', alone and behind convolutions",
+              recurrent),
         Suite("models", "the notebook's models and TextCNN as wholes", models),
         Suite("peak", "how much of the CPU's multiply-add peak the forward pass reaches", peak,
               providers=NUMBA, measure=share_of_peak),

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import seqconv
 from benchmarks.operations.steps import TensorStep, layer_tensors, place, seeded
 from benchmarks.operations.torch_peers import no_device, torch_providers
 from benchmarks.registry import Case, Operation, Provider, drawn, operation
@@ -301,9 +302,11 @@ class Layers(Operation):
 
     def __init__(self, fused: list[ConvPool]) -> None:
         super().__init__()
-        for name, kind in (("LSTM", nn.LSTM), ("GRU", nn.GRU)):
+        for name, kind, own in (("LSTM", nn.LSTM, seqconv.LSTM), ("GRU", nn.GRU, seqconv.GRU)):
             make = partial(Recurrent, kind)
             self.register(Provider(name, make, unavailable=no_device, baseline=True, definition=make))
+            ours = partial(Recurrent, own)
+            self.register(Provider(f"seqconv {name}", ours, no_own_kernel, baseline=True, definition=make))
         providers = {one.name: one for layer in fused for one in layer.providers.values()}
         for one in providers.values():
             if one.name == "torch eager" or one.ours:
@@ -330,6 +333,16 @@ class Layers(Operation):
         with torch.no_grad():
             gradient = torch.ones_like(module(sequences))
         return TensorStep(case, lambda: module(sequences), sequences, dict(module.named_parameters()), gradient)
+
+
+def no_own_kernel(case: Case) -> str | None:
+    """Return why seqconv's recurrent layers would run torch's kernels on a case, or ``None``."""
+    return no_device(case) or (None if has_own_rnns(case.device) else "seqconv has no recurrent kernel for GPUs")
+
+
+def has_own_rnns(device: str) -> bool:
+    """Return whether seqconv has recurrent kernels of its own for a device."""
+    return device == "cpu" or "triton" in backends.names("gru")
 
 
 def unavailable_layer(provider: str, case: Case) -> str | None:

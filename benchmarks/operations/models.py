@@ -1,8 +1,12 @@
 """Whole models: seqconv's beside the same model composed of torch's modules, with the same weights.
 
 A training step is loss, backward and RMSprop, as :mod:`seqconv.training` would do it: the same loss and optimizer on
-both sides. The hybrid has no dropout here, as torch's GRU knows none between its time steps. The RNN that one would
-take instead of a convnet answers to its own definition: only the task is common.
+both sides. The RNN that one would take instead of a convnet, torch's or seqconv's, answers to its own definition: only
+the task is common.
+
+Torch's GRU has no dropout of its input and state, so ``conv_gru`` has none. ``conv_gru_dropout`` and
+``jena_gru_dropout`` have the notebook's: they meet a loop of torch's operations with the same masks, and torch's own
+layers without dropout, which have less to do and another loss.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.operations.gather import COLUMNS, ROWS, fill_windows, random_starts, reviews, reviews_origin
+from benchmarks.operations.layers import no_own_kernel
 from benchmarks.operations.steps import TensorStep, seeded
 from benchmarks.operations.torch_peers import no_device, on_cpu
 from benchmarks.registry import Case, Operation, Provider
@@ -144,6 +149,7 @@ class Model:
     """A model on both sides, from its width (words or columns), its length and its loss; and its rival RNN's name.
 
     ``takes`` is ``"tokens"``, ``"windows"`` or ``"starts"`` of windows in a series that both sides then hold.
+    ``drops``: has dropout on a GRU's input and state, which torch's side lacks.
     """
 
     ours: Callable[..., nn.Module]
@@ -153,20 +159,26 @@ class Model:
     loss: Callable[[Tensor, Tensor], Tensor]
     takes: str
     rival: str | None = None
+    drops: bool = False
 
 
 BINARY, ABSOLUTE = F.binary_cross_entropy_with_logits, F.l1_loss
 LSTM, GRU = "LSTM(32)", "GRU(32)"
+DROPOUTS: dict[str, Any] = {"input_dropout": 0.1, "recurrent_dropout": 0.5}  # the notebook's
 HYBRID = partial(models.ConvGRU, input_dropout=0.0, recurrent_dropout=0.0)
+DROPPED_HYBRID, DROPPED_GRU = partial(models.ConvGRU, **DROPOUTS), partial(models.JenaGRU, **DROPOUTS)
 TORCH_IMDB = partial(TorchConvnet, words=True, size=7, pools=(5, 0))
 TORCH_JENA = partial(TorchConvnet, words=False, size=5, pools=(3, 3, 0))
 TORCH_HYBRID = partial(TorchConvnet, words=False, size=5, pools=(3, 0), recurrent=True)
+TORCH_GRU = partial(TorchRNN, words=False)
 
 MODELS = {
     "imdb_convnet": Model(models.ImdbConvnet, TORCH_IMDB, 10_000, 500, BINARY, "tokens", LSTM),
     "jena_convnet": Model(models.JenaConvnet, TORCH_JENA, COLUMNS, 240, ABSOLUTE, "windows", GRU),
     "jena_convnet_from_starts": Model(models.JenaConvnet, TORCH_JENA, COLUMNS, 240, ABSOLUTE, "starts"),
     "conv_gru": Model(HYBRID, TORCH_HYBRID, COLUMNS, 240, ABSOLUTE, "windows"),
+    "conv_gru_dropout": Model(DROPPED_HYBRID, TORCH_HYBRID, COLUMNS, 240, ABSOLUTE, "windows", drops=True),
+    "jena_gru_dropout": Model(DROPPED_GRU, TORCH_GRU, COLUMNS, 240, ABSOLUTE, "windows", drops=True),
     "textcnn": Model(models.TextCNN, TorchTextCNN, 10_000, 500, BINARY, "tokens"),
 }
 
@@ -201,18 +213,22 @@ class Models(Operation):
     def __init__(self) -> None:
         super().__init__()
         for name, contiguous in (("torch eager", False), ("torch eager, copied to contiguous", True)):
-            make = partial(torch_model, contiguous=contiguous)
-            self.register(Provider(name, make, unavailable=no_device, baseline=True))
+            model = partial(torch_model, contiguous=contiguous)
+            self.register(Provider(name, model, unavailable=no_dropout, baseline=True))
+        without, loop = "torch eager without dropout", partial(seqconv_model, backend="reference")
+        self.register(Provider(without, torch_model, only_dropout, baseline=True, definition=torch_model))
+        self.register(Provider("torch loop", loop, only_dropout, baseline=True))
         for rival in (LSTM, GRU):
-            unavailable = partial(not_the_rival, rival)
-            self.register(Provider(f"torch {rival}", rnn_model, unavailable, baseline=True, definition=rnn_model))
+            for name, make, unable in (("torch", rnn_model, no_device), ("seqconv", own_rnn_model, no_own_kernel)):
+                unavailable = partial(not_the_rival, rival, unable)
+                self.register(Provider(f"{name} {rival}", make, unavailable, baseline=True, definition=rnn_model))
         filled = partial(seqconv_model, reads=FromFilled)
         self.register(Provider("windows filled, then seqconv's model", filled, takes_no_starts, baseline=True))
         self.register(Provider("seqconv auto", seqconv_model, unavailable=no_device, ours=True))
 
     def definition(self, case: Case) -> Any:
-        """Return torch's model."""
-        return torch_model(case)
+        """Return torch's model, or seqconv's on torch's operations where torch has no such dropout."""
+        return seqconv_model(case, backend="reference") if model_of(case).drops else torch_model(case)
 
     def compared(self, values: str) -> tuple[str, ...] | None:  # noqa: ARG002
         """Check predictions, or the loss: gradients are checked layer by layer, where no rounding moves a maximum."""
@@ -256,14 +272,20 @@ class ModelStep(TensorStep):
         torch.manual_seed(0)
 
 
-def seqconv_model(case: Case, reads: type[FromStarts] = FromSeries) -> nn.Module:
+def seqconv_model(case: Case, reads: type[FromStarts] = FromSeries, *, backend: str = "auto") -> nn.Module:
     """Return seqconv's model with the notebook's weights, always the same ones."""
-    return around(case, reads, initialised(lambda: model_of(case).ours(case.shape["C"], backend="auto")))
+    return around(case, reads, initialised(lambda: model_of(case).ours(case.shape["C"], backend=backend)))
 
 
 def rnn_model(case: Case) -> nn.Module:
-    """Return the case's RNN with the notebook's weights."""
+    """Return the case's RNN of torch's, with the notebook's weights."""
     return initialised(lambda: TorchRNN(case.shape["C"], words=model_of(case).takes == "tokens"))
+
+
+def own_rnn_model(case: Case) -> nn.Module:
+    """Return the case's RNN of seqconv's, with the same weights."""
+    own = models.ImdbLSTM if model_of(case).takes == "tokens" else models.JenaGRU
+    return initialised(lambda: own(case.shape["C"]))
 
 
 def initialised(build: Callable[[], nn.Module]) -> nn.Module:
@@ -275,7 +297,7 @@ def initialised(build: Callable[[], nn.Module]) -> nn.Module:
 
 def torch_model(case: Case, *, contiguous: bool = False) -> nn.Module:
     """Return torch's model with the weights of seqconv's."""
-    model = model_of(case).torch(case.shape["C"], contiguous=contiguous)
+    model = model_of(case).torch(case.shape["C"], **({"contiguous": True} if contiguous else {}))
     given = list(seqconv_model(case).parameters())
     with torch.no_grad():
         for own in model.parameters():
@@ -296,9 +318,19 @@ def series() -> Tensor:
     return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
 
 
-def not_the_rival(rival: str, case: Case) -> str | None:
-    """Return why an RNN is no rival of the case's model, or ``None``."""
-    return no_device(case) or (None if model_of(case).rival == rival else "is the rival of another model")
+def not_the_rival(rival: str, unable: Callable[[Case], str | None], case: Case) -> str | None:
+    """Return why an RNN is no rival of the case's model, or cannot serve it; or ``None``."""
+    return unable(case) or (None if model_of(case).rival == rival else "is the rival of another model")
+
+
+def no_dropout(case: Case) -> str | None:
+    """Return why a model of torch's layers alone cannot serve a case, or ``None``."""
+    return no_device(case) or ("has no dropout of a GRU's input and state" if model_of(case).drops else None)
+
+
+def only_dropout(case: Case) -> str | None:
+    """Return why a side that is there for such dropout does not serve a case, or ``None``."""
+    return no_device(case) or (None if model_of(case).drops else "is for models with dropout of input and state")
 
 
 def takes_no_starts(case: Case) -> str | None:

@@ -2,8 +2,10 @@
 
 ``rivals``: the notebook's convnets beside the recurrent models that they would replace, and beside torch's own.
 Each side is there as eager calls and as one CUDA graph, so that a launch-bound rival is not beaten for being
-launch-bound. On a GPU the LSTM and the GRU are cuDNN's. ``peers``: seqconv is timed in turn with torch, torch.compile,
-an RNN and each of :mod:`benchmarks.peers`; they are not timed beside each other.
+launch-bound. On a GPU torch's LSTM and GRU are cuDNN's. ``peers``: seqconv is timed in turn with torch, torch.compile,
+an RNN and each of :mod:`benchmarks.peers`; they are not timed beside each other. torch.compile leaves a GRU to torch
+and compiles what is around it. Keras draws masks of its own for the dropout of a GRU's input and state, for each gate
+as seqconv does: a training step is timed with them, and its loss checked without.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.operations.layers import no_own_kernel
 from benchmarks.operations.models import (
     GRU,
     LSTM,
     Models,
     model_case,
     name_of,
+    no_dropout,
+    own_rnn_model,
     rnn_model,
     seqconv_model,
     torch_model,
@@ -33,7 +38,8 @@ from benchmarks.registry import Case, Operation, Provider
 
 RNNS = {"imdb_convnet": LSTM, "jena_convnet": GRU}
 GRAPH = ", CUDA graph"
-CONVERTED = ("imdb_convnet", "jena_convnet", "textcnn")  # the models that other frameworks have
+# The models that other frameworks have.
+CONVERTED = (*RNNS, "conv_gru", "conv_gru_dropout", "jena_gru_dropout", "textcnn")
 # Other frameworks add in an order of their own: their errors were up to so many times what seqconv's may be.
 LEEWAY = 8.0
 
@@ -62,8 +68,9 @@ class Rivals(Models):
         Operation.__init__(self)
         for graphed in (True, False):
             for model, rnn in RNNS.items():
-                definition = partial(made, rnn_model)
-                self.add(rnn, rnn_model, graphed, partial(another, model), baseline=True, definition=definition)
+                marks: dict[str, Any] = {"baseline": True, "definition": partial(made, rnn_model)}
+                self.add(rnn, rnn_model, graphed, partial(another, model), **marks)
+                self.add(f"seqconv {rnn}", own_rnn_model, graphed, partial(another_or_torch_s, model), **marks)
             self.add("torch eager", torch_model, graphed, baseline=True)
             for name, mode in COMPILE_MODES.items():
                 make, unable = partial(compiled_model, {"mode": mode}), partial(cannot_compile, name)
@@ -107,6 +114,11 @@ def another(model: str, case: Case) -> str | None:
     return None if case.name == model else f"is the rival of {model}"
 
 
+def another_or_torch_s(model: str, case: Case) -> str | None:
+    """Return that a case is of another model than an RNN's, or has the kernels of torch's RNN; or ``None``."""
+    return another(model, case) or no_own_kernel(case)
+
+
 def compiled_model(options: Mapping[str, Any], case: Case) -> nn.Module:
     """Return torch's convnet, compiled."""
     return torch.compile(torch_model(case), dynamic=False, **options)  # type: ignore[return-value]
@@ -121,18 +133,21 @@ class Peers(Models):
 
     def __init__(self) -> None:
         super().__init__()
-        cannot = partial(cannot_compile, "torch.compile")
-        self.register(Provider("torch.compile", with_eager_numbers, unavailable=cannot, baseline=True))
+        self.register(Provider("torch.compile", with_eager_numbers, cannot_compile_model, baseline=True))
         for peer in PEERS.values():
+            marks: dict[str, Any] = {"baseline": True, "leeway": LEEWAY, "definition": torch_model}
             make, reason = partial(RemoteStep, peer.name), partial(unserved, peer)
-            self.register(
-                Provider(peer.name, lambda _case, make=make: make, unavailable=reason, baseline=True, leeway=LEEWAY)  # type: ignore[misc]
-            )
+            self.register(Provider(peer.name, lambda _case, make=make: make, reason, **marks))  # type: ignore[misc]
 
     def step(self, case: Case, function: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
         """Return the model at work."""
         remote = isinstance(function, partial)
         return function(case) if remote else super().step(case, function, inputs, dtype)
+
+
+def cannot_compile_model(case: Case) -> str | None:
+    """Return why torch.compile cannot serve a case, or ``None``."""
+    return no_dropout(case) or cannot_compile("torch.compile", case)
 
 
 def with_eager_numbers(case: Case) -> nn.Module:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .micro.activations import sigmoid, tanh
+from .micro.channel_blocks import carry_sums
 from .micro.gemm import IN_ROWS, gemm
 from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import clear, copy_row, pack_panel
@@ -59,6 +60,10 @@ __all__ = [
 ]
 
 GRU, RESET_BEFORE, LSTM = 0, 1, 2  # cells
+
+# Chunks of steps whose gradients of weights are added up before the sum, and later its rounding error, is carried to
+# the total. Without that the bias gradients of LSTM(32) over 500 steps of 128 sequences err 1.5 to 6 times as torch's.
+CARRIED = 8
 
 
 class Layer(NamedTuple):
@@ -860,6 +865,7 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     sizes = (
         layer.chunk * step_inputs, layer.chunk * step_goals, rows * 4 * line, rows * line, rows * line,
         rows * 4 * line, layer.chunk * rows * wide * (4 if layer.input_mask_gate else 1),
+        layer.gates * (layer.features + layer.hidden + 2) * line,
     )  # fmt: skip
     total = LINE
     for one in sizes:
@@ -872,6 +878,7 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
     dc = aligned(dh + sizes[3])
     products = aligned(dc + sizes[4])
     dx = aligned(products + sizes[5])
+    sums = aligned(dx + sizes[6])
     clear(inputs, (dx - inputs) // size, zero)
     write_ones(layer, inputs, layer.input_row, layer.chunk * layer.buffers * rows, zero)
     steps = 0
@@ -883,7 +890,12 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
             copy_row(dh + r * line, places.dh_last + last, size, layer.hidden, zero)
         if places.dc_last:
             copy_row(dc + r * line, places.dc_last + last, size, layer.hidden, zero)
-    target = places.d_weights + part * layer.gates * (layer.features + layer.hidden + 2) * line
+    totals = places.d_weights + part * sizes[7]
+    carried = layer.steps > CARRIED * layer.chunk
+    if carried:
+        clear(totals, sizes[7] // size, zero)
+        clear(sums, sizes[7] // size, zero)
+    chunks = 0
     recomputed = layer.kept < 4
     done = 0
     for number in range(layer.steps - 1, -1, -1):
@@ -917,8 +929,11 @@ def backward_tile(part: int, layer: Layer, places: Places, zero: Any) -> None:
         pass_on(layer, places, tile, t, step, products, zero)
         done += 1
         if done == layer.chunk or number == 0:
-            fresh = number + done == layer.steps
-            add_weights(layer, tile, done, inputs, goals, target, fresh, zero)
+            fresh = not carried and chunks == 0
+            add_weights(layer, tile, done, inputs, goals, sums if carried else totals, fresh, zero)
+            chunks += 1
+            if carried and (chunks % CARRIED == 0 or number == 0):
+                carry_sums(sums, totals, sizes[7], zero)
             if places.dx:
                 write_input_gradients(layer, places, tile, number + done - 1, done, goals, dx, zero)
             done = 0

@@ -66,7 +66,8 @@ def markdown(task: Task, outcomes: Sequence[Outcome], measured_on: dict[str, Any
         f"## {task.title} ({task.origin})\n\n{table(task, outcomes, 'github')}\n\n"
         f"Data: {task.source}. {settings.epochs} epochs of {steps}, batches of {settings.batch_size}; figures are "
         f"those of the best epoch. A step is forward, loss, backward and optimizer on one batch, models in turn; "
-        f"speed is against {task.rival}.\n\nMachine: {environment.one_line(measured_on)}.\n"
+        f"speed is against {task.rival} on torch's operations or on the backend, whichever is faster.\n\n"
+        f"Machine: {environment.one_line(measured_on)}.\n"
     )
 
 

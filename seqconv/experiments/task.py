@@ -71,8 +71,9 @@ class Task:
     """What a comparison needs.
 
     ``train()`` gives a fresh loader, in the same order each time. ``entries`` maps a model's name to its entry;
-    ``rival`` is the recurrent model that the others' speed is told against. ``loss(outputs, targets)`` is the batch's
-    mean. ``in_units`` turns the metric into ``units`` where it has any beside its own.
+    ``rival`` is the recurrent model that the others' speed is told against, on the backend or on torch's operations,
+    whichever is faster. ``loss(outputs, targets)`` is the batch's mean. ``in_units`` turns the metric into ``units``
+    where it has any beside its own.
     """
 
     name: str

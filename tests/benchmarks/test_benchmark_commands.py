@@ -101,7 +101,7 @@ def test_all_suites_but_those_on_request_run_if_none_is_named(monkeypatch):
     monkeypatch.setattr(__main__, "subprocess", fake)
     assert main([]) == 1
     chosen = [word.partition("=")[2] for word in asked if word.startswith("--suite")]
-    assert chosen == ["windows", "conv_pool", "gather", "layers", "models", "peak", "dispatch", "memory"]
+    assert chosen == ["windows", "conv_pool", "gather", "layers", "recurrent", "models", "peak", "dispatch", "memory"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

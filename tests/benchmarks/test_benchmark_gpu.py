@@ -609,6 +609,14 @@ def test_promises_are_held_against_torch_at_its_best():
     best = "times faster than torch's best (torch.compile; max-autotune was not measured)"
     assert (best, case, "3", "2", "reached") in rows
     assert all(row[2] == "not measured" for row in promises.promised([]))
+    case = step_case("jena_convnet", "training_step", device="cuda").as_dict()
+    both = [
+        gpu_figure("seqconv auto, CUDA graph", 1e-3, suite="rivals", case=case, baseline=f"{rnn}GRU(32), CUDA graph",
+                   ours=True, baseline_samples=[seconds] * 3)
+        for rnn, seconds in (("", 20e-3), ("seqconv ", 5e-3))
+    ]  # fmt: skip
+    (row,) = [one for one in promises.promised([results.measurement(one) for one in both]) if "GRU(32)" in one[0]]
+    assert row[2:] == ("5", "10", "short")
     on_a_cpu = results.collect([], [], command="", load=0.0, exit_code=0)
     assert promises.sections(on_a_cpu, "simple") == []
 

@@ -180,13 +180,15 @@ def test_all_sides_of_a_model_are_right(name, mode):
     case = model_case(name, mode, batch=2)
     rival = {f"torch {MODELS[name].rival}"} if MODELS[name].rival else set()
     right = serving(case)
-    expected = {"torch eager", "torch eager, copied to contiguous", "seqconv auto"} | rival
+    torchs = {"torch eager", "torch eager, copied to contiguous"}
+    torchs = {"torch eager without dropout", "torch loop"} if MODELS[name].drops else torchs
+    expected = torchs | {"seqconv auto"} | rival | {one.replace("torch", "seqconv") for one in rival}
     assert {one.provider.name for one in right} >= expected
     for candidate in right:
         assert check(candidate).keys() == {"output, random"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.drops])
 def test_a_model_s_gradients_agree_in_double_precision(name):
     case = replace(model_case(name, "training_step", batch=2), shape={"N": 2, "C": MODELS[name].width, "L": 100})
     kind, found = operation("models"), []
@@ -219,9 +221,13 @@ def test_other_weights_are_seen_and_a_model_s_do_not_depend_on_batch_or_mode():
 
 def test_seqconv_meets_torch_as_it_is_with_its_input_copied_the_rnn_and_gathering():
     both = ["torch eager", "torch eager, copied to contiguous"]
-    more = {"imdb_convnet": ["torch LSTM(32)"], "jena_convnet": ["torch GRU(32)"], "conv_gru": [], "textcnn": [],
+    more = {"imdb_convnet": ["torch LSTM(32)", "seqconv LSTM(32)"], "conv_gru": [], "textcnn": [],
+            "jena_convnet": ["torch GRU(32)", "seqconv GRU(32)"],
             "jena_convnet_from_starts": ["windows filled, then seqconv's model"]}  # fmt: skip
-    assert {name: met(model_case(name, "inference")) for name in MODELS} == {name: both + more[name] for name in MODELS}
+    expected = {name: both + found for name, found in more.items()}
+    dropped = ["torch eager without dropout", "torch loop"]
+    expected |= {name: dropped for name, model in MODELS.items() if model.drops}
+    assert {name: met(model_case(name, "inference")) for name in MODELS} == expected
     windows = ["torch eager", "torch eager, index_select", "windows filled, then seqconv's layer"]
     assert met(gather.window_case("jena1", "forward")) == windows
 
@@ -231,7 +237,14 @@ def test_all_layers_that_can_serve_are_right():
     case = replace(case, shape={**case.shape, "L": 20})
     found = {one.provider.name: one for one in candidates(case)}
     assert "GPU" in found["convolution, seqconv triton"].unavailable
-    for name in ("LSTM", "GRU", "convolution, torch eager", "convolution, seqconv numba"):
+    for name in (
+        "LSTM",
+        "seqconv LSTM",
+        "GRU",
+        "seqconv GRU",
+        "convolution, torch eager",
+        "convolution, seqconv numba",
+    ):
         assert found[name].unavailable is None
         assert check(found[name]).keys() == {"output, random"}
 
@@ -239,7 +252,7 @@ def test_all_layers_that_can_serve_are_right():
 @pytest.mark.parametrize(("name", "mode"), [("imdb_convnet", "training_step"), ("jena_convnet", "inference")])
 def test_all_rivals_answer_to_their_definition(name, mode):
     case, providers = step_case(name, mode, batch=3), operation("rivals").providers
-    for provider in ("torch eager", "seqconv auto", RNNS[name]):
+    for provider in ("torch eager", "seqconv auto", RNNS[name], f"seqconv {RNNS[name]}"):
         assert check(Contender(case, providers[provider])).keys() == {"output, random"}
     case = step_case("imdb_convnet", "inference")
     assert providers["GRU(32)"].unavailable(case) == "is the rival of jena_convnet"

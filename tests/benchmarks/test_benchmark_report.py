@@ -52,6 +52,20 @@ def test_figures_are_those_of_the_samples_and_only_what_is_ours_can_lose(run):
     assert [results.loses(one) for one in run["measurements"]] == [False, False, False, True]
 
 
+def test_convnets_are_told_against_the_faster_rnn_where_both_were_timed():
+    def against(baseline, ratio, **more):
+        return results.measurement(
+            figure("seqconv auto", [1e-3] * 3, [ratio * 1e-3] * 3, ours=True, **{**more, "baseline": baseline})
+        )
+
+    found = [against("torch GRU(32)", 8), against("seqconv GRU(32)", 2), against("torch eager", 1.5)]
+    title, table = report.against_rnns(found, "github")
+    assert "faster RNN" in title
+    assert table.count("seqconv auto") == 1
+    assert re.search(r"seqconv auto +\| 2 +\| seqconv GRU\(32\)", table)
+    assert report.against_rnns(found[:1], "github") == ["", ""]
+
+
 def test_a_file_gives_back_what_was_written_and_others_are_refused(tmp_path, run):
     path = tmp_path / "new" / "run.json"
     results.write(path, run)

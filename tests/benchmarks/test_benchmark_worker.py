@@ -129,6 +129,7 @@ def test_peers_that_cannot_serve_say_why(installed):
     assert unserved(PEERS["OpenVINO"], peer_case("jena_convnet", "training_step")) == "does not train"
     assert unserved(PEERS["Keras, JAX"], peer_case("jena_convnet", "training_step")) is None
     assert unserved(PEERS["Keras, JAX"], peer_case("jena_convnet_from_starts", "inference")).startswith("has no jena")
+    assert unserved(PEERS["Keras, JAX"], peer_case("conv_gru_dropout", "training_step")) is None
     assert unserved(PEERS["Keras, JAX"], peer_case("textcnn", "training_step")).startswith("draws other numbers")
     on_gpu = model_case("jena_convnet", "inference", device="cuda", operation="peers")
     assert unserved(PEERS["OpenVINO"], on_gpu) == "is for CPUs"
@@ -137,7 +138,9 @@ def test_peers_that_cannot_serve_say_why(installed):
 def test_seqconv_meets_everyone_and_they_do_not_meet_each_other():
     pairs = comparisons(peer_case("imdb_convnet", "training_step"))
     assert {one.candidate.provider.name for one in pairs} == {"seqconv auto"}
-    assert {one.against.provider.name for one in pairs} >= {"torch eager", "torch.compile", "torch LSTM(32)", *PEERS}
+    assert {one.against.provider.name for one in pairs} >= {
+        *("torch eager", "torch.compile", "torch LSTM(32)", "seqconv LSTM(32)"), *PEERS,
+    }  # fmt: skip
 
 
 def test_what_is_restored_is_restored_before_every_call(monkeypatch):
@@ -147,6 +150,8 @@ def test_what_is_restored_is_restored_before_every_call(monkeypatch):
     frameworks.start("planted", peer_case("jena_convnet", "inference").as_dict(), torch.get_num_threads())
     assert len(frameworks.seconds(3)) == 3
     assert frameworks.results() == [1.0]
+    frameworks.at_work[:] = [Work(work.call, work.restore, lambda: np.array([len(state)]))]
+    assert frameworks.results() == [0.0]  # what is known, from the first state, instead of the last call's
     assert frameworks.trial(work) > 0
 
 
@@ -189,9 +194,15 @@ class Layers:
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "pools", "size"), [("imdb_convnet", True, [5], 7), ("jena_convnet", False, [3, 3], 5)]
+    ("name", "words", "pools", "size", "last"),
+    [
+        ("imdb_convnet", True, [5], 7, ("GlobalMaxPooling1D",)),
+        ("jena_convnet", False, [3, 3], 5, ("GlobalMaxPooling1D",)),
+        ("conv_gru", False, [3], 5, ("GRU", 32)),
+        ("conv_gru_dropout", False, [3], 5, ("GRU", 32, 0.1, 0.5)),
+    ],
 )
-def test_keras_models_are_the_notebook_s(name, words, pools, size, monkeypatch):
+def test_keras_models_are_the_notebook_s(name, words, pools, size, last, monkeypatch):
     keras = types.ModuleType("keras")
     keras.layers, keras.Input, keras.Sequential = Layers(), lambda shape, dtype="float32": (shape, dtype), list
     monkeypatch.setitem(sys.modules, "keras", keras)
@@ -200,10 +211,11 @@ def test_keras_models_are_the_notebook_s(name, words, pools, size, monkeypatch):
     convs = [("Conv1D", 32, size, "relu")] * (len(pools) + 1)
     expected = [("Embedding", 14, 128)] if words else []
     for conv, pool in zip(convs, [*pools, 0], strict=True):
-        expected += [conv, ("MaxPooling1D", pool) if pool else ("GlobalMaxPooling1D",)]
+        expected += [conv, ("MaxPooling1D", pool) if pool else last]
     assert stack == [*expected, ("Dense", 1)]
-    with pytest.raises(ValueError, match="no Keras model of conv_gru"):
-        frameworks.keras_model("conv_gru", 14, 240)
+    assert frameworks.keras_model("jena_gru_dropout", 14, 240)[1:] == [("GRU", 32, 0.1, 0.5), ("Dense", 1)]
+    with pytest.raises(ValueError, match="no Keras model of danq"):
+        frameworks.keras_model("danq", 14, 240)
 
 
 @pytest.mark.parametrize(
