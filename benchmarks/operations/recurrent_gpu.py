@@ -207,7 +207,7 @@ def made(side: RecurrentSide, graphed: bool, case: Case) -> Layer:
     return Layer(side.make(), case, graphed)
 
 
-class RecurrentLayers(Operation):
+class RecurrentOnGPUs(Operation):
     """A recurrent layer's output, and its gradients where the mode has any."""
 
     name = "recurrent_gpu"
@@ -265,4 +265,4 @@ class RecurrentLayers(Operation):
 
 def operations() -> list[Operation]:
     """Return the recurrent layer."""
-    return [RecurrentLayers()]
+    return [RecurrentOnGPUs()]
