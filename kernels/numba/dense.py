@@ -43,6 +43,7 @@ from .micro.simd import REGISTERS
 from .runtime import threads
 
 __all__ = [
+    "CPU",
     "DTYPES",
     "Frozen",
     "argmax_format",

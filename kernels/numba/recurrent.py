@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..recurrence import CELLS, EVERYTHING, NOTHING, STATES, Gradients, Masks, Weights
-from .dense import DTYPES, lane_count
+from .dense import CPU, DTYPES, lane_count
 from .micro.gemm import IN_ROWS, TAPS, odd_lines
 from .micro.tile import TILE, VECTORS
 from .recurrent_kernel import (
@@ -250,7 +250,7 @@ def _pack(layer: Layer, weights: Sequence[Weights], like: Tensor) -> Tensor:
     """Return memory with the weights of all directions as the products of the forward pass read them."""
     zero = DTYPES[like.dtype]
     step = layer.gates * _panels(layer.padded, zero) * (layer.features + layer.hidden + 2) * IN_ROWS
-    packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8)
+    packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8, device=CPU)
     for d, own in enumerate(weights):
         pack_weights(layer, tuple(_address(one) for one in own[:4]), _aligned(packed) + d * step, zero)
     return packed
@@ -264,7 +264,7 @@ def _pack_transposed(
 
     def pack(columns: int, first_gate: int, field: str) -> Tensor:
         step = _panels(columns, zero) * rows * IN_ROWS
-        packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8)
+        packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8, device=CPU)
         for d, own in enumerate(weights):
             source = getattr(own, field).data_ptr()
             pack_transposed(layer, source, columns, first_gate, _aligned(packed) + d * step, zero)

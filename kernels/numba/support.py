@@ -84,7 +84,7 @@ def refuse_length(source: Source, convolution: Convolution) -> str | None:
     return None
 
 
-def refuse_recurrent(input: Tensor, weights: Sequence[Weights], masks: Masks) -> str | None:
+def refuse_recurrent(input: Tensor, states: Sequence[Tensor], weights: Sequence[Weights], masks: Masks) -> str | None:
     """Return why the recurrent kernels cannot serve a call, or ``None``."""
     if MISSING is not None:
         return MISSING
@@ -92,6 +92,9 @@ def refuse_recurrent(input: Tensor, weights: Sequence[Weights], masks: Masks) ->
         return f"it serves tensors on the CPU, got one on {input.device}"
     if input.dtype not in (*DTYPES, torch.float16, torch.bfloat16):
         return f"it serves float32, float64, float16 and bfloat16, got {input.dtype}"
+    for one in (*states, *(one for own in weights for one in own), *masks):
+        if one is not None and one.dtype != input.dtype:  # under autocast
+            return f"it serves states, weights and masks of the input's dtype, {input.dtype}, got {one.dtype}"
     if weights[0].weight_hr is not None:
         return f"it serves layers without a projection, got proj_size {weights[0].weight_hr.size(0)}"
     for name, mask in zip(("input_mask", "recurrent_mask"), masks, strict=True):

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -277,6 +278,8 @@ def recurrent_call(
     time_axis = 1 if batch and batch_first and not packed else 0
     if data.size(time_axis) == 0:
         raise ValueError(f"input must have at least one time step, got shape {tuple(data.shape)}")
+    if isinstance(dropout, bool) or not isinstance(dropout, Real):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
 
@@ -406,7 +409,7 @@ class RecurrentCall:
         last: list[tuple[Tensor, ...]] = [states]
         for first in range(self.directions, len(self.weights), self.directions):
             if self.dropout:
-                output = F.dropout(output, self.dropout, self.training)
+                output = self._dropped(output)
             arguments = self._arguments(first, output, lengths)
             output, states = backends.choose(self.operation, backend, arguments)(*arguments)
             last.append(states)
@@ -415,6 +418,13 @@ class RecurrentCall:
         if len(last) == 1:
             return output, *states
         return output, *(torch.cat(states) for states in zip(*last, strict=True))
+
+    def _dropped(self, output: Tensor) -> Tensor:
+        """Return a layer's output with torch's dropout, which draws for packed data what it has there."""
+        if self.batch_sizes is None:
+            return F.dropout(output, self.dropout, self.training)
+        data = F.dropout(pack_padded_sequence(output, self._lengths()).data, self.dropout, self.training)
+        return pad_packed_sequence(PackedSequence(data, self.batch_sizes))[0]
 
     def _arguments(self, first: int, input: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
         """Return what the kernel takes for a layer, whose first direction is the number ``first`` of all."""
@@ -437,11 +447,13 @@ class RecurrentCall:
 
     def _lengths(self) -> Tensor:
         assert self.batch_sizes is not None
-        return (self.batch_sizes > torch.arange(int(self.batch_sizes[0]))[:, None]).sum(1)
+        first = int(self.batch_sizes[0])
+        return (self.batch_sizes > torch.arange(first, device=self.batch_sizes.device)[:, None]).sum(1)
 
     def _as_input(self, output: Tensor) -> Tensor | PackedSequence:
         if isinstance(self.input, PackedSequence):
-            return self.input._replace(data=output)
+            given = self.input  # Dynamo makes an empty one of _replace
+            return PackedSequence(output, given.batch_sizes, given.sorted_indices, given.unsorted_indices)
         return output.movedim(0, self.time_axis) if self.input.dim() == 3 else output.squeeze(1)
 
     def _as_input_states(self, state: Tensor) -> Tensor:
@@ -543,7 +555,7 @@ def _sizes(weights: Weights, gates: int) -> tuple[int, int]:
 def _check(name: str, tensor: Tensor, data: Tensor, *shapes: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if tuple(tensor.shape) not in shapes:
+    if not any(tensor.shape == shape for shape in shapes):  # Dynamo takes `in` for identity where sizes are symbols
         raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(tensor.shape)}")
     if tensor.device != data.device:
         raise ValueError(f"{name} must be on the device of input, {data.device}, got {tensor.device}")
@@ -561,8 +573,8 @@ def _composed(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _refuse_on_cpu(*given: Any) -> str | None:
     """Return why the CPU's kernels cannot serve a call, or ``None``."""
-    _, input, _, weights, masks, *_ = given
-    return numba_support.refuse_recurrent(input, weights, masks) or _unfollowed(*given)
+    _, input, states, weights, masks, *_ = given
+    return numba_support.refuse_recurrent(input, states, weights, masks) or _unfollowed(*given)
 
 
 def _refuse_on_gpus(*given: Any) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seqconv import backends
 from seqconv.functional import autograd
+from seqconv.functional.following import in_plain_memory
 from seqconv.functional.operators import operator, refuse_to_differentiate
 from seqconv.kernels.recurrence import EVERYTHING, NOTHING, STATES, Masks, Weights
 
@@ -205,7 +206,7 @@ def _gradients(
     wants_input, wants_h0, wants_c0, want_weights = wants
     if all(one is None for one in upstream):
         return None, None, None, [None] * len(weights)
-    gradient, dh, dc = upstream
+    gradient, dh, dc = (None if one is None else in_plain_memory(one) for one in upstream)
     wanted = [wants_input, wants_h0 or wants_c0, any(want_weights)]
     dx, dh0, *rest = run(
         backend, cell, gradient, dh, None if c0 is None else dc, input, h0, c0, weights, directions, input_mask,

@@ -20,6 +20,11 @@ __all__ = ["SHAPES", "Link", "is_shape_read", "length_read", "link_of"]
 SHAPES = frozenset(("size", "shape", "dim", "ndim"))  # reads of a tensor that leave its numbers alone
 SWAPS = ((1, 2), (2, 1), (-1, -2), (-2, -1), (1, -1), (-1, 1), (2, -2), (-2, 2))
 RECURRENT = (nn.GRU, nn.LSTM, nn.RNN)
+# What a subclass may change of a call.
+RECURRENT_METHODS = (
+    "forward", "check_forward_args", "check_input", "check_hidden_size", "get_expected_hidden_size",
+    "get_expected_cell_size", "permute_hidden", "all_weights",
+)  # fmt: skip
 
 
 class Link(NamedTuple):
@@ -240,10 +245,13 @@ def _module_step(node: fx.Node, name: str, module: nn.Module) -> Link | None:
 
 
 def _recurrent_step(node: fx.Node, name: str, module: nn.RNNBase, reason: str | None) -> Link:
-    operation = {nn.GRU.forward: "gru", nn.LSTM.forward: "lstm"}.get(type(module).forward)
-    of = type(module).__name__
-    if operation is None:
-        reason = reason or f"{of} has a forward of its own"
+    of, base = type(module).__name__, nn.GRU if isinstance(module, nn.GRU) else nn.LSTM
+    operation = base.__name__.lower()
+    own = [name for name in RECURRENT_METHODS if getattr(type(module), name, None) is not getattr(base, name, None)]
+    if not isinstance(module, base):
+        reason = reason or f"no kernels for {of}"
+    elif own:
+        reason = reason or f"{of} has a {own[0]} of its own"
     elif module.proj_size:
         reason = reason or f"proj_size {module.proj_size}"
     elif is_parametrized(module):

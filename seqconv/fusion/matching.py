@@ -24,6 +24,11 @@ WORDS = {
 
 
 STOP = "stop"
+# What may return a tensor with the memory of the one it is given.
+VIEWS = frozenset(
+    ("getitem", "select", "narrow", "transpose", "swapaxes", "permute", "movedim", "t", "view", "view_as", "reshape",
+     "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "unbind", "expand", "detach", "to")
+)  # fmt: skip
 WRITING = frozenset((*(getattr(operator, name) for name in IN_PLACE), operator.setitem, operator.delitem))
 UNPOOLED = (1, 1, 0, 1, False)  # the options of a pool that takes every position as it is
 
@@ -105,6 +110,8 @@ def rewrite(
     matcher = _Matcher(graph, steps, differentiable)
     found = {node: matcher.match(step) for node, step in steps.items() if step.kind in ("conv1d", "conv2d")}
     layers = [step for step in steps.values() if step.kind == "recurrent"]
+    reason = "its output is changed in place"
+    layers = [one._replace(reason=one.reason or reason) if _is_changed(one, leaves) else one for one in layers]
     chains = [one for one in found.values() if isinstance(one, Chain)]
     matcher.find_tokens(chains)
     rest = {*chains}
@@ -557,6 +564,21 @@ def _writes(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or "out" in node.kwargs or node.target in WRITING or bool(node.kwargs.get("inplace"))
+
+
+def _is_changed(layer: Link, leaves: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a GRU's output, or a part of it, is written to: torch's own does not need it for gradients."""
+    waiting = [one for one in layer.node.users if _is_part(one) and one.args[1:] == (0,)]
+    while waiting and layer.options["operation"] == "gru":
+        node = waiting.pop()
+        for user in node.users:
+            module = leaves.get(str(user.target)) if user.op == "call_module" else None
+            if _writes(user) or getattr(module, "inplace", False):
+                return True
+            name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+            if user.op != "call_module" and name in VIEWS:
+                waiting.append(user)
+    return False
 
 
 def _switches(node: fx.Node) -> bool:

@@ -31,10 +31,16 @@ def load(layer: nn.RNNBase, arrays: Any, *, reset_after: bool = True) -> None:
     stacked Keras layers are joined: ``first.get_weights() + second.get_weights()``.
 
     Raises ``TypeError`` for what is no list or no array of numbers, and ``ValueError`` for another number of arrays,
-    another shape or a layer with a projection, which Keras has not. Then no parameter has changed.
+    another shape, a layer with a projection, which Keras has not, or with weights that are parametrized or pruned. Then
+    no parameter has changed.
     """
     if layer.proj_size:
         raise ValueError(f"proj_size must be 0 to load weights of Keras' LSTM, got {layer.proj_size}")
+    if [*layer._parameters] != layer._flat_weights_names:
+        raise ValueError(
+            f"layer must have its weights as plain parameters, {', '.join(layer._flat_weights_names)}, got "
+            f"{', '.join(layer._parameters) or 'none'}: load before it is parametrized or pruned"
+        )
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list, as keras_layer.get_weights() returns, got {type(arrays).__name__}")
     names = ("kernel", "recurrent_kernel", "bias")[: 3 if layer.bias else 2]

@@ -191,7 +191,7 @@ class GRU(_RecurrentDropout, nn.GRU):
     Both dropouts act in training, drop for a whole sequence, and scale what they keep by 1 / (1 - p); a probability of
     1 drops everything, as in ``nn.Dropout`` (Keras takes it as 0). ``dropout`` is torch's, between layers. The kernels
     keep for the backward pass, besides input and output, 4 numbers of every unit and step, with ``recompute`` none; an
-    LSTM's 5, and 1.
+    LSTM's 5, and 1. So the output must not be changed in place before that pass, as ``nn.LSTM``'s must not.
 
     ``torch.compile`` skips the code that calls an ``nn.GRU`` or ``nn.LSTM``, this class among them, unless
     ``torch._dynamo.config.allow_rnn`` is true: then the kernel is an operator of the graph. The functions of

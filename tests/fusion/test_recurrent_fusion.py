@@ -114,6 +114,11 @@ class OwnForward(nn.GRU):
         return super().forward(2 * input, hx)
 
 
+class OwnOrder(nn.GRU):
+    def permute_hidden(self, hx, permutation):
+        return hx * 0 + 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -122,7 +127,8 @@ class OwnForward(nn.GRU):
             lambda model: setattr(model, "rnn", OwnForward(8, 16, batch_first=True)),
             "OwnForward has a forward of its own",
         ),
-        (lambda model: setattr(model, "rnn", nn.RNN(8, 16, batch_first=True)), "RNN has a forward of its own"),
+        (lambda model: setattr(model, "rnn", nn.RNN(8, 16, batch_first=True)), "no kernels for RNN"),
+        (lambda model: setattr(model, "rnn", OwnOrder(8, 16, batch_first=True)), "has a permute_hidden of its own"),
         (lambda model: parametrizations.weight_norm(model.rnn, "weight_hh_l0"), "parametrized"),
         (lambda model: model.rnn.register_forward_hook(lambda *_: None), "hook"),
     ],
@@ -180,3 +186,51 @@ def test_weights_that_are_exchanged_are_used(served):
     other.rnn.weight_hh_l0 = nn.Parameter(plain.rnn.weight_hh_l0 * 2)
     torch.testing.assert_close(fused(x), other(x), rtol=0, atol=1e-5)
     assert len(served) == 3
+
+
+IN_PLACE = [
+    lambda output: nn.functional.relu(output, inplace=True),
+    lambda output: output.relu_(),
+    lambda output: output.transpose(1, 2)[:, :3].mul_(2),
+    lambda output: nn.functional.dropout(output, 0.5, True, inplace=True),
+]
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_an_output_that_is_changed_in_place(change, served):
+    class Changing(Model):
+        def forward(self, x):
+            output, last = self.rnn(x)
+            return change(output).sum() + last.sum()
+
+    torch.manual_seed(0)
+    plain = Changing()
+    fused, x = seqconv.fuse(plain), torch.randn(3, 9, 8)
+    for one, other in zip(results(fused, x), results(plain, x), strict=True):
+        assert torch.equal(one, other)
+    assert served == []
+    assert row(fused, "rnn").reason == "its output is changed in place"
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_autocast_of_other_dtypes_is_torchs(layer, dtypes):
+    torch.manual_seed(0)
+    weights, inputs = dtypes
+    plain = layer(64, 64).to(weights)
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = plain
+
+        def forward(self, x, h):
+            return self.rnn(x, h if isinstance(plain, nn.GRU) else (h, h))[0]
+
+    model, x, h = Alone(), torch.randn(20, 4, 64, dtype=inputs), torch.randn(1, 4, 64, dtype=weights)
+    fused = seqconv.fuse(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = model(x, h), fused(x, h)
+    assert found.dtype == expected.dtype
+    # Products of bfloat16 over 20 steps, on states within (-1, 1).
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=20 * 2**-8)

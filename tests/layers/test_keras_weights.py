@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqconv import GRU, LSTM
@@ -241,3 +242,15 @@ def test_a_gru_that_resets_before_the_product_has_one_bias():
     layer.reset_after = False
     with pytest.raises(ValueError, match=r"must have shape \(12,\) with reset_after=False, got \(2, 12\)"):
         layer.load_keras_weights(GRU_ARRAYS)
+
+
+def test_parametrized_and_pruned_layers_are_refused():
+    arrays = [np.zeros(shape) for shape in ((4, 15), (5, 15), (2, 15))]
+    normed, pruned = GRU(4, 5), GRU(4, 5)
+    parametrizations.weight_norm(normed, "weight_hh_l0")
+    prune.l1_unstructured(pruned, "weight_hh_l0", amount=0.5)
+    for layer in (normed, pruned):
+        with pytest.raises(
+            ValueError, match="layer must have its weights as plain parameters, weight_ih_l0, weight_hh_l0"
+        ):
+            layer.load_keras_weights(arrays)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqconv
 
@@ -116,6 +117,26 @@ def test_compiled_gradients_are_those_of_eager_mode(layer, options):
             x = torch.randn(shape)
             for one, other in zip(step(compiled, model, x), step(model, model, x), strict=True):
                 assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packed_sequences_and_symbolic_sizes(layer, dynamic, backend):
+    weights = layer(4, 5).all_weights
+    function = getattr(seqconv.functional.recurrent, layer.__name__.lower())
+
+    def call(x, lengths):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        return pad_packed_sequence(function(packed, weights, backend=backend)[0])
+
+    compiled = torch.compile(call, backend="aot_eager", dynamic=dynamic)
+    for shape, lengths in (((6, 3, 4), [2, 6, 3]), ((5, 2, 4), [5, 4])):
+        x, lengths = torch.randn(shape), torch.tensor(lengths)
+        for one, other in zip(compiled(x, lengths), call(x, lengths), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    alone = torch.compile(lambda x: function(x, weights, backend=backend)[0], backend="aot_eager", dynamic=dynamic)
+    torch.testing.assert_close(alone(x), function(x, weights, backend=backend)[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

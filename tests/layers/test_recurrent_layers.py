@@ -463,3 +463,38 @@ def test_known_calls_follow_every_change(ours, torchs):
     compare()
     with torch.no_grad(), pytest.raises(ValueError, match="input must have C = weight_ih"):
         layer(torch.randn(6, 3, 5))
+
+
+@pytest.mark.parametrize("ours", [GRU, LSTM])
+def test_another_default_device(ours):
+    layer, x = ours(4, 5, 2, bidirectional=True), torch.randn(6, 3, 4)
+    packed = pack_padded_sequence(x, [6, 4, 1])
+    expected = [flat(layer(one)) for one in (x, packed)]
+    with torch.device("meta"):
+        for one, other in zip((x, packed), expected, strict=True):
+            assert all(map(torch.equal, flat(layer(one)), other))
+            flat(layer(one))[0].sum().backward()
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_dropout_between_layers_of_packed_sequences_is_torchs(ours, torchs):
+    layer, plain = ours(4, 5, 2, dropout=0.5, dtype=torch.float64), torchs(4, 5, 2, dropout=0.5, dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    packed = pack_padded_sequence(torch.randn(6, 3, 4, dtype=torch.float64), [4, 1, 6], enforce_sorted=False)
+    torch.manual_seed(4)
+    expected = plain(packed)
+    torch.manual_seed(4)
+    close(layer(packed), expected)
+
+
+@pytest.mark.parametrize("ours", [GRU, LSTM])
+def test_gradients_without_memory_of_their_own(ours):
+    layer, x = ours(4, 5), torch.randn(6, 3, 4, requires_grad=True)
+    output, _ = layer(x)
+    upstream = torch.randn_like(output)
+    negated, right = (
+        torch.autograd.grad(output, x, one, retain_graph=True)[0] for one in (torch._neg_view(upstream), -upstream)
+    )
+    assert torch.equal(negated, right)
+    with pytest.raises(RuntimeError, match="kernels take no batched gradients: pass backend='reference'"):
+        torch.autograd.grad(output, x, torch.stack([upstream, upstream]), is_grads_batched=True)
