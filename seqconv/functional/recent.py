@@ -35,7 +35,7 @@ class RecentCall(NamedTuple):
     is_like: Callable[..., bool]
     has_switches: Callable[[], bool]
     switches: tuple[Any, ...]
-    known: Callable[..., Any]
+    known: Callable[..., Tensor]
 
 
 class Recent:
@@ -45,7 +45,7 @@ class Recent:
         self.entries: list[RecentCall] = []
         self.added = 0
 
-    def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Any] | None:
+    def find(self, operands: tuple[Tensor | None, ...]) -> Callable[..., Tensor] | None:
         """Return what runs a call on operands like these, ``None`` if there was none of late."""
         if not self.entries or active("cpu", autocast=True) is not None:  # autocast is one of the guards' switches
             return None
@@ -55,7 +55,7 @@ class Recent:
                 return entry.known
         return None
 
-    def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Any]) -> None:
+    def add(self, operands: tuple[Tensor | None, ...], known: Callable[..., Tensor]) -> None:
         """Note what runs a call on such operands."""
         if self.added >= MOST_ADDED:
             self.entries = []

@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -189,7 +188,7 @@ def run_recent(
     call = recurrent_call(operation, source, each, hx, *options, None, None, reset_after=reset_after)
     result = call.run_kernels()
     if is_known and result is None:
-        recent.add(operands, _nothing)
+        recent.add(operands, _nothing)  # type: ignore[arg-type]
     elif is_known and call.data.dtype in numba_support.DTYPES and not (call.dropout and call.training):
         recent.add(operands, partial(_run_known, call.cell, call.time_axis, call.directions, size))
     return result
@@ -278,10 +277,7 @@ def recurrent_call(
     time_axis = 1 if batch and batch_first and not packed else 0
     if data.size(time_axis) == 0:
         raise ValueError(f"input must have at least one time step, got shape {tuple(data.shape)}")
-    if isinstance(dropout, bool) or not isinstance(dropout, Real):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
+    _check_probability("dropout", dropout)
 
     names, sizes = (("hx",), (state_size,)) if operation == "gru" else (("hx[0]", "hx[1]"), (state_size, hidden_size))
     states: Sequence[Tensor]
@@ -530,6 +526,13 @@ def _check_weights(
             if tensor is not None:
                 _check(f"{name} of weights[{index}]", tensor, data, shape)
     return checked
+
+
+def _check_probability(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def _wrong_features(data: Tensor, wanted: int) -> str:

@@ -68,7 +68,7 @@ def test_the_weights_are_those_of_keras(name):
     check([output.transpose(0, 1), *last], golden)
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDENS if not name.startswith("gru_reset_before")])
+@pytest.mark.parametrize("name", GOLDENS)
 def test_the_layer_computes_what_keras_does(name):
     cell, golden = name.partition(",")[0], GOLDENS[name]
     layer = loaded(cell, golden)
@@ -238,8 +238,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(layer, arrays, error,
 
 
 def test_a_gru_that_resets_before_the_product_has_one_bias():
-    layer = GRU(3, 4)
-    layer.reset_after = False
+    layer = GRU(3, 4, reset_after=False)
     with pytest.raises(ValueError, match=r"must have shape \(12,\) with reset_after=False, got \(2, 12\)"):
         layer.load_keras_weights(GRU_ARRAYS)
 
