@@ -10,6 +10,7 @@ Every floor's module ``recurrent`` has these functions::
     backward(cell, gradient, last_gradients, input, states, weights, masks, lengths, output, saved, *, wanted)
                                                                           -> Gradients
     saved_format(cell, input, weights, keep)                              -> (shape of saved, its dtype)
+    empty_gradient(input)                                                 -> memory as of the gradient of the input
 
 with ``cell`` one of :data:`CELLS`, ``input`` (L, N, C) of any strides, ``states`` ``(h0,)`` or ``(h0, c0)``, each
 (D, N, H), ``weights`` of every direction, ``lengths`` (N,) int64 on the CPU or ``None`` where every sequence has L

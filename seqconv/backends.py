@@ -221,8 +221,8 @@ def choose_named(operation: str, backend: str, arguments: tuple[Any, ...]) -> tu
             return candidate.backend, candidate.loaded.kernel  # type: ignore[return-value]
         if requested != "auto":
             raise BackendError(f"backend {requested!r} cannot serve {operation}: {reason}")
-        if (operation, candidate.backend, reason) not in _logged:
-            _log_once(operation, candidate.backend, reason)
+        if not torch.compiler.is_compiling() and (operation, candidate.backend, reason) not in _logged:
+            _log_once(operation, candidate.backend, reason)  # in a graph, the set would be one of its guards
     raise _unserved(operation, requested)
 
 

@@ -38,7 +38,7 @@ from .recurrent_kernel import (
 )
 from .runtime import threads
 
-__all__ = ["backward", "forward", "saved_format"]
+__all__ = ["backward", "empty_gradient", "forward", "saved_format"]
 
 KINDS = {"gru": GRU, "gru_reset_before": RESET_BEFORE, "lstm": LSTM}
 
@@ -88,6 +88,15 @@ def saved_format(
     return (len(weights), input.size(0), input.size(1), _slots(cell, keep), padded), input.dtype
 
 
+def empty_gradient(input: Tensor, directions: int | None = None) -> Tensor:
+    """Return memory as of the gradient of the input, one for each of ``directions`` if given: laid out as the input."""
+    lead = () if directions is None else (directions,)
+    steps, batch, features = input.shape
+    if input.stride(1) > input.stride(0):  # batch first
+        return input.new_empty(*lead, batch, steps, features).transpose(-3, -2)
+    return input.new_empty(*lead, steps, batch, features)
+
+
 def backward(
     cell: str,
     gradient: Tensor | None,
@@ -106,10 +115,7 @@ def backward(
     given = _in_memory(input, states, weights, masks, lengths)
     keep = EVERYTHING if saved.size(3) == _slots(cell, EVERYTHING) else STATES
     layer, like = _layer(cell, given, keep), DTYPES[given.input.dtype]
-    batch_first = input.stride(1) > input.stride(0)
-    shape = (layer.batch, layer.steps) if batch_first else (layer.steps, layer.batch)
-    dx = input.new_empty(layer.directions, *(shape if wanted[0] else (0, 0)), layer.features)
-    dx = dx.transpose(1, 2) if batch_first else dx
+    dx = empty_gradient(input if wanted[0] else input[:0], layer.directions)
     dstates = tuple(torch.empty_like(state) for state in given.states)
     numbers = layer.features + layer.hidden + 2
     dweights = input.new_empty(layer.directions, layer.tiles, layer.gates, numbers, layer.padded)

@@ -31,7 +31,7 @@ from .groups import Blocks, Products, Recurrence
 from .launch import architecture, device_code, kind_of, on_device, processors
 from .replay import empty, launch
 
-__all__ = ["backward", "forward", "saved_format"]
+__all__ = ["backward", "empty_gradient", "forward", "saved_format"]
 
 
 class RecurrentTile(NamedTuple):
@@ -118,6 +118,11 @@ def saved_format(
     """Return the shape and dtype of ``saved``."""
     slots, hidden = _slots(CELLS[cell], keep), weights[0].weight_hh.size(1)
     return (len(weights), input.size(0), input.size(1), slots, hidden) if slots else (0,), input.dtype
+
+
+def empty_gradient(input: Tensor) -> Tensor:
+    """Return memory as of the gradient of the input."""
+    return empty(input, tuple(input.shape))
 
 
 def backward(

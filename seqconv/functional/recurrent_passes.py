@@ -139,10 +139,10 @@ def _empty_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     states = [h0] if c0 is None else [h0, c0]
-    groups = [input], states, weights
-    return [
-        one.new_empty(one.shape if want else (0,)) for group, want in zip(groups, wanted, strict=True) for one in group
-    ]
+    found = [floor(backend).empty_gradient(input) if wanted[0] else input.new_empty(0)]
+    for group, want in zip((states, weights), wanted[1:], strict=True):
+        found += [one.new_empty(one.shape if want else (0,)) for one in group]
+    return found
 
 
 def _run_backward(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqconv
@@ -147,19 +148,42 @@ def test_a_full_graph_of_the_reference_is_refused_with_the_reason(layer, graphs)
             model(torch.ones(3, 2, 4))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_the_operators_are_what_they_say(name):
+def test_the_operators_are_what_they_say(name, batch_first):
     gates, states = (3, 1) if name == "gru" else (4, 2)
     weights = [torch.randn(gates * 5, width, requires_grad=True) for width in (4, 5)]
     weights += [torch.randn(gates * 5, requires_grad=True) for _ in range(2)]
     h, c = torch.randn(1, 3, 5, requires_grad=True), torch.randn(1, 3, 5) if states == 2 else None
-    x, mask = torch.randn(6, 3, 4, requires_grad=True), torch.rand(1, 1, gates, 3, 5)
+    x, mask = torch.randn(6, 3, 4), torch.rand(1, 1, gates, 3, 5)
+    x = (x.transpose(0, 1).contiguous().transpose(0, 1) if batch_first else x).requires_grad_()
     given = ("numba", name, x, h, c, weights, 1, None, mask, torch.tensor([6, 2, 4]))
     for keep in (1, 2):
         torch.library.opcheck(torch.ops.seqconv.recurrent_layer_with_saved.default, (*given, keep))
     plain = [one.detach() if isinstance(one, torch.Tensor) else one for one in given]
     plain[5] = [one.detach() for one in weights]
     torch.library.opcheck(torch.ops.seqconv.recurrent_layer.default, (*plain, 0))
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gradients_are_laid_out_as_graphs_expect(batch_first, directions):
+    layer = seqconv.GRU(4, 5, bidirectional=directions == 2)
+    x = torch.randn(3, 6, 4).transpose(0, 1) if batch_first else torch.randn(6, 3, 4)
+    weights = [one.detach() for own in layer.all_weights for one in own]
+    h0 = torch.zeros(directions, 3, 5)
+
+    def run(x, h0, weights):
+        given = "numba", "gru", x, h0, None, weights, directions, None, None, None
+        output, h, _, saved = torch.ops.seqconv.recurrent_layer_with_saved.default(*given, 2)
+        upstream = "numba", "gru", torch.ones_like(output), h, None
+        rest = x, h0, None, weights, directions, None, None, None, output, saved, [True, True, True]
+        return [output, h, saved, *torch.ops.seqconv.recurrent_layer_backward.default(*upstream, *rest)]
+
+    real = run(x, h0, weights)
+    with FakeTensorMode() as mode:
+        fake = run(*torch.utils._pytree.tree_map(mode.from_tensor, (x, h0, weights)))
+    assert [(one.shape, one.stride()) for one in fake] == [(one.shape, one.stride()) for one in real]
 
 
 @pytest.mark.parametrize("strict", [True, False])
