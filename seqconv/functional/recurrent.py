@@ -21,9 +21,9 @@ of :mod:`seqconv.kernels.reference.recurrent`. Errors: ``ValueError`` for a wron
 ``TypeError`` for a wrong type or dtype, :class:`~seqconv.backends.BackendError` where a backend asked for by name
 cannot serve.
 
-Under ``torch.compile`` a kernel is an operator of the graph. ``reference`` breaks the graph and runs as in eager mode:
-a graph of its steps takes minutes to compile; with ``fullgraph=True`` that is an error, as ``torch.nn.GRU`` is.
-``torch.export`` has no eager mode to fall back to, and unrolls the steps.
+Under ``torch.compile`` a kernel is an operator of the graph. ``reference``, whose steps a graph takes minutes to
+compile, and every call on a packed sequence break the graph and run as in eager mode; with ``fullgraph=True`` that is
+an error, as ``torch.nn.GRU`` is. ``torch.export`` has no eager mode to fall back to, and unrolls the steps.
 """
 
 from __future__ import annotations
@@ -345,6 +345,11 @@ class RecurrentCall:
 
     def run(self, backend: str) -> tuple[Any, tuple[Tensor, ...]]:
         """Run the kernels that serve the call; return the output and the last states, laid out as the caller's."""
+        if self.batch_sizes is None:
+            return self._run(backend)
+        return outside_graphs(self._run)(backend)  # torch 2.11 cannot pad packed sequences in graphs
+
+    def _run(self, backend: str) -> tuple[Any, tuple[Tensor, ...]]:
         call = _cast_by_autocast(self)
         padded, lengths = call._padded()
         arguments = call._arguments(0, padded, lengths)
@@ -480,9 +485,12 @@ def _cast_by_autocast(call: RecurrentCall) -> RecurrentCall:
     )
 
 
+# torch raises for devices that have no autocast, such as "meta"; Dynamo of torch 2.11 cannot ask which have.
+AUTOCASTS = frozenset(one for one in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(one))
+
+
 def _autocasts(device: str) -> bool:
-    # torch raises for devices that have no autocast, such as "meta".
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in AUTOCASTS and torch.is_autocast_enabled(device)
 
 
 def _check_weights(
