@@ -120,8 +120,7 @@ def test_compiled_gradients_are_those_of_eager_mode(layer, options):
                 assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize(("backend", "dynamic"), [("auto", True), ("auto", False), ("reference", True)])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_packed_sequences_and_symbolic_sizes(layer, dynamic, backend):
     weights = layer(4, 5).all_weights

@@ -54,7 +54,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases, keep=st.sampled_from([STATES, EVERYTHING]), upstream=st.sampled_from(["all", "output", "last"]))
 def test_any_shape_in_float64(case, keep, upstream, shared):
     given, (output, last) = operands(case)
