@@ -184,7 +184,7 @@ def run_recent(
         return known(*operands)
     size = 4 if len(weights) > 3 and weights[2].dim() == 1 else 2
     each = [weights[i : i + size] for i in range(0, len(weights), size)]
-    hx = None if h is None else h if operation == "gru" else (h, c)
+    hx = None if h is c is None else h if operation == "gru" else (h, c)
     call = recurrent_call(operation, source, each, hx, *options, None, None, reset_after=reset_after)
     result = call.run_kernels()
     if is_known and result is None:

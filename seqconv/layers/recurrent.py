@@ -103,8 +103,13 @@ class _RecurrentDropout(Fused, nn.RNNBase):
         ``input_mask`` and ``recurrent_mask`` take the place of the masks that would be drawn in training, and act in
         evaluation too. Shapes and scale are described in :mod:`seqconv.functional.recurrent`.
         """
-        if self._may_be_known(input) and input_mask is recurrent_mask is None:
-            states = (hx, None) if hx is None or self.operation == "gru" else hx
+        is_pair = self.operation == "lstm" and isinstance(hx, (tuple, list)) and len(hx) == 2
+        if (
+            self._may_be_known(input)
+            and input_mask is recurrent_mask is None
+            and (hx is None or self.operation == "gru" or is_pair)
+        ):
+            states = hx if is_pair else (hx, None)
             options = self.bidirectional, self.batch_first, self.dropout, False
             recent = _recents.setdefault(self, {}).setdefault((options, self.reset_after), Recent())
             operands = (input, *states, *self._parameters.values())

@@ -424,9 +424,16 @@ def test_bad_calls_are_named(ours):
             layer(**{"input": x, **change})
 
 
-def test_an_lstm_needs_both_states():
-    with pytest.raises(TypeError, match=r"hx must be a pair of tensors \(h_0, c_0\), got Tensor"):
-        LSTM(4, 5)(torch.ones(2, 3, 4), torch.zeros(1, 3, 5))
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_lstm_needs_both_states(grad):
+    layer = LSTM(4, 5).eval()
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(TypeError, match=r"hx must be a pair of tensors \(h_0, c_0\), got Tensor"):
+            layer(torch.ones(2, 3, 4), torch.zeros(1, 3, 5))
+        with pytest.raises(TypeError, match=r"hx\[0\] must be a Tensor, got NoneType"):
+            layer(torch.ones(2, 3, 4), (None, torch.zeros(1, 3, 5)))
+        with pytest.raises(TypeError, match="hx must be a Tensor, got tuple"):
+            GRU(4, 5).eval()(torch.ones(2, 3, 4), (torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)))
 
 
 @pytest.mark.parametrize("ours", [GRU, LSTM])
