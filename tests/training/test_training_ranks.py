@@ -280,20 +280,31 @@ class FailsBackwards(torch.autograd.Function):
         raise LookupError("failed in the backward pass")
 
 
-def failing_backwards(rank: int) -> str:
-    """Fail while the other waits for gradients; the process group's end, as the process's, ends that."""
+def fail_backwards(rank: int, meeting: Path, answers: Any) -> None:
+    """Fail while the other waits for gradients, in a process that ends then, as one of torchrun's does."""
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(FailsBackwards.apply(outputs) if rank == 0 else outputs, targets)
 
+    prepare()
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=WAITS)
     with pytest.raises((LookupError, RuntimeError)) as caught:
         train(rank, 2, network(rank), loss=loss)
-    return type(caught.value).__name__
+    answers.put(type(caught.value).__name__)
 
 
-def test_an_error_in_the_backward_pass_ends_the_other_rank(both):
-    """It ends with the connection where this closes at once, else when its wait is over: seen in the same clone."""
-    assert both(failing_backwards) == ["LookupError", "RuntimeError"]
+def test_an_error_in_the_backward_pass_ends_the_other_rank_with_the_connection(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [
+        context.Process(target=fail_backwards, args=(rank, tmp_path / "meeting", answers)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert answers.get(timeout=120) == "LookupError"
+    assert answers.get(timeout=WAITS.total_seconds() / 2) == "RuntimeError"  # it has not waited in vain
+    for process in processes:
+        process.join()
 
 
 def not_finite(rank: int, folder: Path) -> Any:
