@@ -15,7 +15,7 @@ training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recu
 
     conv_norm_pool ─ norm_pool_kernel                                         torch's convolution, then the norm
 
-    recurrent ────── recurrent_kernel                                         GRU and LSTM through all time steps
+    recurrent ────── recurrent_forward, recurrent_backward ─ recurrent_kernel   GRU and LSTM through all time steps
 
     norm                                                                      a norm folded into weights
     windows, rmsprop                                                          kernels of their own

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from ..norm import Norm, NormSaved
 from ..reference.conv_pool import is_channels_last
-from .dense import DTYPES, argmax_integers, lane_count
+from .dense import DTYPES, address, argmax_integers, lane_count
 from .dense_backward import LIKE
 from .norm_pool_kernel import (
     NormPooling,
@@ -227,8 +227,3 @@ def convolve(rows: Tensor, filters: Tensor, bias: Tensor | None, convolution: Co
 def threads_of(tensor: Tensor) -> int:
     """Return the number of threads for a pass over a tensor whose samples are the parts."""
     return thread_count(tensor.size(0), tensor.numel() * COST)
-
-
-def address(tensor: Tensor | None) -> int:
-    """Return where a tensor's numbers are, 0 without one."""
-    return 0 if tensor is None else tensor.data_ptr()

@@ -46,6 +46,8 @@ __all__ = [
     "CPU",
     "DTYPES",
     "Frozen",
+    "address",
+    "aligned",
     "argmax_format",
     "argmax_integers",
     "forward",
@@ -204,7 +206,7 @@ class Prepared:
         if packed is None and blocking.packed_bytes:
             packed = self.pack(weight, bias)
         if packed is not None:
-            numbers[6] = _aligned(packed)
+            numbers[6] = aligned(packed)
         if blocking.partial_bytes:
             partial = torch.empty(blocking.partial_bytes, dtype=torch.uint8, device=CPU)
             numbers[7] = partial.data_ptr()
@@ -227,7 +229,7 @@ class Prepared:
         if self.blocking.packable_bytes:
             numbers = self.numbers[:]
             numbers[1], numbers[2] = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
-            numbers[6] = _aligned(packed)
+            numbers[6] = aligned(packed)
             work = functools.partial(self.kernel, numbers.buffer_info()[0], PACK)
             threads.run(work, self.blocking.panels, self.blocking.threads)
         return packed
@@ -259,8 +261,14 @@ class Frozen:
         return self.prepared.run(input, *self.operands)[0]
 
 
-def _aligned(memory: Tensor) -> int:
-    return (memory.data_ptr() + 63) // 64 * 64
+def address(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers are, 0 without one."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def aligned(memory: Tensor | None) -> int:
+    """Return the first cache line of memory, 0 without any."""
+    return (address(memory) + 63) // 64 * 64
 
 
 _prepared = functools.lru_cache(maxsize=512)(Prepared)

@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 
 from .argmax_lists import load_argmax
-from .micro.argmaxpool import store_argmax, store_part
+from .micro.argmaxpool import store_argmax
 from .micro.channel_blocks import clear_vectors
 from .micro.memory import keep
 from .micro.simd import (
@@ -37,12 +37,13 @@ from .micro.simd import (
     is_nan,
     lanes,
     load,
-    load_first,
     load_number,
+    load_part,
     multiply_add,
     select,
     store,
     store_number,
+    store_part,
 )
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner
@@ -88,12 +89,6 @@ class NormPooling(NamedTuple):
     dilation: int
     rows: int
     hops: int
-
-
-@inner(inline="always")
-def load_part(address: int, count: int, zero: Any) -> Any:
-    """Return the first ``count`` numbers at ``address``, a vector's lanes or fewer."""
-    return load(address, zero) if count >= lanes(zero) else load_first(address, count, zero)
 
 
 @compiled

@@ -1,7 +1,7 @@
 """Recurrent layers on the CPU: GRU and LSTM through time, with dropout masks inside.
 
 The batch is cut into tiles of sequences, and a thread takes a tile of one direction through all time steps
-(:mod:`.recurrent_kernel`). Weights are packed once a call, biases among them.
+(:mod:`.recurrent_forward`, :mod:`.recurrent_backward`). Weights are packed once a call, biases among them.
 
 ``saved`` is ``(D, L, N, slots, padded)``: for a GRU the gates n, r, z and the candidate's product with the state; for
 an LSTM the cell state, then the gates i, f, g, o. With :data:`~..recurrence.STATES` it is the LSTM's cell state alone,
@@ -21,21 +21,12 @@ import torch
 from torch import Tensor
 
 from ..recurrence import CELLS, EVERYTHING, NOTHING, STATES, Gradients, Masks, Weights
-from .dense import CPU, DTYPES, lane_count
+from .dense import CPU, DTYPES, address, aligned, lane_count
 from .micro.gemm import IN_ROWS, TAPS, odd_lines
 from .micro.tile import TILE, VECTORS
-from .recurrent_kernel import (
-    GRU,
-    LSTM,
-    RESET_BEFORE,
-    Layer,
-    Places,
-    backward_tiles,
-    forward_tiles,
-    pack_transposed,
-    pack_weights,
-    unpack_weights,
-)
+from .recurrent_backward import backward_tiles, pack_transposed, unpack_weights
+from .recurrent_forward import forward_tiles, pack_weights
+from .recurrent_kernel import GRU, LSTM, RESET_BEFORE, Layer, Places
 from .runtime import threads
 
 __all__ = ["backward", "empty_gradient", "forward", "saved_format"]
@@ -72,7 +63,7 @@ def forward(
     if output.numel():
         packed = _pack(layer, given.weights, input)
         places = _places(
-            given, packed=_aligned(packed), output=output.data_ptr(), h_last=last[0].data_ptr(),
+            given, packed=aligned(packed), output=output.data_ptr(), h_last=last[0].data_ptr(),
             c_last=last[-1].data_ptr(), kept=saved.data_ptr() if saved.numel() else 0,
         )  # fmt: skip
         _run(forward_tiles, layer, places, like)
@@ -118,21 +109,21 @@ def backward(
     dx = empty_gradient(input if wanted[0] else input[:0], layer.directions)
     dstates = tuple(torch.empty_like(state) for state in given.states)
     numbers = layer.features + layer.hidden + 2
-    dweights = input.new_empty(layer.directions, layer.tiles, layer.gates, numbers, layer.padded)
+    dweights = input.new_empty(layer.directions, layer.tiles, layer.gates, numbers if wanted[2] else 0, layer.padded)
     if output.numel():
         upstream = None if gradient is None else gradient.contiguous()
         last = () if last_gradients is None else tuple(one.contiguous() for one in last_gradients)
         packed = _pack(layer, given.weights, input) if layer.kept < 4 else None
         by_state, by_input = _pack_transposed(layer, given.weights, input, wanted[0])
         places = _places(
-            given, packed=_aligned(packed), output=output.data_ptr(), packed_h=_aligned(by_state),
-            packed_x=_aligned(by_input), kept=saved.data_ptr(), d_output=_address(upstream),
-            dh_last=_address(last[0]) if last else 0, dc_last=_address(last[1]) if len(last) > 1 else 0,
+            given, packed=aligned(packed), output=output.data_ptr(), packed_h=aligned(by_state),
+            packed_x=aligned(by_input), kept=saved.data_ptr(), d_output=address(upstream),
+            dh_last=address(last[0]) if last else 0, dc_last=address(last[1]) if len(last) > 1 else 0,
             dx=dx.data_ptr() if wanted[0] else 0, dh0=dstates[0].data_ptr(), dc0=dstates[-1].data_ptr(),
-            d_weights=dweights.data_ptr(),
+            d_weights=dweights.data_ptr() if wanted[2] else 0,
         )  # fmt: skip
-        size = input.itemsize
-        layer = layer._replace(**dict(zip(Layer._fields[-7:-4], (i * size for i in dx.stride()[:3]), strict=True)))
+        direction, step, sample, _ = (one * input.itemsize for one in dx.stride())
+        layer = layer._replace(dx_direction=direction, dx_step=step, dx_batch=sample)
         _run(backward_tiles, layer, places, like)
     else:
         dweights.zero_()
@@ -153,7 +144,7 @@ def _unpack(
     of_x, of_h, of_bias, of_other = (None if one is None else torch.empty_like(one) for one in weights[:4])
     assert of_x is not None
     assert of_h is not None
-    unpack_weights(layer, totals.data_ptr(), tuple(map(_address, (of_x, of_h, of_bias, of_other))), like)
+    unpack_weights(layer, totals.data_ptr(), tuple(map(address, (of_x, of_h, of_bias, of_other))), like)
     return of_x, of_h, of_bias, of_other
 
 
@@ -247,7 +238,7 @@ def _places(given: _Operands, **others: int) -> Places:
     states, (of_input, of_state) = given.states, given.masks
     found = dict.fromkeys(Places._fields, 0) | {
         "x": given.input.data_ptr(), "h0": states[0].data_ptr(), "c0": states[-1].data_ptr(),
-        "input_mask": _address(of_input), "mask": _address(of_state), "lengths": _address(given.lengths),
+        "input_mask": address(of_input), "mask": address(of_state), "lengths": address(given.lengths),
     }  # fmt: skip
     return Places(**found | others)
 
@@ -258,7 +249,7 @@ def _pack(layer: Layer, weights: Sequence[Weights], like: Tensor) -> Tensor:
     step = layer.gates * _panels(layer.padded, zero) * (layer.features + layer.hidden + 2) * IN_ROWS
     packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8, device=CPU)
     for d, own in enumerate(weights):
-        pack_weights(layer, tuple(_address(one) for one in own[:4]), _aligned(packed) + d * step, zero)
+        pack_weights(layer, tuple(address(one) for one in own[:4]), aligned(packed) + d * step, zero)
     return packed
 
 
@@ -273,7 +264,7 @@ def _pack_transposed(
         packed = torch.empty(len(weights) * step + 64, dtype=torch.uint8, device=CPU)
         for d, own in enumerate(weights):
             source = getattr(own, field).data_ptr()
-            pack_transposed(layer, source, columns, first_gate, _aligned(packed) + d * step, zero)
+            pack_transposed(layer, source, columns, first_gate, aligned(packed) + d * step, zero)
         return packed
 
     by_input = pack(layer.features, 0 if layer.cell == LSTM else 2, "weight_ih") if with_input else None
@@ -289,11 +280,3 @@ def _run(kernel: Any, layer: Layer, places: Places, like: Any) -> None:
     parts = layer.directions * layer.tiles
     work = layer.batch * layer.directions * layer.steps * layer.gates * layer.hidden * (layer.features + layer.hidden)
     threads.run(functools.partial(kernel, layer, places, like), parts, threads.thread_count(parts, work))
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _aligned(memory: Tensor | None) -> int:
-    return 0 if memory is None else (memory.data_ptr() + 63) // 64 * 64

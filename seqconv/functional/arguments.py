@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "operands",
     "pool",
     "positions",
+    "probability",
     "row",
     "row_index",
     "single",
@@ -126,6 +128,15 @@ def number(name: str, value: Any, least: float | None = None) -> float:
     if least is not None and not value >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value  # type: ignore[return-value]
+
+
+def probability(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a number, NumPy's too, in [0, 1]; else raise as :func:`number` does."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    return float(value)
 
 
 def flag(name: str, value: Any) -> bool:

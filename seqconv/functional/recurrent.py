@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from seqconv import backends
+from seqconv.functional import arguments
 from seqconv.functional.following import unfollowed
 from seqconv.functional.recent import Recent
 from seqconv.functional.recurrent_passes import floor, recurrent_layer
@@ -186,11 +187,11 @@ def run_recent(
     each = [weights[i : i + size] for i in range(0, len(weights), size)]
     hx = None if h is c is None else h if operation == "gru" else (h, c)
     call = recurrent_call(operation, source, each, hx, *options, None, None, reset_after=reset_after)
-    result = call.run_kernels()
-    if is_known and result is None:
+    served, result = call.run_kernels()
+    if is_known and served is None:
         recent.add(operands, _nothing)  # type: ignore[arg-type]
     elif is_known and call.data.dtype in numba_support.DTYPES and not (call.dropout and call.training):
-        recent.add(operands, partial(_run_known, call.cell, call.time_axis, call.directions, size))
+        recent.add(operands, partial(_run_known, served, call.cell, call.time_axis, call.directions, size))
     return result
 
 
@@ -202,10 +203,10 @@ def _nothing(*_operands: Any) -> None:
 
 
 def _run_known(
-    cell: str, time_axis: int, directions: int, size: int, source: Tensor, h: Tensor | None, c: Tensor | None,
-    *weights: Tensor,
+    backend: str, cell: str, time_axis: int, directions: int, size: int, source: Tensor, h: Tensor | None,
+    c: Tensor | None, *weights: Tensor,
 ) -> Any:  # fmt: skip
-    """Run the CPU's kernels as a call did whose operands had these formats: nothing is checked."""
+    """Run a backend's kernels as a call did whose operands had these formats: nothing is checked."""
     data = source.movedim(time_axis, 0) if source.dim() == 3 else source.unsqueeze(1)
     each = [Weights(*weights[i : i + size], *[None] * (4 - size)) for i in range(0, len(weights), size)]
     if h is None:
@@ -213,7 +214,7 @@ def _run_known(
     elif source.dim() == 2:
         h, c = h.unsqueeze(1), None if c is None else c.unsqueeze(1)
     states = (h, c) if cell == "lstm" else (h,)
-    kernels, lasts = floor("numba"), []
+    kernels, lasts = floor(backend), []
     for first in range(0, len(each), directions):
         own = slice(first, first + directions)
         given = cell, data, tuple(state[own] for state in states), each[own], NO_MASKS, None  # type: ignore[index]
@@ -277,7 +278,7 @@ def recurrent_call(
     time_axis = 1 if batch and batch_first and not packed else 0
     if data.size(time_axis) == 0:
         raise ValueError(f"input must have at least one time step, got shape {tuple(data.shape)}")
-    _check_probability("dropout", dropout)
+    dropout = arguments.probability("dropout", dropout)
 
     names, sizes = (("hx",), (state_size,)) if operation == "gru" else (("hx[0]", "hx[1]"), (state_size, hidden_size))
     states: Sequence[Tensor]
@@ -317,7 +318,7 @@ def recurrent_call(
         None if input_mask is None else with_sequences_of_data(input_mask),
         None if recurrent_mask is None else with_sequences_of_data(recurrent_mask),
         2 if bidirectional else 1,
-        float(dropout),
+        dropout,
         bool(training),
         operation if reset_after else "gru_reset_before",
         bool(recompute),
@@ -352,29 +353,32 @@ class RecurrentCall:
     def _run(self, backend: str) -> tuple[Any, tuple[Tensor, ...]]:
         call = _cast_by_autocast(self)
         padded, lengths = call._padded()
-        arguments = call._arguments(0, padded, lengths)
-        kernel = backends.choose(self.operation, backend, arguments)
+        operands = call._arguments(0, padded, lengths)
+        kernel = backends.choose(self.operation, backend, operands)
         if kernel is _composed and self._suits_torch():
             output, *states = outside_graphs(self._run_torch)()
         elif call is self:
-            output, *states = self._run_layers(backend, kernel, arguments)
+            output, *states = self._run_layers(backend, kernel, operands)
         else:
             with torch.autocast(padded.device.type, enabled=False):
-                output, *states = call._run_layers(backend, kernel, arguments)
+                output, *states = call._run_layers(backend, kernel, operands)
         return self._as_input(output), tuple(self._as_input_states(state) for state in states)
 
-    def run_kernels(self) -> Any:
-        """Return what torch's layer returns, by own kernels; ``None`` where torch's is as fast, or needed."""
+    def run_kernels(self) -> tuple[str | None, Any]:
+        """Return whose kernels serve the call, and what torch's layer returns.
+
+        Both are ``None`` where torch's kernel is as fast, or needed.
+        """
         call = _cast_by_autocast(self)
         if call is not self:
-            return None
-        arguments = self._arguments(0, *self._padded())
-        kernel = backends.choose(self.operation, "auto", arguments)
+            return None, None
+        operands = self._arguments(0, *self._padded())
+        backend, kernel = backends.choose_named(self.operation, "auto", operands)
         if kernel is _composed:
-            return None
-        output, *states = self._run_layers("auto", kernel, arguments)
+            return None, None
+        output, *states = self._run_layers("auto", kernel, operands)
         states = [self._as_input_states(state) for state in states]
-        return unpack(self.operation, (self._as_input(output), tuple(states)))
+        return backend, unpack(self.operation, (self._as_input(output), tuple(states)))
 
     def explain(self, backend: str) -> backends.Explanation:
         """Tell which kernel would serve the first layer, and why."""
@@ -403,16 +407,16 @@ class RecurrentCall:
             result = kernel(data, self.batch_sizes, states, parameters, *options)
         return result
 
-    def _run_layers(self, backend: str, kernel: backends.Kernel, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def _run_layers(self, backend: str, kernel: backends.Kernel, operands: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Run layer after layer, the first one as told."""
-        lengths = arguments[5]
-        output, states = kernel(*arguments)
+        lengths = operands[5]
+        output, states = kernel(*operands)
         last: list[tuple[Tensor, ...]] = [states]
         for first in range(self.directions, len(self.weights), self.directions):
             if self.dropout:
                 output = self._dropped(output)
-            arguments = self._arguments(first, output, lengths)
-            output, states = backends.choose(self.operation, backend, arguments)(*arguments)
+            operands = self._arguments(first, output, lengths)
+            output, states = backends.choose(self.operation, backend, operands)(*operands)
             last.append(states)
         if self.batch_sizes is not None:
             output = pack_padded_sequence(output, self._lengths()).data
@@ -536,13 +540,6 @@ def _check_weights(
     return checked
 
 
-def _check_probability(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
 def _wrong_features(data: Tensor, wanted: int) -> str:
     hint = ""
     if data.dim() == 3 and data.size(1) == wanted:
@@ -576,9 +573,9 @@ def _check(name: str, tensor: Tensor, data: Tensor, *shapes: tuple[int, ...]) ->
 
 
 @outside_graphs
-def _composed(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _composed(*operands: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run the reference, which keeps what autograd keeps."""
-    *given, _recompute = arguments
+    *given, _recompute = operands
     return reference.layer(*given)
 
 

@@ -8,7 +8,6 @@ every backend; it is held over all time steps of a sequence (Gal and Ghahramani,
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqconv import backends
 from seqconv.functional import recurrent as functional
+from seqconv.functional.arguments import flag, probability
 from seqconv.functional.recent import Recent
 from seqconv.layers import keras
 from seqconv.layers.fused import Fused
@@ -53,11 +53,11 @@ class _RecurrentDropout(Fused, nn.RNNBase):
             raise ValueError(
                 f"recurrent_dropout_mode must be one of {', '.join(MODES)}, got {recurrent_dropout_mode!r}"
             )
-        self.input_dropout = _probability("input_dropout", input_dropout)
-        self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
+        self.input_dropout = probability("input_dropout", input_dropout)
+        self.recurrent_dropout = probability("recurrent_dropout", recurrent_dropout)
         self.recurrent_dropout_mode = recurrent_dropout_mode
-        self.recurrent_dropout_per_step = _flag("recurrent_dropout_per_step", recurrent_dropout_per_step)
-        self.recompute = _flag("recompute", recompute)
+        self.recurrent_dropout_per_step = flag("recurrent_dropout_per_step", recurrent_dropout_per_step)
+        self.recompute = flag("recompute", recompute)
         self.backend = backends.check_name(backend)
 
     def prepare(
@@ -235,7 +235,7 @@ class GRU(_RecurrentDropout, nn.GRU):
         self._set_options(
             input_dropout, recurrent_dropout, recurrent_dropout_mode, recurrent_dropout_per_step, recompute, backend
         )
-        self.reset_after = _flag("reset_after", reset_after)
+        self.reset_after = flag("reset_after", reset_after)
 
 
 class LSTM(_RecurrentDropout, nn.LSTM):
@@ -284,18 +284,3 @@ class LSTM(_RecurrentDropout, nn.LSTM):
         self._set_options(
             input_dropout, recurrent_dropout, recurrent_dropout_mode, recurrent_dropout_per_step, recompute, backend
         )
-
-
-def _probability(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    probability = float(value)
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    return probability
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value

@@ -1,10 +1,13 @@
 """The functional GRU and LSTM: their own arguments, and the choice between torch's kernel and the steps."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from seqconv import backends
+from seqconv import GRU, backends
+from seqconv.functional import recurrent
 from seqconv.functional.recurrent import gru, lstm, recurrent_call
 from seqconv.kernels.reference import recurrent as reference
 
@@ -105,3 +108,14 @@ def test_weights_that_are_no_tensors_are_named():
 def test_bad_dropout_is_named():
     with pytest.raises(ValueError, match=r"dropout must be between 0 and 1, got 1.5"):
         gru(torch.ones(6, 3, 4), nn.GRU(4, 5).all_weights, dropout=1.5)
+
+
+def test_known_calls_stay_with_their_backend(monkeypatch):
+    served, floor = [], recurrent.floor
+    monkeypatch.setattr(recurrent, "floor", lambda backend: served.append(backend) or floor("numba"))
+    monkeypatch.setattr(backends, "choose_named", lambda *_: ("triton", partial(recurrent.recurrent_layer, "numba")))
+    layer, x = GRU(4, 5).eval(), torch.randn(6, 3, 4)
+    with torch.no_grad():
+        first, again = layer(x)[0], layer(x)[0]
+    assert torch.equal(first, again)
+    assert served == ["triton"]

@@ -20,13 +20,12 @@ from .simd import (
     either,
     greater,
     is_nan,
-    lanes,
     load,
     load_integers,
     select,
     store,
-    store_first,
     store_integers,
+    store_part,
 )
 
 __all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows"]
@@ -210,15 +209,6 @@ def finish_whole(
     store_part(select(alive, best, broadcast(zero, zero)), target, outputs, zero)
     if argmax:
         store_argmax(select(alive, at, broadcast(np.int32(-1), zero)), argmax, argmax_itemsize)
-
-
-@njit(inline="always")
-def store_part(vector: Any, address: int, count: int, zero: Any) -> None:
-    """Write the first ``count`` numbers of a vector."""
-    if count == lanes(zero):
-        store(vector, address)
-    else:
-        store_first(vector, address, count)
 
 
 @njit(inline="always")

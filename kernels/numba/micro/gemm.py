@@ -173,7 +173,7 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width
     offsets = [builder.mul(row_stride, ir.Constant(number, i)) for i in range(rows)]
 
     def walk(add_tap: Step, zeros: list[Any]) -> list[Any]:
-        def step(count: int, end: Any, b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
+        def step(count: int, b: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
             """Add ``count`` taps to as many groups of sums."""
             totals = list(sums)
             for i in range(count):
@@ -181,19 +181,17 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width
                 totals[group] = add_tap([builder.gep(source, [offset]) for offset in offsets], row, sums[group])
                 source, row = builder.gep(source, [inner_stride]), builder.gep(row, [y_stride])
             following = builder.add(b, ir.Constant(number, count))
-            more = builder.icmp_signed("<=", builder.add(following, ir.Constant(number, count)), end)
+            more = builder.icmp_signed("<=", builder.add(following, ir.Constant(number, count)), inner)
             return [following, source, row, *totals], more
 
         def some(count: int, variables: list[Any]) -> list[Any]:
             """Add taps, ``count`` at a time, as long as there are so many."""
             enough = builder.icmp_signed("<=", builder.add(variables[0], ir.Constant(number, count)), inner)
-            return chosen(
-                builder, enough, lambda: repeat(builder, variables, partial(step, count, inner)), lambda: variables
-            )
+            return chosen(builder, enough, lambda: repeat(builder, variables, partial(step, count)), lambda: variables)
 
         def run(a: Any, source: Any, row: Any, *sums: Any) -> tuple[list[Any], Any]:
             if apart == 1:
-                _, _, row, *totals = repeat(builder, [none, source, row, *sums], partial(step, 1, inner))
+                _, _, row, *totals = repeat(builder, [none, source, row, *sums], partial(step, 1))
             else:
                 _, _, row, *totals = some(1, some(apart, [none, source, row, *sums]))
             following = builder.add(a, one)

@@ -42,6 +42,7 @@ __all__ = [
     "load_first",
     "load_integers",
     "load_number",
+    "load_part",
     "maximum",
     "multiply_add",
     "select",
@@ -49,6 +50,7 @@ __all__ = [
     "store_first",
     "store_integers",
     "store_number",
+    "store_part",
     "store_past_caches",
 ]
 
@@ -453,6 +455,21 @@ def select(_typing: Any, mask: Any, chosen: Any, other: Any) -> Any:
         return builder.select(*arguments)
 
     return chosen(mask, chosen, other), generate
+
+
+@njit(inline="always")
+def load_part(address: int, count: int, zero: Any) -> Any:
+    """Return the first ``count`` numbers at ``address``, all of a vector's lanes or fewer."""
+    return load(address, zero) if count >= lanes(zero) else load_first(address, count, zero)
+
+
+@njit(inline="always")
+def store_part(vector: Any, address: int, count: int, zero: Any) -> None:
+    """Write the first ``count`` numbers of a vector, all of its lanes or fewer."""
+    if count >= lanes(zero):
+        store(vector, address)
+    else:
+        store_first(vector, address, count)
 
 
 @njit(inline="always")
