@@ -134,9 +134,10 @@ def probability(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a number, NumPy's too, in [0, 1]; else raise as :func:`number` does."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
+    found = float(value)
+    if not 0 <= found <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    return float(value)
+    return found
 
 
 def flag(name: str, value: Any) -> bool:

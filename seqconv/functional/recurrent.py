@@ -188,8 +188,9 @@ def run_recent(
     hx = None if h is c is None else h if operation == "gru" else (h, c)
     call = recurrent_call(operation, source, each, hx, *options, None, None, reset_after=reset_after)
     served, result = call.run_kernels()
-    if is_known and served is None:
-        recent.add(operands, _nothing)  # type: ignore[arg-type]
+    if served is None:
+        if is_known:
+            recent.add(operands, _nothing)  # type: ignore[arg-type]
     elif is_known and call.data.dtype in numba_support.DTYPES and not (call.dropout and call.training):
         recent.add(operands, partial(_run_known, served, call.cell, call.time_axis, call.directions, size))
     return result
