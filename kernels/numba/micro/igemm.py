@@ -41,6 +41,7 @@ def igemm(
     start: int,
     start_step: int,
     target: int,
+    target_row: int,
     more: bool,
     zero: Any,
     vectors: int,
@@ -55,8 +56,8 @@ def igemm(
         tile = 1
         for size in TILES[::-1]:
             tile = size if size <= count - done else tile
-        rows, place = table + done * 8, target + done * row
-        igemm_tile(rows, offsets, taps, weights, row, start, start_step, place, row, more, zero, tile, vectors)
+        rows, place = table + done * 8, target + done * target_row
+        igemm_tile(rows, offsets, taps, weights, row, start, start_step, place, target_row, more, zero, tile, vectors)
         done += tile
 
 

@@ -475,7 +475,8 @@ def store_part(vector: Any, address: int, count: int, zero: Any) -> None:
 @njit(inline="always")
 def maximum(left: Any, right: Any) -> Any:
     """Return the greater of each two lanes; a NaN on either side is the maximum, as in :func:`torch.maximum`."""
-    return select(either(greater(left, right), is_nan(left)), left, right)
+    # What the CPU's own maximum gives where one is a NaN is the right one.
+    return select(is_nan(left), left, select(greater(left, right), left, right))
 
 
 @intrinsic
