@@ -20,8 +20,8 @@ __all__ = [
     "Convolve",
     "Evaluation",
     "Maximum",
-    "Program",
     "Rowwise",
+    "SlidingProgram",
     "Step",
     "Tap",
     "Total",
@@ -74,12 +74,16 @@ class Rowwise(NamedTuple):
 Step: TypeAlias = Convolve | Maximum | Total | Rowwise
 
 
-class Program(NamedTuple):
-    """The steps on a series of ``columns``, in order: step ``i`` makes map ``i + 1``. ``outputs`` are the maps wanted."""
+class SlidingProgram(NamedTuple):
+    """The steps on a series of ``columns``, in order: step ``i`` makes map ``i + 1``.
+
+    ``outputs`` are the maps wanted. ``recent`` is the least number of the series' last rows that an evaluation keeps.
+    """
 
     columns: int
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
+    recent: int = 0
 
 
 class Evaluation(Protocol):
@@ -87,14 +91,16 @@ class Evaluation(Protocol):
 
     def advance(self, rows: Tensor) -> list[Tensor]:
         """Take the next rows ``(streams, n, columns)``; return the rows of every output that are known by now and were
-        not before: ``(streams, m, O)``, newly allocated."""
+        not before: ``(streams, m, O)``, newly allocated.
+        """
 
     def recent(self) -> Tensor:
-        """Return a copy of the last rows of the series, ``(streams, n, columns)``: as many as a window reaches over, or
-        all. A new evaluation that has advanced over them goes on as this one does."""
+        """Return a copy of the last rows of the series, ``(streams, n, columns)``: as many as any map reaches over, and
+        the program's ``recent``, or all. A new evaluation that has advanced over them goes on as this one does.
+        """
 
 
-def widths(program: Program) -> list[int]:
+def widths(program: SlidingProgram) -> list[int]:
     """Return the number of columns of every map."""
     found = [program.columns]
     for step in program.steps:
@@ -107,7 +113,7 @@ def widths(program: Program) -> list[int]:
     return found
 
 
-def reaches(program: Program) -> list[int]:
+def reaches(program: SlidingProgram) -> list[int]:
     """Return, for every map, how many rows of the series its row 0 needs behind row 0."""
     found = [0]
     for step in program.steps:
@@ -115,11 +121,12 @@ def reaches(program: Program) -> list[int]:
     return found
 
 
-def tails(program: Program) -> list[int]:
+def tails(program: SlidingProgram) -> list[int]:
     """Return how many of a map's last rows are kept: what the steps that read it need when all are as far as they can
-    be, and of the series what a window reaches over."""
+    be, and of the series what a window reaches over.
+    """
     reach = reaches(program)
-    found = [max(reach), *[0] * len(program.steps)]
+    found = [max(*reach, program.recent), *[0] * len(program.steps)]
     for number, step in enumerate(program.steps, 1):
         for tap in step.taps:
             found[tap.map] = max(found[tap.map], reach[number] - reach[tap.map])

@@ -17,6 +17,7 @@ from seqconv.layers import (
     EmbeddingConvsReLUGlobalMaxPool1d,
     Windows,
 )
+from seqconv.sliding import SlidingReport, Stream, sliding_inference
 from seqconv.warmup import warmup
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "Explanation",
     "FusionReport",
     "ModelExplanation",
+    "SlidingReport",
+    "Stream",
     "Windows",
     "clear_cache",
     "data",
@@ -42,6 +45,7 @@ __all__ = [
     "fuse",
     "fusion_report",
     "prepare",
+    "sliding_inference",
     "unfuse",
     "warmup",
 ]

@@ -231,7 +231,9 @@ def convolve(
             ask_for(place, line, min(line + share_of_lines, last), run, apart)
             line += share_of_lines
             if vectors == VECTORS:
-                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, vectors * width, more, zero, VECTORS)
+                igemm(
+                    at, number, offsets + tap * 8, some, panel, bias, width, goal, vectors * width, more, zero, VECTORS
+                )
             else:
                 igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, vectors * width, more, zero, 1)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..reference.sliding import evaluated
-from ..sliding import Convolve, Maximum, Program, Rowwise, Step, Tap, Total, reaches, spacing, tails, widths
+from ..sliding import Convolve, Maximum, Rowwise, SlidingProgram, Step, Tap, Total, reaches, spacing, tails, widths
 from .dense import CPU, DTYPES, aligned, lane_count
 from .micro.simd import REGISTERS
 from .micro.tile import VECTORS
@@ -46,12 +46,12 @@ BLOCK = 512
 MIXED_BLOCK = 4096
 
 
-def start(program: Program, streams: int, like: Tensor) -> BufferedEvaluation:
+def start(program: SlidingProgram, streams: int, like: Tensor) -> BufferedEvaluation:
     """Return the evaluation of a program from row 0 on, with the dtype of ``like``, float32 or float64."""
     return BufferedEvaluation(program, streams, like.dtype)
 
 
-def in_levels(program: Program) -> Program:
+def in_levels(program: SlidingProgram) -> SlidingProgram:
     """Return a program of the same outputs, in which no maximum and no sum has many evenly spaced taps.
 
     The maps of the given one are among its maps, in the same order.
@@ -69,7 +69,7 @@ def in_levels(program: Program) -> Program:
         if isinstance(step, (Maximum, Total)) and apart is not None and len(step.taps) > LARGEST:
             step = step._replace(taps=tuple(_levels(step, apart, append)))
         number[old] = append(step)
-    return Program(program.columns, tuple(steps), tuple(number[one] for one in program.outputs))
+    return SlidingProgram(program.columns, tuple(steps), tuple(number[one] for one in program.outputs), program.recent)
 
 
 def _levels(step: Maximum | Total, apart: int, append: Any) -> list[Tap]:
@@ -93,7 +93,7 @@ def _levels(step: Maximum | Total, apart: int, append: Any) -> list[Tap]:
     return found
 
 
-class Stage(NamedTuple):
+class StepRun(NamedTuple):
     """Steps that one call of the kernel does, or one that torch does."""
 
     begin: int
@@ -104,7 +104,7 @@ class Stage(NamedTuple):
 class BufferedEvaluation:
     """A program on its way along series: see :class:`~..sliding.Evaluation`."""
 
-    def __init__(self, given: Program, streams: int, dtype: torch.dtype) -> None:
+    def __init__(self, given: SlidingProgram, streams: int, dtype: torch.dtype) -> None:
         program = in_levels(given)
         self.program, self.streams, self.dtype = program, streams, dtype
         self.like, self.kernel = DTYPES[dtype], KERNELS[dtype]
@@ -207,7 +207,7 @@ class BufferedEvaluation:
             outputs[:, 5] = self.maps[outputs[:, 0], DONE]
         return found
 
-    def _run(self, stage: Stage, rows: Tensor, outputs: NDArray[np.int64]) -> None:
+    def _run(self, stage: StepRun, rows: Tensor, outputs: NDArray[np.int64]) -> None:
         """Run the kernel's steps of a stage; the first one takes the rows."""
         count = rows.size(1)
         size = self.dtype.itemsize
@@ -226,7 +226,7 @@ class BufferedEvaluation:
             threads.run(kernel, parts, parts)
         self.maps, self.after = self.after, self.maps
 
-    def _call(self, stage: Stage, step: Rowwise) -> None:
+    def _call(self, stage: StepRun, step: Rowwise) -> None:
         """Run a step of torch's."""
         number = stage.begin + 1
         done = int(self.maps[number, DONE])
@@ -252,14 +252,14 @@ class BufferedEvaluation:
         return self.views[0][:, max(done - first - self.tails[0], 0) : done - first].clone()
 
 
-def _stages(program: Program) -> list[Stage]:
+def _stages(program: SlidingProgram) -> list[StepRun]:
     """Return the steps in runs of the kernel's own, the first and the last of which may be empty, and torch's."""
     found, begin = [], 0
     for number, step in enumerate(program.steps):
         if isinstance(step, Rowwise):
-            found += [Stage(begin, number), Stage(number, number + 1, step)]
+            found += [StepRun(begin, number), StepRun(number, number + 1, step)]
             begin = number + 1
-    return [*found, Stage(begin, len(program.steps))]
+    return [*found, StepRun(begin, len(program.steps))]
 
 
 def _aligned_copy(content: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from .micro.simd import (
     load_first,
     maximum,
     store,
-    store_first,
     store_number,
 )
 from .micro.tile import TILE, VECTORS
@@ -214,9 +213,7 @@ def maximum_of(target: int, places: Any, length: int, floor: Any, zero: Any) -> 
 
 
 @inner
-def maximum_rows(
-    maps: Any, taps: Any, step: Any, done: int, count: int, streams: Any, block: Block, zero: Any
-) -> None:
+def maximum_rows(maps: Any, taps: Any, step: Any, done: int, count: int, streams: Any, block: Block, zero: Any) -> None:
     """Compute rows of a maximum, up to four taps in a pass."""
     _, target_map, first, number, _, _, _, relu = step
     length = count * maps[target_map, ROW]

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..sliding import Convolve, Maximum, Program, Rowwise, Step, Total, reaches, spacing, tails, widths
+from ..sliding import Convolve, Maximum, Rowwise, SlidingProgram, Step, Total, reaches, spacing, tails, widths
 
 __all__ = ["PlainEvaluation", "evaluated", "start"]
 
 
-def start(program: Program, streams: int, like: Tensor) -> PlainEvaluation:
+def start(program: SlidingProgram, streams: int, like: Tensor) -> PlainEvaluation:
     """Return the evaluation of a program from row 0 on, with the dtype and on the device of ``like``."""
     return PlainEvaluation(program, streams, like)
 
@@ -19,7 +19,7 @@ def start(program: Program, streams: int, like: Tensor) -> PlainEvaluation:
 class PlainEvaluation:
     """A program on its way along series: see :class:`~..sliding.Evaluation`."""
 
-    def __init__(self, program: Program, streams: int, like: Tensor) -> None:
+    def __init__(self, program: SlidingProgram, streams: int, like: Tensor) -> None:
         self.program, self.rows = program, 0
         self.reach, self.tails = reaches(program), tails(program)
         self.maps = [like.new_empty(streams, 0, width) for width in widths(program)]

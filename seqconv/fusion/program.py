@@ -27,7 +27,7 @@ from seqconv.fusion.guards import PLAIN, guards, own_call_reason
 from seqconv.fusion.matching import Match, compiled, resolved, rewrite
 from seqconv.fusion.tracing import TENSOR, Fact, Untraceable, switches, trace
 
-__all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "unfuse"]
+__all__ = ["Program", "analysed", "fuse", "fused_calls", "plain_forward", "required", "tracing_lock", "unfuse"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,7 +35,7 @@ EXPECTED = [Fact(ndim, torch.float32) for ndim in (3, 2, 4)]  # of arguments, wh
 MOST = 32  # variants that are kept: each holds code of a few kilobytes
 MOST_MADE = 256  # variants of a module that are made, which takes milliseconds: it is given other numbers every time
 
-_lock = threading.RLock()  # torch.fx replaces methods of nn.Module while it traces
+tracing_lock = threading.RLock()  # torch.fx replaces methods of nn.Module while it traces
 
 
 class Analysis(NamedTuple):
@@ -104,7 +104,7 @@ def analysed(
     cut: set[nn.Module] = set()
     while True:
         try:
-            with _lock:
+            with tracing_lock:
                 traced = trace(module, plain_forward(module), given, options, frozenset(cut), facts)
             break
         except Untraceable as error:

@@ -1,0 +1,282 @@
+"""A model that is ready to slide: its program on a backend, and the rest of it on batches of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from seqconv import backends
+from seqconv.functional.following import active
+from seqconv.fusion.tracing import Trace
+from seqconv.kernels.sliding import Evaluation, SlidingProgram, reaches
+from seqconv.sliding.positions import Features, Positions
+from seqconv.sliding.tracing import Analysed, Flattened, Refused, Rest, analyse, traced
+
+__all__ = ["LAYOUTS", "OPERATION", "Slide", "SlidingModel", "analysed_for"]
+
+OPERATION = "sliding_inference"
+LAYOUTS = {"NCL": True, "NLC": False}
+
+# Bytes of the windows that the rest of a model is given at a time.
+WINDOWS_BYTES = 2**24
+
+
+def analysed_for(model: nn.Module, columns: int, length: int, step: int, layout: str, like: Tensor) -> Analysed:
+    """Return what a model shares for windows in a layout, or in the one that it takes. Raises ``ValueError``."""
+    names = LAYOUTS if layout == "auto" else [layout]
+    found: dict[str, Analysed] = {}
+    errors: list[Refused] = []
+    try:
+        graph = traced(model)
+        for name in names:
+            try:
+                found[name] = _checked(model, graph, columns, length, step, like, channels_first=LAYOUTS[name])
+            except Refused as error:
+                errors.append(error)
+    except Refused as error:
+        raise ValueError(f"model cannot be evaluated on all windows at once: {error}") from error
+    if not found:
+        error = max(errors, key=lambda one: one.progress)
+        raise ValueError(f"model cannot be evaluated on all windows at once: {error}") from error
+    if len(found) > 1 and not _takes_starts(graph):
+        raise ValueError(
+            f"layout must be 'NCL' or 'NLC' for a model that takes windows of {columns} columns and {length} rows "
+            "either way, got 'auto'"
+        )
+    return next(iter(found.values()))
+
+
+def _takes_starts(graph: Trace) -> bool:
+    return any(type(one).__name__ == "WindowSource" for one in graph.leaves.values())
+
+
+def _checked(
+    model: nn.Module, graph: Trace, columns: int, length: int, step: int, like: Tensor, *, channels_first: bool
+) -> Analysed:
+    found = analyse(model, graph, columns, length, step, channels_first=channels_first)
+    if found.rest.names:
+        _require_independence(found.rest, like)
+    return found
+
+
+def _require_independence(rest: Rest, like: Tensor) -> None:
+    """Raise :class:`Refused` where the rest of a model does not compute each window by itself.
+
+    It is run on three windows of random numbers, together and one by one: every node must give the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for one in rest.inputs:
+        shape = (one.value.columns * one.value.length,) if isinstance(one, Flattened) else one.shape
+        samples.append(torch.randn(3, *shape, generator=generator).to(like))
+    together = _values_of(rest, samples)
+    alone = [_values_of(rest, [sample[i : i + 1] for sample in samples]) for i in range(3)]
+    for (node, value), *others in zip(together, *alone, strict=True):
+        leaves = zip(tree_leaves(value), *(tree_leaves(one) for _, one in others), strict=True)
+        for whole, *parts in leaves:
+            if isinstance(whole, Tensor) and not _is_joined(whole, parts):
+                name = str(node.target) if node.op == "call_module" else getattr(node.target, "__name__", node.target)
+                raise Refused(str(name), "its result for a window depends on the other windows of the batch")
+    leaves = tree_leaves(together[-1][1])
+    if any(not isinstance(one, Tensor) or not one.dim() or len(one) != 3 for one in leaves):
+        raise Refused("", "its result is not a tensor, or several, whose first axis counts windows")
+
+
+def _values_of(rest: Rest, samples: list[Tensor]) -> list[tuple[fx.Node, Any]]:
+    """Return what every node of the rest gives for samples."""
+    recorder = _Recorder(rest.run)  # type: ignore[arg-type]
+    try:
+        with torch.no_grad():
+            recorder.run(*(one.clone() for one in samples))
+    except Exception as error:  # whatever a model raises for what it does not take
+        node = recorder.node
+        name = str(node.target) if node is not None else ""
+        raise Refused(name, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps what every node gave."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: list[tuple[fx.Node, Any]] = []
+        self.node: fx.Node | None = None
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        found = super().run_node(n)
+        self.values.append((n, tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, found)))
+        return found
+
+
+def _is_joined(whole: Tensor, parts: list[Tensor]) -> bool:
+    """Tell whether a tensor of three windows is those of single ones, one behind the other along one axis."""
+    if any(one.dim() != whole.dim() for one in parts):
+        return False
+    axes = [axis for axis in range(whole.dim()) if whole.size(axis) != parts[0].size(axis)]
+    if not axes:
+        joined = parts[0]
+        if any(not torch.equal(one, joined) for one in parts):
+            return False
+    elif len(axes) > 1 or whole.size(axes[0]) != sum(one.size(axes[0]) for one in parts):
+        return False
+    else:
+        joined = torch.cat(parts, axes[0])
+    if not whole.is_floating_point():
+        return bool(torch.equal(whole, joined))
+    eps = torch.finfo(whole.dtype).eps
+    scale = float(joined.abs().nan_to_num(0, 0, 0).max()) if joined.numel() else 1.0
+    return bool(torch.allclose(whole, joined, rtol=0, atol=64 * eps**0.75 * scale, equal_nan=True))
+
+
+class Need(NamedTuple):
+    """What the rest of a model reads of a map: from the row of a window's start on, so many rows further."""
+
+    map: int
+    reach: int
+
+
+class SlidingModel:
+    """A model for windows of one length: its program on a backend.
+
+    ``like`` is a tensor of the model's dtype and device. Raises ``ValueError`` where the model cannot slide.
+    """
+
+    def __init__(
+        self, model: nn.Module, columns: int, length: int, step: int, *, layout: str, backend: str, like: Tensor
+    ) -> None:
+        self.found = analysed_for(model, columns, length, step, layout, like)
+        self.like, self.span = like, (length - 1) * step
+        with torch.no_grad():
+            self.backend, self.start = backends.choose_named(OPERATION, backend, (self.found.program, like))
+        self.needs = _needs(self.found)
+        # Rows behind a window's first that are looked at: strides may leave the last ones of a window out.
+        reach = reaches(self.found.program)
+        self.reach = max(reach[need.map] + need.reach for need in self.needs)
+        self.is_pure = not self.found.rest.names
+
+    @property
+    def program(self) -> SlidingProgram:
+        """The program."""
+        return self.found.program
+
+    def begin(self, streams: int) -> Slide:
+        """Return an evaluation from row 0 on."""
+        return Slide(self, self.start(self.program, streams, self.like))
+
+
+def _needs(found: Analysed) -> list[Need]:
+    """Return the rows of each output of the program that a window's inputs are in."""
+    reach = dict.fromkeys(found.program.outputs, 0)
+    for one in found.rest.inputs:
+        value = one.value if isinstance(one, Flattened) else one
+        pairs = [value.tap] if isinstance(value, Features) else zip(value.maps, value.offsets, strict=True)
+        for number, offset in pairs:
+            reach[int(number)] = max(reach[int(number)], int(offset))
+    return [Need(number, reach[number]) for number in found.program.outputs]
+
+
+class Slide:
+    """A model on its way along series: rows in, the outputs of all windows that end in them out."""
+
+    def __init__(self, sliding: SlidingModel, evaluation: Evaluation) -> None:
+        self.sliding, self.evaluation = sliding, evaluation
+        (program, self.rest, _), self.needs = sliding.found, sliding.needs
+        inputs = self.rest.inputs
+        # One value, computed to the end for every row.
+        self.is_direct = (
+            not self.rest.names
+            and len(inputs) == 1
+            and isinstance(inputs[0], Features)
+            and inputs[0].tap.offset == 0
+            and isinstance(self.rest.run(sliding.like.new_zeros(1, *inputs[0].shape)), Tensor)
+        )
+        self.rows: list[Tensor | None] = [None] * len(program.outputs)
+
+    def advance(self, rows: Tensor) -> Any:
+        """Take the next rows ``(streams, n, columns)``; return what the model gives for the windows that end in them.
+
+        Every tensor of it is ``(streams, m, ...)``; ``None`` if there are none yet.
+        """
+        with torch.no_grad():
+            new = self.evaluation.advance(rows)
+            if self.is_direct:
+                first: Any = self.rest.inputs[0]
+                return new[0].view(*new[0].shape[:2], *first.shape) if new[0].size(1) else None
+            kept = [one if old is None else torch.cat([old, one], 1) for old, one in zip(self.rows, new, strict=True)]
+            count = min(one.size(1) - need.reach for one, need in zip(kept, self.needs, strict=True))
+            self.rows = [one[:, max(count, 0) :] for one in kept]
+            if count <= 0:
+                return None
+            maps = dict(zip((need.map for need in self.needs), kept, strict=True))
+            pieces = [self._run(maps, begin, some) for begin, some in self._batches(kept[0].size(0), count)]
+            return pieces[0] if len(pieces) == 1 else tree_map(lambda *parts: torch.cat(parts, 1), *pieces)
+
+    def recent(self) -> Tensor:
+        """Return a copy of the last rows of the series, from which a new one goes on."""
+        return self.evaluation.recent()
+
+    def _batches(self, streams: int, count: int) -> Iterator[tuple[int, int]]:
+        """Return the windows of batches, by first window and number of each stream."""
+        numbers = sum(
+            one.value.columns * one.value.length if isinstance(one, Flattened) else int(np.prod(one.shape))
+            for one in self.rest.inputs
+        )
+        most = max(1, WINDOWS_BYTES // (max(numbers, 1) * self.sliding.like.itemsize * streams))
+        for begin in range(0, count, most):
+            yield begin, min(most, count - begin)
+
+    def _run(self, maps: dict[int, Tensor], begin: int, count: int) -> Any:
+        """Return what the rest of the model gives for some windows of each stream."""
+        given = [self._input(one, maps, begin, count) for one in self.rest.inputs]
+        streams = given[0].size(0)
+        found = self.rest.run(*(one.flatten(0, 1) for one in given))
+        return tree_map(lambda one: one.view(streams, count, *one.shape[1:]), found)
+
+    def _input(self, value: Any, maps: dict[int, Tensor], begin: int, count: int) -> Tensor:
+        """Return a value of ``count`` windows of each stream, ``(streams, count, ...)``."""
+        if isinstance(value, Flattened):
+            return self._input(value.value, maps, begin, count).flatten(2)
+        if isinstance(value, Features):
+            at = begin + value.tap.offset
+            rows = maps[value.tap.map][:, at : at + count]
+            return rows.reshape(*rows.shape[:2], *value.shape)
+        found = _positions(value, maps, begin, count)
+        return found.transpose(2, 3) if value.channels_first else found
+
+
+def _positions(value: Positions, maps: dict[int, Tensor], begin: int, count: int) -> Tensor:
+    """Return the positions of windows, ``(streams, count, L, C)``: in place where they are evenly spaced in one map."""
+    apart = np.unique(np.diff(value.offsets))
+    rows = maps[int(value.maps[0])]
+    if len(np.unique(value.maps)) == 1 and len(apart) < 2 and (not len(apart) or apart[0] > 0):
+        at = begin + int(value.offsets[0])
+        stream, row, column = rows.stride()
+        shape = rows.size(0), count, value.length, value.columns
+        step = int(apart[0]) if len(apart) else 1
+        view = rows.as_strided(shape, (stream, row, row * step, column), rows.storage_offset() + at * row)
+        return view.contiguous()
+    taken = [
+        maps[int(of)][:, begin + int(offset) : begin + int(offset) + count]
+        for of, offset in zip(value.maps, value.offsets, strict=True)
+    ]
+    return torch.stack(taken, 2)
+
+
+def _refuse_on_cpu(program: SlidingProgram, like: Tensor) -> str | None:  # noqa: ARG001
+    if like.device.type != "cpu":
+        return f"it serves CPU tensors, got a model on {like.device}"
+    if like.dtype not in (torch.float32, torch.float64):
+        return f"it serves float32 and float64, got {like.dtype}"
+    return active("cpu")
+
+
+backends.register(OPERATION, "reference", backends.attribute("seqconv.kernels.reference.sliding", "start"))
+backends.register(OPERATION, "numba", backends.attribute("seqconv.kernels.numba.sliding", "start"), _refuse_on_cpu)
