@@ -12,6 +12,7 @@ rows than later ones need. Several series of one length (``streams``) advance to
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -137,7 +138,7 @@ def spacing(taps: tuple[Tap, ...]) -> int | None:
     """Return how far apart taps of one map are, where they are evenly spaced; 1 for a single one, else ``None``."""
     if any(tap.map != taps[0].map for tap in taps):
         return None
-    apart: set[Any] = {after.offset - before.offset for before, after in zip(taps, taps[1:], strict=False)}
+    apart: set[Any] = {after.offset - before.offset for before, after in pairwise(taps)}
     if len(apart) > 1:
         return None
     found: int = apart.pop() if apart else 1

@@ -218,6 +218,7 @@ def convolve(
     ``ahead`` describes the memory to prefetch meanwhile by the arguments of :func:`ask_for`.
     """
     width = REGISTERS.width
+    row = vectors * width
     place, line, last, run, apart = ahead
     block = block_of(taps)
     blocks = (taps + block - 1) // block
@@ -231,11 +232,9 @@ def convolve(
             ask_for(place, line, min(line + share_of_lines, last), run, apart)
             line += share_of_lines
             if vectors == VECTORS:
-                igemm(
-                    at, number, offsets + tap * 8, some, panel, bias, width, goal, vectors * width, more, zero, VECTORS
-                )
+                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, row, more, zero, VECTORS)
             else:
-                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, vectors * width, more, zero, 1)
+                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, row, more, zero, 1)
 
 
 @inner

@@ -107,7 +107,8 @@ class BufferedEvaluation:
     def __init__(self, given: SlidingProgram, streams: int, dtype: torch.dtype) -> None:
         program = in_levels(given)
         self.program, self.streams, self.dtype = program, streams, dtype
-        self.like, self.kernel = DTYPES[dtype], KERNELS[dtype]
+        self.kernel = KERNELS[dtype]
+        self.like: Any = DTYPES[dtype]
         self.widths, self.reach, self.tails = widths(program), reaches(program), tails(program)
         lanes = lane_count(self.like)
         self.padded = [-(-width // lanes) * lanes for width in self.widths]
@@ -145,7 +146,9 @@ class BufferedEvaluation:
     def _write_steps(self) -> None:
         """Write the tables of steps and taps; pack the weights."""
         self.weights: list[Tensor] = []
-        rows, taps, most = [], [], 1
+        rows: list[tuple[int, ...]] = []
+        taps: list[Tap] = []
+        most = 1
         self.factors = np.ones(max(len(self.program.steps), 1), self.like.dtype)
         for number, step in enumerate(self.program.steps):
             kind = {Convolve: CONVOLVE, Maximum: MAXIMUM, Total: TOTAL}.get(type(step), 0)
@@ -168,7 +171,7 @@ class BufferedEvaluation:
         self.numbers = [self.widths[number] for number in self.program.outputs]
 
     def _pack(self, step: Convolve) -> tuple[Tensor, Tensor]:
-        """Return weights, panel by panel, and biases, in whole vectors; both begin with a cache line in their memory."""
+        """Return weights, panel by panel, and biases, in whole vectors; both begin with a cache line."""
         lanes = lane_count(self.like)
         outputs = step.weight.size(2)
         padded = -(-outputs // lanes) * lanes

@@ -74,7 +74,7 @@ class StepRow(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a call works on. Strides are in bytes; ``rows`` are those of the series given, 0 to go on with steps alone."""
+    """What a call works on. Strides are in bytes; ``rows`` of the series are given, or none to go on with steps."""
 
     stream: int  # from a stream's buffers to those of the next
     rows: int
@@ -141,7 +141,7 @@ def convolve_rows(
 ) -> None:  # fmt: skip
     """Compute rows of a convolution; rows of one stream, or one row of several, are a product's rows."""
     size, width = bytes_of(zero), lanes(zero)
-    kind, target_map, first, number, columns, weight, bias, relu = step
+    _, target_map, first, number, columns, weight, bias, relu = step
     tap = taps[first]
     row, target_row = maps[tap[0], ROW], maps[target_map, ROW]
     reference = place_of(maps, tap[0], done + tap[1])
@@ -197,7 +197,7 @@ def maximum_of(target: int, places: Any, length: int, floor: Any, zero: Any) -> 
     """Write the maxima of two, three or four runs of ``length`` bytes, and of ``floor``; the last may be repeated."""
     a, b, c, d = places
     step = lanes(zero) * bytes_of(zero)
-    if b == c:
+    if b == c == d:
         for i in range(0, length, step):
             best = maximum(load(a + i, zero), load(b + i, zero))
             store(maximum(best, floor), target + i)

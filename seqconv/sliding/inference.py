@@ -60,8 +60,8 @@ def sliding_inference(
     DataFrame, of float32 or float64; a list of series gives a list of results. It is read in pieces of ``chunk``
     windows, so that besides the result memory does not grow with it. ``starts`` are the first rows of the windows that
     are wanted, in their order; else it is all rows where a window fits. With ``groups``, an id for each row, windows
-    that contain a change of id are left out. ``progress`` shows a bar on stderr. ``backend`` is ``"auto"`` or a name out
-    of :data:`seqconv.backends.BACKENDS`.
+    that contain a change of id are left out. ``progress`` shows a bar on stderr. ``backend`` is ``"auto"`` or a name
+    out of :data:`seqconv.backends.BACKENDS`.
 
     The result, a tensor or what the model has of them, is on the series' device, of the model's dtype. Raises
     ``TypeError`` and ``ValueError`` for arguments that do not fit, and for a model that is refused, by the name of the
@@ -94,7 +94,7 @@ def sliding_inference(
             span = (length - 1) * step
             if len(rows) <= span:
                 raise ValueError(f"series must have the {span + 1} rows of a window, got {len(rows)}")
-            wanted = _starts_of(starts, groups, len(rows), span, step)
+            wanted = _starts_of(starts, groups, len(rows), span)
             found.append(_evaluated(ready, rows, length, step, wanted, chunk, progress))
     return found if several else found[0]
 
@@ -163,7 +163,7 @@ def check_layout(layout: str) -> None:
 
 
 def like_of(model: nn.Module) -> Tensor:
-    """Return an empty tensor of a model's dtype, on its device: those of its first floating-point parameter or buffer."""
+    """Return an empty tensor of the dtype and on the device of a model's first floating-point parameter or buffer."""
     for one in (*model.parameters(), *model.buffers()):
         if one.is_floating_point():
             return one.detach().new_empty(0)
@@ -188,7 +188,7 @@ def _rows_of(series: Any) -> Tensor:
     return tensor_of(rows_and_names(series)[0])
 
 
-def _starts_of(starts: Any, groups: Any, rows: int, span: int, step: int) -> NDArray[np.int64] | None:
+def _starts_of(starts: Any, groups: Any, rows: int, span: int) -> NDArray[np.int64] | None:
     """Return the windows' first rows, ``None`` for all; those that contain a change of group are left out."""
     wanted: NDArray[Any] | None = None
     if starts is not None:
@@ -199,7 +199,8 @@ def _starts_of(starts: Any, groups: Any, rows: int, span: int, step: int) -> NDA
         outside = wanted[(wanted < 0) | (wanted >= rows - span)]
         if outside.size:
             raise ValueError(
-                f"starts must be from 0 to {rows - span - 1} for windows over {span + 1} of {rows} rows, got {outside[0]}"
+                f"starts must be from 0 to {rows - span - 1}, for windows over {span + 1} of {rows} rows, "
+                f"got {outside[0]}"
             )
     if groups is None:
         return wanted

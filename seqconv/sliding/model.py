@@ -14,7 +14,7 @@ from seqconv import backends
 from seqconv.functional.following import active
 from seqconv.fusion.tracing import Trace
 from seqconv.kernels.sliding import Evaluation, SlidingProgram, reaches
-from seqconv.sliding.positions import Features, Positions
+from seqconv.sliding.positions import ZERO, Features, Positions
 from seqconv.sliding.tracing import Analysed, Flattened, Refused, Rest, analyse, traced
 
 __all__ = ["LAYOUTS", "OPERATION", "Slide", "SlidingModel", "analysed_for"]
@@ -41,8 +41,8 @@ def analysed_for(model: nn.Module, columns: int, length: int, step: int, layout:
     except Refused as error:
         raise ValueError(f"model cannot be evaluated on all windows at once: {error}") from error
     if not found:
-        error = max(errors, key=lambda one: one.progress)
-        raise ValueError(f"model cannot be evaluated on all windows at once: {error}") from error
+        nearest = max(errors, key=lambda one: one.progress)
+        raise ValueError(f"model cannot be evaluated on all windows at once: {nearest}") from nearest
     if len(found) > 1 and not _takes_starts(graph):
         raise ValueError(
             f"layout must be 'NCL' or 'NLC' for a model that takes windows of {columns} columns and {length} rows "
@@ -82,8 +82,8 @@ def _require_independence(rest: Rest, like: Tensor) -> None:
             if isinstance(whole, Tensor) and not _is_joined(whole, parts):
                 name = str(node.target) if node.op == "call_module" else getattr(node.target, "__name__", node.target)
                 raise Refused(str(name), "its result for a window depends on the other windows of the batch")
-    leaves = tree_leaves(together[-1][1])
-    if any(not isinstance(one, Tensor) or not one.dim() or len(one) != 3 for one in leaves):
+    results: list[Any] = tree_leaves(together[-1][1])
+    if any(not isinstance(one, Tensor) or not one.dim() or len(one) != 3 for one in results):
         raise Refused("", "its result is not a tensor, or several, whose first axis counts windows")
 
 
@@ -179,6 +179,8 @@ def _needs(found: Analysed) -> list[Need]:
         value = one.value if isinstance(one, Flattened) else one
         pairs = [value.tap] if isinstance(value, Features) else zip(value.maps, value.offsets, strict=True)
         for number, offset in pairs:
+            if number == ZERO:
+                continue
             reach[int(number)] = max(reach[int(number)], int(offset))
     return [Need(number, reach[number]) for number in found.program.outputs]
 
@@ -255,7 +257,7 @@ class Slide:
 def _positions(value: Positions, maps: dict[int, Tensor], begin: int, count: int) -> Tensor:
     """Return the positions of windows, ``(streams, count, L, C)``: in place where they are evenly spaced in one map."""
     apart = np.unique(np.diff(value.offsets))
-    rows = maps[int(value.maps[0])]
+    rows = maps[int(value.maps.max())]
     if len(np.unique(value.maps)) == 1 and len(apart) < 2 and (not len(apart) or apart[0] > 0):
         at = begin + int(value.offsets[0])
         stream, row, column = rows.stride()
@@ -264,7 +266,9 @@ def _positions(value: Positions, maps: dict[int, Tensor], begin: int, count: int
         view = rows.as_strided(shape, (stream, row, row * step, column), rows.storage_offset() + at * row)
         return view.contiguous()
     taken = [
-        maps[int(of)][:, begin + int(offset) : begin + int(offset) + count]
+        rows.new_zeros(rows.size(0), count, value.columns)
+        if of == ZERO
+        else maps[int(of)][:, begin + int(offset) : begin + int(offset) + count]
         for of, offset in zip(value.maps, value.offsets, strict=True)
     ]
     return torch.stack(taken, 2)

@@ -20,7 +20,7 @@ from torch import Tensor
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.sliding import Convolve, Maximum, Rowwise, SlidingProgram, Step, Tap, Total
 
-__all__ = ["Features", "Positions", "ProgramBuilder", "Unshared"]
+__all__ = ["ZERO", "Features", "Misfit", "Positions", "ProgramBuilder", "Unshared"]
 
 Numbers: TypeAlias = NDArray[np.int64]
 
@@ -29,6 +29,10 @@ ZERO = -1  # the map of a position that is 0 in every window
 
 class Unshared(Exception):
     """What cannot be computed for all windows at once: why."""
+
+
+class Misfit(Unshared):
+    """What torch does not compute for one window either: why."""
 
 
 class Positions(NamedTuple):
@@ -89,7 +93,7 @@ class ProgramBuilder:
     def combine(
         self, maps: Numbers, offsets: Numbers, make: Callable[[tuple[Tap, ...], Numbers], Step], *, empty: str
     ) -> tuple[Numbers, Numbers]:
-        """Return maps and offsets of positions that are made from taps: row ``j`` of ``maps`` and ``offsets`` ``(L, K)``.
+        """Return maps and offsets of positions that are made from taps, rows of ``maps`` and ``offsets`` ``(L, K)``.
 
         ``make`` is given taps, and their places in the row, without the zeros among them. A row of zeros alone is
         refused for the reason ``empty``, unless that is empty: then it is zeros again.
@@ -127,13 +131,13 @@ class ProgramBuilder:
 
     def convolution(self, value: Positions, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Positions:
         """Return the convolution of ``(N, C, L)`` by ``weight`` ``(O, C / groups, K)``."""
-        stride, (left, right), dilation, groups = convolution
+        stride, (left, _), dilation, groups = convolution
         outputs, each, size = weight.shape
         if not value.channels_first or value.columns != each * groups:
-            raise Unshared(f"it takes {each * groups} channels, and is given shape (N, {_sizes(value.shape)})")
+            raise Misfit(f"it takes {each * groups} channels, and is given shape (N, {_sizes(value.shape)})")
         count = convolution.output_length(value.length, size)
         if count < 1:
-            raise Unshared(f"its kernel of {dilation * (size - 1) + 1} positions does not fit into {value.length}")
+            raise Misfit(f"its kernel of {dilation * (size - 1) + 1} positions does not fit into {value.length}")
         taps = weight.detach().permute(2, 1, 0)  # (K, C, O)
         index = np.arange(count)[:, None] * stride - left + np.arange(size) * dilation
         index = np.where((index >= 0) & (index < value.length), index, -1)
@@ -184,7 +188,7 @@ class ProgramBuilder:
         return value._replace(maps=maps, offsets=offsets)
 
     def adaptive(self, value: Positions, count: int, *, mean: bool) -> Positions:
-        """Return the means, or the maxima, of ``count`` windows that share the positions, as ``F.adaptive_*_pool1d``."""
+        """Return means or maxima of ``count`` windows that share the positions, as ``F.adaptive_*_pool1d`` does."""
         begins = np.arange(count) * value.length // count
         ends = -(-np.arange(1, count + 1) * value.length // count)
         sizes = ends - begins
@@ -211,7 +215,7 @@ class ProgramBuilder:
         """Return a dense layer of the last axis, ``weight`` ``(O, F)``."""
         outputs, columns = weight.shape
         if value.shape[-1] != columns:
-            raise Unshared(f"it takes {columns} features, and is given shape (N, {_sizes(value.shape)})")
+            raise Misfit(f"it takes {columns} features, and is given shape (N, {_sizes(value.shape)})")
         taps = weight.detach().T[None].contiguous()
         if isinstance(value, Features):
             if len(value.shape) != 1:
@@ -229,7 +233,7 @@ class ProgramBuilder:
         """Return a dense layer of all positions and channels, ``weight`` ``(O, C * L)``, in the order of ``value``."""
         outputs, count = weight.shape
         if value.columns * value.length != count:
-            raise Unshared(f"it takes {count} features, and is given {value.columns * value.length}")
+            raise Misfit(f"it takes {count} features, and is given {value.columns * value.length}")
         by_axis = weight.detach().view(outputs, *value.shape)
         taps = by_axis.permute(2, 1, 0) if value.channels_first else by_axis.permute(1, 2, 0)  # (L, C, O)
         index = np.arange(value.length)[None]
@@ -328,11 +332,12 @@ class ProgramBuilder:
         for number in sorted(needed - {0} - set(outputs)):
             step: Any = steps[number - 1]
             read_by = [steps[one - 1] for one in readers[number]]
-            if isinstance(step, Convolve) and step.relu and all(isinstance(one, Maximum) for one in read_by):
-                if all(self._is_rectified(steps, tap.map, number) for one in read_by for tap in one.taps):
-                    steps[number - 1] = step._replace(relu=False)
-                    for one in readers[number]:
-                        steps[one - 1] = steps[one - 1]._replace(relu=True)  # type: ignore[call-arg]
+            if not (isinstance(step, Convolve) and step.relu and all(isinstance(one, Maximum) for one in read_by)):
+                continue
+            if all(self._is_rectified(steps, tap.map, number) for one in read_by for tap in one.taps):
+                steps[number - 1] = step._replace(relu=False)
+                for one in readers[number]:
+                    steps[one - 1] = steps[one - 1]._replace(relu=True)  # type: ignore[call-arg]
         numbers, kept = {0: 0}, []
         for number in sorted(needed - {0}):
             step = steps[number - 1]
@@ -349,7 +354,7 @@ class ProgramBuilder:
     def _pooled(self, value: Positions, pool: Pool) -> Numbers:
         count = pool.output_length(value.length)
         if count < 1:
-            raise Unshared(f"its windows of {pool.dilation * (pool.size - 1) + 1} do not fit into {value.length}")
+            raise Misfit(f"its windows of {pool.dilation * (pool.size - 1) + 1} do not fit into {value.length}")
         index = np.arange(count)[:, None] * pool.stride - pool.padding + np.arange(pool.size) * pool.dilation
         index = np.where((index >= 0) & (index < value.length), index, -1)
         if (index < 0).all(1).any():

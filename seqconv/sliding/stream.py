@@ -144,9 +144,10 @@ class Stream:
             return complete[0] if complete else None
         return tree_map(lambda *parts: torch.cat(parts, 1), *complete)
 
-    def _checked(self, rows: Any) -> Tensor:
+    def _checked(self, given: Any) -> Tensor:
         """Return rows as ``(streams, n, columns)``."""
         like = self.sliding.like
+        rows: Any = given
         if not isinstance(rows, Tensor):
             try:
                 rows = torch.as_tensor(rows)
@@ -161,9 +162,12 @@ class Stream:
         lead = () if self.streams is None else (self.streams,)
         shape = tuple(rows.shape)
         if shape == (*lead, self.columns):
-            return rows.reshape(self.streams or 1, 1, self.columns)
-        if len(shape) == len(lead) + 2 and (*shape[: len(lead)], shape[-1]) == (*lead, self.columns):
-            return rows if self.streams else rows.unsqueeze(0)
-        sizes = ", ".join(map(str, (*lead, self.columns)))
-        block = ", ".join(map(str, (*lead, "n", self.columns)))
-        raise ValueError(f"rows must have shape ({sizes}) or ({block}), got {shape}")
+            rows = rows.reshape(self.streams or 1, 1, self.columns)
+        elif len(shape) == len(lead) + 2 and (*shape[: len(lead)], shape[-1]) == (*lead, self.columns):
+            rows = rows if self.streams else rows.unsqueeze(0)
+        else:
+            sizes = ", ".join(map(str, (*lead, self.columns)))
+            block = ", ".join(map(str, (*lead, "n", self.columns)))
+            raise ValueError(f"rows must have shape ({sizes}) or ({block}), got {shape}")
+        found: Tensor = rows
+        return found

@@ -1,8 +1,8 @@
 """A model as a program of shared rows, and the rest of it, which runs window by window in batches.
 
-The forward pass is traced as a graph (:mod:`seqconv.fusion.tracing`), and every node of it is worked out on what windows
-share (:mod:`.positions`), with torch's own names and arguments for what it does. What cannot be shared, such as a
-recurrent layer, and all that depends on it, is left to torch, on the windows' features.
+The forward pass is traced as a graph (:mod:`seqconv.fusion.tracing`), and every node of it is worked out on what
+windows share (:mod:`.positions`), with torch's own names and arguments for what it does. What cannot be shared, such as
+a recurrent layer, and all that depends on it, is left to torch, on the windows' features.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from seqconv.layers import (
 )
 from seqconv.layers.fused import Fused
 from seqconv.models.source import WindowSource
-from seqconv.sliding.positions import Features, Positions, ProgramBuilder, Unshared
+from seqconv.sliding.positions import ZERO, Features, Misfit, Positions, ProgramBuilder, Unshared
 
 __all__ = ["Analysed", "Flattened", "Refused", "Rest", "analyse", "traced"]
 
 # Functions of each number by itself, by the names that they have in torch, torch.nn.functional and as methods.
 POINTWISE = (
     "abs", "celu", "clamp", "cos", "elu", "erf", "exp", "expm1", "gelu", "hardshrink", "hardsigmoid", "hardswish",
-    "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "mish", "neg", "pow", "reciprocal", "relu6", "rsqrt", "selu",
-    "sigmoid", "sign", "silu", "sin", "softplus", "softshrink", "softsign", "sqrt", "square", "tanh", "tanhshrink",
-    "threshold",
+    "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "mish", "neg", "pow", "reciprocal", "relu6", "rsqrt",
+    "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink", "softsign", "sqrt", "square", "tanh",
+    "tanhshrink", "threshold",
 )  # fmt: skip
 POINTWISE_MODULES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
@@ -176,19 +176,21 @@ class Interpreter:
             return STARTS if of_source else self.input
         if node.op == "get_attr":
             return _attribute(self.model, str(node.target))
-        operands, options = (fx.map_arg(one, lambda one: self.found[one]) for one in (node.args, node.kwargs))
+        operands: Any = fx.map_arg(node.args, lambda one: self.found[one])
+        options: Any = fx.map_arg(node.kwargs, lambda one: self.found[one])
         given = [self.found[one] for one in node.all_input_nodes]
         if any(one is BY_WINDOW for one in given):
             return BY_WINDOW
         try:
-            handler = self._handler(node)
-            if handler is None and not any(isinstance(one, Marker | Positions | Features | Flattened) or _has_batch(one)
-                                           for one in given):  # fmt: skip
+            if node.op != "call_module" and not any(map(_is_of_windows, given)):
                 return node.target(*operands, **options)  # type: ignore[operator]
+            handler = self._handler(node)
             if handler is None:
                 raise Unshared(f"windows do not share {self._kind(node)}")
             self._check_in_place(node)
             found = handler(*operands, **options)
+        except Misfit as error:
+            raise Refused(self.name_of(node), str(error), len(self.shared)) from error
         except Unshared as error:
             self.reasons[node] = str(error)
             return BY_WINDOW
@@ -221,8 +223,7 @@ class Interpreter:
             return None
         if name == "relu":
             return lambda value, inplace=False: self._relu(value, alone=len(node.users) == 1)  # noqa: ARG005
-        found = getattr(self, name)
-        return found  # type: ignore[no-any-return]
+        return getattr(self, name)  # type: ignore[no-any-return]
 
     def _check_in_place(self, node: fx.Node) -> None:
         """Refuse what changes a value that something else reads, too."""
@@ -243,7 +244,7 @@ class Interpreter:
 
     # What modules do.
 
-    def _module(self, module: nn.Module, *, alone: bool) -> Callable[..., Any] | None:
+    def _module(self, module: Any, *, alone: bool) -> Callable[..., Any] | None:
         kind = type(module)
         forward = kind.forward
         if isinstance(module, ConvReLUGlobalMaxPool1d):
@@ -257,7 +258,7 @@ class Interpreter:
             return self._source_of(module)
         if isinstance(module, Fused):
             return None
-        if isinstance(module, nn.Conv1d) and (forward, kind._conv_forward) == (  # type: ignore[attr-defined]
+        if isinstance(module, nn.Conv1d) and (forward, kind._conv_forward) == (
             nn.Conv1d.forward, nn.Conv1d._conv_forward,
         ):  # fmt: skip
             return lambda value: self._conv(value, module)
@@ -294,7 +295,7 @@ class Interpreter:
         if forward is nn.GLU.forward:
             return lambda value: self.glu(value, module.dim)
         for padding, mode in _PADDINGS.items():
-            if isinstance(module, padding) and forward is padding.forward:  # type: ignore[attr-defined]
+            if isinstance(module, padding) and forward is padding.forward:
                 return lambda value: self.pad(value, module.padding, mode, getattr(module, "value", 0))
         return None
 
@@ -432,7 +433,7 @@ class Interpreter:
         _require(input, Positions, Features)
         return self.builder.linear(input, weight, bias)
 
-    def pad(self, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Positions:
+    def pad(self, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
         _require(input, Positions)
         _require_channels_first(input)
         left, right = (pad, pad) if isinstance(pad, int) else pad
@@ -473,16 +474,16 @@ class Interpreter:
         """What a source's windows give: ``(N, L, C)``."""
         return input._replace(channels_first=False)
 
-    def transpose(self, input: Any, dim0: int, dim1: int) -> Positions:
+    def transpose(self, input: Any, dim0: int, dim1: int) -> Any:
         _require(input, Positions)
         if {dim0 % 3, dim1 % 3} != {1, 2}:
             raise Unshared("it moves the axis of windows")
-        return input._replace(channels_first=not input.channels_first)  # type: ignore[no-any-return]
+        return input._replace(channels_first=not input.channels_first)
 
-    def permute(self, input: Any, *dims: Any) -> Positions:
+    def permute(self, input: Any, *dims: Any) -> Any:
         axes = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
         if [one % 3 for one in axes] == [0, 1, 2]:
-            return input  # type: ignore[no-any-return]
+            return input
         if [one % 3 for one in axes] != [0, 2, 1]:
             raise Unshared("it moves the axis of windows")
         return self.transpose(input, 1, 2)
@@ -501,14 +502,10 @@ class Interpreter:
         wanted = list(shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)) else shape)
         _require(input, Positions, Features)
         count = math.prod(input.shape)
-        if wanted[0] is not BATCH:
-            if (
-                wanted[0] != -1
-                or any(one is BATCH or one == -1 for one in wanted[1:])
-                or math.prod(wanted[1:]) != count
-            ):
-                raise Unshared("it does not keep the axis of windows")
         behind = wanted[1:]
+        counts = wanted[0] is BATCH or (wanted[0] == -1 and all(type(one) is int and one > 0 for one in behind))
+        if not counts or any(type(one) is not int for one in behind):
+            raise Unshared("it does not keep the axis of windows")
         if -1 in behind:
             others = math.prod(one for one in behind if one != -1)
             behind[behind.index(-1)] = count // max(others, 1)
@@ -678,7 +675,7 @@ class Interpreter:
         return input.at(slice(None, None, -1))
 
     def getitem(self, input: Any, index: Any) -> Any:
-        if isinstance(input, (tuple, list, dict)):
+        if type(input) in (tuple, list, torch.Size):
             return input[index]
         _require(input, Positions, Features)
         axes = 1 + len(input.shape)
@@ -722,7 +719,7 @@ class Interpreter:
         return 1 + len(input.shape)
 
     def getattr(self, input: Any, name: str) -> Any:
-        if name == "values" and isinstance(input, tuple):
+        if name == "values" and type(input) is tuple:
             return input[0]
         if name in ("mT", "shape", "ndim"):
             return {"mT": lambda: self.transpose(input, 1, 2), "shape": lambda: self.size(input),
@@ -759,8 +756,7 @@ class Interpreter:
                 return copied[node]
             value = self.found[node]
             if isinstance(value, (Positions, Features, Flattened)):
-                copied[node] = graph.placeholder(f"shared_{len(inputs)}")
-                inputs.append(value)
+                copied[node] = placed(value)
             elif value is BY_WINDOW or _has_batch(value) or node.op == "get_attr":
                 for one in node.all_input_nodes:
                     carried(one)
@@ -770,20 +766,19 @@ class Interpreter:
             elif value is STARTS:
                 raise Refused("source", "its starts are used elsewhere, too")
             else:  # worked out to plain numbers, or to a tuple of values
-                copied[node] = fx.map_aggregate(value, lambda one: placed(one)) if isinstance(value, tuple) else value
+                copied[node] = placed(value)
             return copied[node]
 
         def placed(value: Any) -> Any:
-            if isinstance(value, (Positions, Features, Flattened)):
-                inputs.append(value)
-                return graph.placeholder(f"shared_{len(inputs) - 1}")
-            return value
+            if type(value) in (tuple, list):
+                return type(value)(map(placed, value))
+            if not isinstance(value, (Positions, Features, Flattened)):
+                return value
+            inputs.insert(0, value)
+            with graph.inserting_before(next(iter(graph.nodes), graph._root)):  # in front of all else
+                return graph.placeholder(f"shared_{len(inputs)}")
 
         result = fx.map_arg(output, carried)
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        order = sorted(placeholders, key=lambda node: int(node.name.rpartition("_")[2]))
-        for node in order[::-1]:  # in front of all else
-            graph._root.append(node)
         graph.output(result)
         module = fx.GraphModule(self.model, graph)
         return Rest(module.eval() if not names else module, tuple(inputs), tuple(dict.fromkeys(names)))
@@ -803,8 +798,8 @@ _PADDINGS: Mapping[type[nn.Module], str] = {
 # Torch's names, and those of the methods here that work them out.
 NAMES = dict.fromkeys(POINTWISE) | {
     "conv1d": None, "max_pool1d": None, "avg_pool1d": None, "adaptive_max_pool1d": None, "adaptive_avg_pool1d": None,
-    "batch_norm": None, "dropout": None, "dropout1d": "dropout", "alpha_dropout": "dropout", "linear": None, "pad": None,
-    "glu": None, "softmax": None, "log_softmax": None, "relu": None, "relu_": "relu", "transpose": None,
+    "batch_norm": None, "dropout": None, "dropout1d": "dropout", "alpha_dropout": "dropout", "linear": None,
+    "pad": None, "glu": None, "softmax": None, "log_softmax": None, "relu": None, "relu_": "relu", "transpose": None,
     "swapaxes": "transpose", "permute": None, "flatten": None, "view": None, "reshape": "view", "squeeze": None,
     "unsqueeze": None, "cat": None, "concat": "cat", "concatenate": "cat", "add": None, "add_": "add", "sub": None,
     "sub_": "sub", "mul": None, "mul_": "mul", "multiply": "mul", "div": None, "div_": "div", "true_divide": "div",
@@ -842,8 +837,15 @@ def _one(value: Any) -> int:
     return found
 
 
+def _is_of_windows(value: Any) -> bool:
+    """Tell whether a value is not the same for all windows, or counts them."""
+    if isinstance(value, (Positions, Features, Flattened)):
+        return True
+    return isinstance(value, Marker) or (type(value) in (tuple, list) and any(map(_is_of_windows, value)))
+
+
 def _has_batch(value: Any) -> bool:
-    return value is BATCH or (isinstance(value, (tuple, list)) and any(map(_has_batch, value)))
+    return value is BATCH or (type(value) in (tuple, list) and any(map(_has_batch, value)))
 
 
 def _takes_values(node: fx.Node) -> bool:
@@ -863,9 +865,7 @@ def _maps_of(value: Positions | Features | Flattened) -> list[int]:
     if isinstance(value, Features):
         return [value.tap.map]
     positions = value.value if isinstance(value, Flattened) else value
-    if (positions.maps < 0).any():
-        raise Unshared("zeros of a padding")
-    return [int(one) for one in np.unique(positions.maps)]
+    return [int(one) for one in np.unique(positions.maps) if one != ZERO]
 
 
 def _renumbered(value: Any, numbers: Mapping[int, int]) -> Any:
@@ -873,4 +873,4 @@ def _renumbered(value: Any, numbers: Mapping[int, int]) -> Any:
         return value._replace(tap=Tap(numbers[value.tap.map], value.tap.offset))
     if isinstance(value, Flattened):
         return Flattened(_renumbered(value.value, numbers))
-    return value._replace(maps=np.array([numbers[int(one)] for one in value.maps], np.int64))
+    return value._replace(maps=np.array([numbers[int(one)] if one != ZERO else ZERO for one in value.maps], np.int64))

@@ -13,7 +13,20 @@ from seqconv.kernels.numba.runtime.compilation import compiled
 
 @compiled
 def rows(table, count, offsets, taps, weights, start, target, more, zero):
-    igemm.igemm(table, count, offsets, taps, weights, start, simd.REGISTERS.width, target, more, zero, 2)
+    igemm.igemm(
+        table,
+        count,
+        offsets,
+        taps,
+        weights,
+        start,
+        simd.REGISTERS.width,
+        target,
+        2 * simd.REGISTERS.width,
+        more,
+        zero,
+        2,
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -43,7 +56,7 @@ def test_the_sums_stay_in_registers():
     @njit(error_model="numpy")
     def tile(table, count, offsets, taps, weights, start, target, more):
         step = simd.REGISTERS.width
-        igemm.igemm(table, count, offsets, taps, weights, start, step, target, more > 0, np.float32(0), 2)
+        igemm.igemm(table, count, offsets, taps, weights, start, step, target, 2 * step, more > 0, np.float32(0), 2)
 
     tile.compile((int64,) * 8)
     assembly = next(iter(tile.inspect_asm().values()))
