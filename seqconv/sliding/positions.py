@@ -133,8 +133,10 @@ class ProgramBuilder:
         """Return the convolution of ``(N, C, L)`` by ``weight`` ``(O, C / groups, K)``."""
         stride, (left, _), dilation, groups = convolution
         outputs, each, size = weight.shape
-        if not value.channels_first or value.columns != each * groups:
+        if value.shape[0] != each * groups:
             raise Misfit(f"it takes {each * groups} channels, and is given shape (N, {_sizes(value.shape)})")
+        if not value.channels_first:
+            raise Unshared("it is along the columns")
         count = convolution.output_length(value.length, size)
         if count < 1:
             raise Misfit(f"its kernel of {dilation * (size - 1) + 1} positions does not fit into {value.length}")
