@@ -778,10 +778,11 @@ class Interpreter:
             with graph.inserting_before(next(iter(graph.nodes), graph._root)):  # in front of all else
                 return graph.placeholder(f"shared_{len(inputs)}")
 
+        if isinstance(output, fx.Node) and isinstance(self.found[output], (Positions, Features, Flattened)):
+            return Rest(_same, (self.found[output],), ())
         result = fx.map_arg(output, carried)
         graph.output(result)
-        module = fx.GraphModule(self.model, graph)
-        return Rest(module.eval() if not names else module, tuple(inputs), tuple(dict.fromkeys(names)))
+        return Rest(fx.GraphModule(self.model, graph), tuple(inputs), tuple(dict.fromkeys(names)))
 
 
 _FORWARDS_OF_DROPOUT = tuple(
@@ -818,6 +819,10 @@ FUNCTIONS |= {
     operator.imul: "mul", operator.truediv: "div", operator.itruediv: "div", operator.neg: "neg", operator.pow: "pow",
     operator.getitem: "getitem", getattr: "getattr",
 }  # fmt: skip
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _require(value: Any, *kinds: type) -> None:
