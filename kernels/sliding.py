@@ -107,10 +107,8 @@ def widths(program: SlidingProgram) -> list[int]:
     for step in program.steps:
         if isinstance(step, Convolve):
             found.append(step.weight.size(2))
-        elif isinstance(step, Rowwise):
-            found.append(step.columns)
         else:
-            found.append(found[step.taps[0].map])
+            found.append(getattr(step, "columns", found[step.taps[0].map]))
     return found
 
 

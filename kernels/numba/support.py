@@ -11,9 +11,19 @@ from torch import Tensor
 from .. import forks  # noqa: F401  (a fork must be noticed before the first call, which loads the rest)
 from ..geometry import Convolution, Pool
 from ..recurrence import Masks, Weights
+from ..sliding import SlidingProgram
 from ..source import Dense, Source
 
-__all__ = ["MISSING", "avoid_norm", "avoid_recurrent", "refuse", "refuse_length", "refuse_norm", "refuse_recurrent"]
+__all__ = [
+    "MISSING",
+    "avoid_norm",
+    "avoid_recurrent",
+    "refuse",
+    "refuse_length",
+    "refuse_norm",
+    "refuse_recurrent",
+    "refuse_sliding",
+]
 
 MISSING = "the package numba is not installed" if importlib.util.find_spec("numba") is None else None
 DTYPES = (torch.float32, torch.float64)
@@ -47,6 +57,15 @@ def refuse(source: Source, convolution: Convolution) -> str | None:
     if source.lengths is not None and convolution.padding != (0, 0):
         return f"it serves lengths without padding, got padding {convolution.padding}"
     return None
+
+
+def refuse_sliding(_program: SlidingProgram, like: Tensor) -> str | None:
+    """Return why a program cannot be evaluated, or ``None``; ``like`` has its dtype and device."""
+    if MISSING is not None:
+        return MISSING
+    if like.device.type != "cpu":
+        return f"it serves tensors on the CPU, got one on {like.device}"
+    return None if like.dtype in DTYPES else f"it serves float32 and float64, got {like.dtype}"
 
 
 def refuse_norm(source: Dense, weight: Tensor, convolution: Convolution, pool: Pool | None) -> str | None:

@@ -9,10 +9,19 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..recurrence import Masks, Weights
+from ..sliding import SlidingProgram
 from ..source import Dense, Source, Tokens
 from .launch import architecture, precision, refuse_device
 
-__all__ = ["avoid_norm", "avoid_recurrent", "refuse", "refuse_device", "refuse_norm", "refuse_recurrent"]
+__all__ = [
+    "avoid_norm",
+    "avoid_recurrent",
+    "refuse",
+    "refuse_device",
+    "refuse_norm",
+    "refuse_recurrent",
+    "refuse_sliding",
+]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INEXACT = ("sm_100", "sm_101", "sm_103")  # seen in the code that Triton 3.7 makes for sm_100: tcgen05.mma.kind::tf32
@@ -81,6 +90,14 @@ def refuse_recurrent(
 def avoid_recurrent(*_arguments: object) -> str:
     """Return why another backend runs a recurrent layer unless these kernels are asked for."""
     return "not yet measured on a GPU"
+
+
+def refuse_sliding(program: SlidingProgram, like: Tensor) -> str | None:
+    """Return why a program cannot be evaluated, or ``None``; ``like`` has its dtype and device."""
+    if (reason := _refuse_dtype(like)) is not None:
+        return reason
+    farthest = max((tap.offset for step in program.steps for tap in step.taps), default=0)
+    return None if farthest <= LONGEST else f"it serves windows over at most {LONGEST} rows, got {farthest}"
 
 
 def _refuse_numbers(source: Source) -> str | None:

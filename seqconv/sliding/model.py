@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from seqconv import backends
 from seqconv.functional.following import active
 from seqconv.fusion.tracing import Trace
+from seqconv.kernels.numba import support as numba_support
 from seqconv.kernels.sliding import Evaluation, SlidingProgram, reaches
+from seqconv.kernels.triton import support as triton_support
 from seqconv.sliding.positions import ZERO, Features, Positions
 from seqconv.sliding.tracing import Analysed, Flattened, Refused, Rest, analyse, traced
 
@@ -274,13 +276,16 @@ def _positions(value: Positions, maps: dict[int, Tensor], begin: int, count: int
     return torch.stack(taken, 2)
 
 
-def _refuse_on_cpu(program: SlidingProgram, like: Tensor) -> str | None:  # noqa: ARG001
-    if like.device.type != "cpu":
-        return f"it serves CPU tensors, got a model on {like.device}"
-    if like.dtype not in (torch.float32, torch.float64):
-        return f"it serves float32 and float64, got {like.dtype}"
-    return active("cpu")
+def _unfollowed(refuse: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Return why a floor cannot serve a program, what is active in torch included."""
+
+    def reason(program: SlidingProgram, like: Tensor) -> str | None:
+        return refuse(program, like) or active(like.device.type)
+
+    return reason
 
 
 backends.register(OPERATION, "reference", backends.attribute("seqconv.kernels.reference.sliding", "start"))
-backends.register(OPERATION, "numba", backends.attribute("seqconv.kernels.numba.sliding", "start"), _refuse_on_cpu)
+for _name, _support in (("numba", numba_support), ("triton", triton_support)):
+    _start = backends.attribute(f"seqconv.kernels.{_name}.sliding", "start")
+    backends.register(OPERATION, _name, _start, _unfollowed(_support.refuse_sliding))

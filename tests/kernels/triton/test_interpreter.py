@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).parent
 PROCESSES = [  # that take about as long as each other
-    ["gather_triton", "strides_triton", "rmsprop_triton", "norm_triton", "guard_pages"],
+    ["gather_triton", "strides_triton", "rmsprop_triton", "norm_triton", "guard_pages", "sliding_triton"],
     ["conv_pool_triton", "remembered", "../test_conv_pool"],
     ["phase_backward", "public_triton", "non_finite_triton", "conv_norm_pool_triton"],
     ["recurrent_triton"],
