@@ -22,6 +22,14 @@ BLOCKS = 8
 # Approximate number of positions of a chunk: 16 KiB of scratch.
 CHUNK = 128
 
+# Least number of spans of a window in a piece of a sample that threads share, where windows overlap: beside the border
+# of two pieces both convolve a span.
+BORDER = 16
+
+# Elements of a window per stride up to which each window is pooled by itself, where windows overlap; more take running
+# maxima. TODO
+SLIDING = 8
+
 # Bytes of the weight panels that one part reads: they should stay in the second-level cache, beside the input.
 RESIDENT = 512 * 1024
 
@@ -80,8 +88,12 @@ class KernelArguments(NamedTuple):
     out_sample_stride: int = 0
     out_channel_stride: int = 0
     out_window_stride: int = 0
-    chunk: int = 0  # windows, or positions of a global maximum, that are convolved before they are pooled
-    rows: int = 0  # most positions of a chunk, over all samples of a group
+    slides: int = 0  # running maxima of a vector of outputs, see slide_windows; 0 where windows are pooled one by one
+    step: int = 0  # positions of a sample that are convolved before they are pooled
+    rows: int = 0  # most positions of a step, over all samples of a group
+    kept: int = 0  # most positions that a step keeps for the windows of the next one
+    chunk: int = 0  # windows of a piece
+    most: int = 0  # windows that a step completes
     group: int = 0
     groups: int = 0
     pieces: int = 0
@@ -160,27 +172,34 @@ def forward_blocking(
     threads = thread_count(2**31, samples * positions * outputs * taps)
     panels = -(-padded // (VECTORS * lanes))
     panel_bytes = taps * VECTORS * REGISTERS.width
-    if pool is None:
-        chunk = min(CHUNK // TILE * TILE, max(positions, 1))
-        rows, pieces = chunk, 1
-        single = positions <= chunk
-    else:
+    overlaps = pool is not None and pool_numbers[1] < span
+    seen = max(min((windows - 1) * pool_numbers[1] + span, positions), 1)
+    chunk, pieces, rows = windows, 1, min(CHUNK // TILE * TILE, seen)
+    if pool is not None and not overlaps:
         chunk = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)))
         rows = min((chunk - 1) * pool_numbers[1] + span, positions)
         pieces = max(1, -(-windows // chunk))
-        single = pieces == 1
+    single = pieces == 1 and seen <= rows
     group = min(max(1, CHUNK // max(rows, 1)), max(samples, 1)) if single else 1
     enough = threads * 4 if threads > 1 else 1
     while group > 1 and -(-samples // group) * panels < enough:
         group = (group + 1) // 2
     groups = -(-samples // group)
     per = panels if panels * panel_bytes <= RESIDENT else max(1, RESIDENT // panel_bytes)
-    per = max(1, min(per, panels * groups * pieces // enough))
+    per = 1 if overlaps else max(1, min(per, panels * groups * pieces // enough))
     panel_groups = -(-panels // per)
-    if pool is None and groups * panel_groups < enough:
-        pieces = max(1, min(-(-enough // max(groups * panel_groups, 1)), positions // (2 * TILE)))
-        chunk = rows = max(1, min(chunk, -(-positions // pieces)))
+    if (pool is None or overlaps) and groups * panel_groups < enough:
+        shares, idle = (-(-some // max(groups * panel_groups, 1)) for some in (enough, threads))
+        pieces = min(shares, positions // (2 * TILE))
+        if overlaps:
+            pieces = max(min(pieces, positions // (BORDER * span)), min(idle, positions // (2 * span)))
+            chunk = max(-(-windows // max(pieces, 1)), 1)
+            pieces = -(-windows // chunk)
+        pieces = max(1, pieces)
+        rows = max(1, min(rows, -(-positions // pieces)))
     parts = panel_groups * groups * pieces
+    slides = overlaps and (pool_numbers[0] > SLIDING * pool_numbers[1] or span > CHUNK)
+    kept = span - 1 if overlaps and not slides else 0
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
     if few_outputs:
@@ -200,9 +219,12 @@ def forward_blocking(
         period=1 if natural else (size if rows_are_kernels else channels), whole=pool is None,
         pool_size=pool_numbers[0], pool_stride=pool_numbers[1], pool_padding=pool_numbers[2],
         pool_dilation=pool_numbers[3], argmax_itemsize=argmax_itemsize, out_sample_stride=out_strides[0] * itemsize,
-        out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize, chunk=chunk,
-        rows=rows * group, group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups,
-        parts=parts, blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
+        out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize,
+        slides=pool_numbers[3] * (pool_numbers[0] + 1) if slides else 0,
+        step=rows, rows=rows * group, kept=kept, chunk=chunk,
+        most=min(chunk, (rows + pool_numbers[2]) // pool_numbers[1] + 2) if overlaps else chunk,
+        group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups, parts=parts,
+        blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
     )  # fmt: skip
     return ForwardBlocking(
         out_shape=out_shape[:2] if pool is None else out_shape,
@@ -219,9 +241,12 @@ def forward_blocking(
 
 
 def _windows_at_once(stride: int, span: int, windows: int, shares: int) -> int:
-    """Return how many windows are pooled at a time, fewer where there are fewer samples than threads to share them."""
-    if stride * TILE <= 2 * CHUNK and span <= CHUNK:
-        chunk = TILE * max(1, round(CHUNK / (TILE * stride)))  # whole tiles where windows do not overlap
+    """Return how many windows that do not overlap are pooled at a time.
+
+    They are fewer where there are fewer samples than threads to share them.
+    """
+    if stride * TILE <= 2 * CHUNK:
+        chunk = TILE * max(1, round(CHUNK / (TILE * stride)))  # whole tiles
     else:
         chunk = max(1, 4 * span // stride)
     if shares > 1:

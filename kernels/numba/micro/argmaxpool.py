@@ -3,6 +3,9 @@
 A window's maximum and argmax are first found without regard to NaN. The sum of the window's values is computed beside
 them: it is NaN if a value is (or if infinities of both signs meet). Such a chunk is pooled again by the rules for NaN,
 which cost twice as much.
+
+Where windows have many elements and overlap, they share running maxima (:func:`slide_windows`), which follow the rules
+for NaN at once.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from .simd import (
     either,
     greater,
     is_nan,
+    lanes,
     load,
     load_integers,
     select,
@@ -28,7 +32,7 @@ from .simd import (
     store_part,
 )
 
-__all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows"]
+__all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows", "slide_windows"]
 
 
 @njit
@@ -140,16 +144,12 @@ def pool_window(
     zero: Any,
 ) -> None:
     """Pool window ``q``, which may see padding and NaN. Of several NaN the last one is the maximum, as in torch."""
-    size, stride, padding, dilation = pool
-    start = q * stride - padding
-    skipped = max(-start + dilation - 1, 0) // dilation
-    inside = min((positions - start + dilation - 1) // dilation, size)
+    dilation = pool[3]
+    start, skipped, inside = elements_inside(q, pool, positions)
     best, at = broadcast(-np.inf, zero), broadcast(np.int32(-1), zero)
     for p in range(skipped, inside):
         value = load(rows + (start + p * dilation - first) * step, zero)
-        replaces = either(greater(value, best), is_nan(value))
-        best = select(replaces, value, best)
-        at = select(replaces, broadcast(np.int32(p), zero), at)
+        best, at = later_element(best, at, value, broadcast(np.int32(p), zero))
     if inside > skipped:
         alive = either(greater(best, broadcast(zero, zero)), is_nan(best))
         best = select(alive, best, broadcast(zero, zero))
@@ -157,6 +157,118 @@ def pool_window(
     store_part(best, target, outputs, zero)
     if argmax:
         store_argmax(at, argmax, argmax_itemsize)
+
+
+@njit(inline="always")
+def elements_inside(q: int, pool: Any, positions: int) -> tuple[int, int, int]:
+    """Return window ``q``'s first position, which may be padding, and the range of its elements that are no padding."""
+    size, stride, padding, dilation = pool
+    start = q * stride - padding
+    skipped = max(-start + dilation - 1, 0) // dilation
+    return start, skipped, min((positions - start + dilation - 1) // dilation, size)
+
+
+@njit
+def slide_windows(
+    rows: int,
+    step: int,
+    first: int,
+    behind: int,
+    positions: int,
+    windows: Any,
+    pool: Any,
+    maxima: int,
+    argmaxima: int,
+    target: int,
+    target_step: int,
+    outputs: int,
+    argmax: int,
+    argmax_step: int,
+    argmax_itemsize: int,
+    zero: Any,
+) -> None:
+    """Pool windows as :func:`pool_windows` does, with three comparisons a position whatever the windows' size.
+
+    ``rows`` holds the positions from ``first`` to before ``behind``, which must follow those of the call before; the
+    first call of several begins where the first window does. ``windows`` are those that no earlier call could complete.
+
+    Positions one dilation apart are a sequence, cut into runs of as many elements as a window has. A window is the end
+    of one run and the beginning of the next one. ``maxima`` has, for every element of a run, the maximum from there to
+    the run's end, which gives way to the next run's element as soon as no window needs it; behind them, for every
+    sequence, the maximum of its run so far. ``argmaxima`` has the numbers of all these within their run, as int32, 0
+    without ``argmax``.
+    """
+    size, stride, padding, dilation = pool
+    begin, end = windows
+    vector, numbers = lanes(zero) * bytes_of(zero), lanes(zero) * 4
+    span, run = dilation * (size - 1) + 1, dilation * size
+    nothing, nowhere, lowest = broadcast(zero, zero), broadcast(np.int32(-1), zero), broadcast(-np.inf, zero)
+    # Elements are counted from the beginning of window 0.
+    start = first + padding if first > 0 else 0
+    stop = max(behind + padding, (end - 1) * stride + span if end > begin else 0)
+    for e in range(start, min(start + dilation, stop)):
+        element, place = e, e % run
+        number, sequence = place // dilation, place % dilation
+        best, at = load(maxima + (run + sequence) * vector, zero), nowhere
+        if argmax:
+            at = load_integers(argmaxima + (run + sequence) * numbers, zero)
+        while element < stop:
+            value = lowest
+            if padding <= element < positions + padding:
+                value = load(rows + (element - padding - first) * step, zero)
+            if number == 0:
+                best, at = value, broadcast(np.int32(0), zero)
+            else:
+                best, at = later_element(best, at, value, broadcast(np.int32(number), zero))
+            q = element - span + 1
+            if stride > 1:
+                q = q // stride if q % stride == 0 else -1
+            if begin <= q < end:
+                top, where = best, at
+                if number < size - 1:  # the window begins in the run before
+                    top, where = load(maxima + (place + dilation) * vector, zero), at
+                    if argmax:
+                        where = add(
+                            load_integers(argmaxima + (place + dilation) * numbers, zero),
+                            broadcast(np.int32(-number - 1), zero),
+                        )
+                    top, where = later_element(top, where, best, add(at, broadcast(np.int32(size - 1 - number), zero)))
+                alive = either(greater(top, nothing), is_nan(top))
+                top = select(alive, top, nothing)
+                if q * stride < padding or q * stride + span > positions + padding:
+                    _, skipped, inside = elements_inside(q, pool, positions)
+                    top = top if inside > skipped else lowest
+                store_part(top, target + (q - begin) * target_step, outputs, zero)
+                if argmax:
+                    store_argmax(select(alive, where, nowhere), argmax + (q - begin) * argmax_step, argmax_itemsize)
+            store(value, maxima + place * vector)
+            element, number, place = element + dilation, number + 1, place + dilation
+            if number == size:
+                number, place = 0, sequence
+                last, last_at = value, broadcast(np.int32(size - 1), zero)
+                if argmax:
+                    store_integers(last_at, argmaxima + (sequence + run - dilation) * numbers, np.int32(0))
+                for i in range(size - 2, -1, -1):
+                    goal = sequence + i * dilation
+                    last, last_at = later_element(
+                        load(maxima + goal * vector, zero), broadcast(np.int32(i), zero), last, last_at
+                    )
+                    store(last, maxima + goal * vector)
+                    if argmax:
+                        store_integers(last_at, argmaxima + goal * numbers, np.int32(0))
+        store(best, maxima + (run + sequence) * vector)
+        if argmax:
+            store_integers(at, argmaxima + (run + sequence) * numbers, np.int32(0))
+
+
+@njit(inline="always")
+def later_element(best: Any, at: Any, value: Any, place: Any) -> Any:
+    """Return a window's maximum and argmax after one more value, the last so far: the last NaN, or the first greatest.
+
+    A value may be the maximum of several elements, of which some are in ``best``, too.
+    """
+    replaces = either(greater(value, best), is_nan(value))
+    return select(replaces, value, best), select(replaces, place, at)
 
 
 @njit

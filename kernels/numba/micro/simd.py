@@ -367,7 +367,7 @@ def add(_typing: Any, left: Any, right: Any) -> Any:
     """Return ``left + right``."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments)
+        return (builder.add if isinstance(left.element, types.Integer) else builder.fadd)(*arguments)
 
     return left(left, right), generate
 
