@@ -451,12 +451,13 @@ def write_windows(
         if direct:
             goal, hop, count = target + v * width * size, args.out_window_stride, min(width, args.outputs - of)
         if args.slides:
-            of_vector = args.slides * v
-            slide_windows(
-                rows + v * width * size, vectors * width * size, first, behind, positions, (window[0], end), pool,
-                running[0] + of_vector * width * size, running[1] + of_vector * width * 4, goal, hop, count, argmax,
-                jump, itemsize, zero,
-            )  # fmt: skip
+            source, own = rows + v * width * size, args.slides * v * width
+            given = (source, vectors * width * size, first, behind, positions, (window[0], end), pool)
+            held, held_at = running[0] + own * size, running[1] + own * 4
+            if argmax:
+                slide_windows(*given, held, held_at, goal, hop, count, argmax, jump, itemsize, zero)
+            else:
+                slide_windows(*given, held, held_at, goal, hop, count, None, jump, itemsize, zero)
         else:
             pool_windows(
                 rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop,

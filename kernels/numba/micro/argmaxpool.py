@@ -21,11 +21,14 @@ from .simd import (
     broadcast,
     bytes_of,
     either,
+    exceeds,
     greater,
+    greatest,
     is_nan,
     lanes,
     load,
     load_integers,
+    positive,
     select,
     store,
     store_integers,
@@ -149,7 +152,9 @@ def pool_window(
     best, at = broadcast(-np.inf, zero), broadcast(np.int32(-1), zero)
     for p in range(skipped, inside):
         value = load(rows + (start + p * dilation - first) * step, zero)
-        best, at = later_element(best, at, value, broadcast(np.int32(p), zero))
+        replaces = either(greater(value, best), is_nan(value))
+        best = select(replaces, value, best)
+        at = select(replaces, broadcast(np.int32(p), zero), at)
     if inside > skipped:
         alive = either(greater(best, broadcast(zero, zero)), is_nan(best))
         best = select(alive, best, broadcast(zero, zero))
@@ -182,7 +187,7 @@ def slide_windows(
     target: int,
     target_step: int,
     outputs: int,
-    argmax: int,
+    argmax: Any,
     argmax_step: int,
     argmax_itemsize: int,
     zero: Any,
@@ -191,84 +196,86 @@ def slide_windows(
 
     ``rows`` holds the positions from ``first`` to before ``behind``, which must follow those of the call before; the
     first call of several begins where the first window does. ``windows`` are those that no earlier call could complete.
+    ``argmax`` is ``None`` where it is not wanted.
 
     Positions one dilation apart are a sequence, cut into runs of as many elements as a window has. A window is the end
-    of one run and the beginning of the next one. ``maxima`` has, for every element of a run, the maximum from there to
-    the run's end, which gives way to the next run's element as soon as no window needs it; behind them, for every
-    sequence, the maximum of its run so far. ``argmaxima`` has the numbers of all these within their run, as int32, 0
-    without ``argmax``.
+    of one run and the beginning of the next one. ``maxima`` has, for each element of a run and each sequence, the
+    maximum from there to the run's end, which gives way to the next run's element as soon as no window needs it; and
+    behind these, for each sequence, the maximum of the present run so far. ``argmaxima`` has the numbers of all these
+    within their run, as int32.
     """
     size, stride, padding, dilation = pool
     begin, end = windows
     vector, numbers = lanes(zero) * bytes_of(zero), lanes(zero) * 4
-    span, run = dilation * (size - 1) + 1, dilation * size
-    nothing, nowhere, lowest = broadcast(zero, zero), broadcast(np.int32(-1), zero), broadcast(-np.inf, zero)
+    span = dilation * (size - 1) + 1
+    nothing, nowhere = broadcast(zero, zero), broadcast(np.int32(-1), zero)
     # Elements are counted from the beginning of window 0.
-    start = first + padding if first > 0 else 0
+    element = first + padding if first > 0 else 0
     stop = max(behind + padding, (end - 1) * stride + span if end > begin else 0)
-    for e in range(start, min(start + dilation, stop)):
-        element, place = e, e % run
-        number, sequence = place // dilation, place % dilation
-        best, at = load(maxima + (run + sequence) * vector, zero), nowhere
-        if argmax:
-            at = load_integers(argmaxima + (run + sequence) * numbers, zero)
-        while element < stop:
-            value = lowest
-            if padding <= element < positions + padding:
-                value = load(rows + (element - padding - first) * step, zero)
-            if number == 0:
-                best, at = value, broadcast(np.int32(0), zero)
+    number, sequence = element // dilation % size, element % dilation
+    # Of a single sequence, some elements of a run are taken together, and maxima stay in registers: 0.42 ms instead of
+    # 1.2 for 128 x 496 positions of 32 channels on a Zen 5. Of several, one element each.
+    along = 1 if dilation == 1 else 0
+    present = load(maxima + size * dilation * vector, zero)
+    at_present = load_integers(argmaxima + size * dilation * numbers, zero) if argmax is not None else nowhere
+    while element < stop:
+        some = min(size - number if along else dilation - sequence, stop - element)
+        for i in range(some):
+            value, n = nothing, number + i * along
+            if padding <= element + i < positions + padding:
+                value = positive(load(rows + (element + i - padding - first) * step, zero))
+            row, beside = number * dilation + sequence + i, size * dilation + (sequence + i) * (1 - along)
+            n_lanes = broadcast(np.int32(n), zero)
+            if n == 0:
+                present, at_present = value, n_lanes
             else:
-                best, at = later_element(best, at, value, broadcast(np.int32(number), zero))
-            q = element - span + 1
+                if not along:
+                    present = load(maxima + beside * vector, zero)
+                if argmax is not None:
+                    if not along:
+                        at_present = load_integers(argmaxima + beside * numbers, zero)
+                    at_present = select(exceeds(value, present), n_lanes, at_present)
+                present = greatest(value, present)
+            store(present, maxima + beside * vector)
+            if argmax is not None:
+                store_integers(at_present, argmaxima + beside * numbers, np.int32(0))
+            q = element + i - span + 1
             if stride > 1:
                 q = q // stride if q % stride == 0 else -1
             if begin <= q < end:
-                top, where = best, at
-                if number < size - 1:  # the window begins in the run before
-                    top, where = load(maxima + (place + dilation) * vector, zero), at
-                    if argmax:
-                        where = add(
-                            load_integers(argmaxima + (place + dilation) * numbers, zero),
-                            broadcast(np.int32(-number - 1), zero),
-                        )
-                    top, where = later_element(top, where, best, add(at, broadcast(np.int32(size - 1 - number), zero)))
-                alive = either(greater(top, nothing), is_nan(top))
-                top = select(alive, top, nothing)
+                best, at, near = present, at_present, row + dilation
+                if n < size - 1:  # the window begins in the run before
+                    best = load(maxima + near * vector, zero)
+                    if argmax is not None:
+                        before = add(load_integers(argmaxima + near * numbers, zero), broadcast(np.int32(-n - 1), zero))
+                        at = add(at, broadcast(np.int32(size - 1 - n), zero))
+                        at = select(exceeds(present, best), at, before)
+                    best = greatest(present, best)
+                if argmax is not None:
+                    at = select(exceeds(best, nothing), at, nowhere)
+                    store_argmax(at, argmax + (q - begin) * argmax_step, argmax_itemsize)
                 if q * stride < padding or q * stride + span > positions + padding:
                     _, skipped, inside = elements_inside(q, pool, positions)
-                    top = top if inside > skipped else lowest
-                store_part(top, target + (q - begin) * target_step, outputs, zero)
-                if argmax:
-                    store_argmax(select(alive, where, nowhere), argmax + (q - begin) * argmax_step, argmax_itemsize)
-            store(value, maxima + place * vector)
-            element, number, place = element + dilation, number + 1, place + dilation
-            if number == size:
-                number, place = 0, sequence
-                last, last_at = value, broadcast(np.int32(size - 1), zero)
-                if argmax:
-                    store_integers(last_at, argmaxima + (sequence + run - dilation) * numbers, np.int32(0))
-                for i in range(size - 2, -1, -1):
-                    goal = sequence + i * dilation
-                    last, last_at = later_element(
-                        load(maxima + goal * vector, zero), broadcast(np.int32(i), zero), last, last_at
-                    )
-                    store(last, maxima + goal * vector)
-                    if argmax:
-                        store_integers(last_at, argmaxima + goal * numbers, np.int32(0))
-        store(best, maxima + (run + sequence) * vector)
-        if argmax:
-            store_integers(at, argmaxima + (run + sequence) * numbers, np.int32(0))
-
-
-@njit(inline="always")
-def later_element(best: Any, at: Any, value: Any, place: Any) -> Any:
-    """Return a window's maximum and argmax after one more value, the last so far: the last NaN, or the first greatest.
-
-    A value may be the maximum of several elements, of which some are in ``best``, too.
-    """
-    replaces = either(greater(value, best), is_nan(value))
-    return select(replaces, value, best), select(replaces, place, at)
+                    if inside <= skipped:
+                        best = broadcast(-np.inf, zero)
+                store_part(best, target + (q - begin) * target_step, outputs, zero)
+            store(value, maxima + row * vector)
+        if number + (some - 1) * along == size - 1:  # a run's end
+            for i in range(sequence, sequence + (1 if along else some)):
+                best, at = nothing, nowhere
+                for k in range(size - 1, -1, -1):
+                    row = k * dilation + i
+                    value = load(maxima + row * vector, zero)
+                    if argmax is not None:
+                        at = select(exceeds(best, value), at, broadcast(np.int32(k), zero))
+                        store_integers(at, argmaxima + row * numbers, np.int32(0))
+                    best = greatest(best, value)
+                    store(best, maxima + row * vector)
+        element, number, sequence = element + some, number + some * along, sequence + some * (1 - along)
+        if sequence == dilation:
+            number, sequence = number + 1, 0
+        if number == size:
+            number = 0
 
 
 @njit
