@@ -372,7 +372,7 @@ def _multiply_adds(layer: Layer, launch: Launch) -> tuple[float, float]:
         if launch.name.startswith("global_"):  # tiles of one sample's positions
             computed = given["gradient"].size(0) * -(-given["length"] // tile.M) * tile.M
         if launch.name == "forward_windows_kernel":
-            computed = given["rows"] * layer.pool.size  # type: ignore[union-attr]
+            computed = given["rows"] * given["POOL"].size
     numbers, block = weights.C, tile.C or tile.R
     if not tile.C and tile.phases == 1 and layer.rows != "tokens" and launch.name != "fold_kernel":
         numbers *= weights.K  # taps and channels are one axis
