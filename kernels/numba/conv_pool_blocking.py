@@ -14,7 +14,7 @@ from .micro.simd import REGISTERS
 from .micro.tile import TILE, VECTORS
 from .runtime.threads import thread_count
 
-__all__ = ["ForwardBlocking", "KernelArguments", "forward_blocking"]
+__all__ = ["BORDER", "ForwardBlocking", "KernelArguments", "forward_blocking", "running_maxima"]
 
 # Blocks per thread where threads share the work: when the system delays one thread, the others take its blocks.
 BLOCKS = 8
@@ -201,7 +201,7 @@ def forward_blocking(
         pieces = max(1, pieces)
         rows = max(1, min(rows, -(-positions // pieces)))
     parts = panel_groups * groups * pieces
-    slides = overlaps and pool_numbers[0] / pool_numbers[1] + KEEPING * span / CHUNK > SLIDING
+    slides = 0 if pool is None else running_maxima(pool)
     kept = span - 1 if overlaps and not slides else 0
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
@@ -223,7 +223,7 @@ def forward_blocking(
         pool_size=pool_numbers[0], pool_stride=pool_numbers[1], pool_padding=pool_numbers[2],
         pool_dilation=pool_numbers[3], argmax_itemsize=argmax_itemsize, out_sample_stride=out_strides[0] * itemsize,
         out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize,
-        slides=pool_numbers[3] * (pool_numbers[0] + 1) if slides else 0,
+        slides=slides,
         step=rows, rows=rows * group, kept=kept, chunk=chunk,
         most=min(chunk, (rows + pool_numbers[2]) // pool_numbers[1] + 2) if overlaps else chunk,
         group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups, parts=parts,
@@ -241,6 +241,13 @@ def forward_blocking(
         args=args,
         numbers=tuple(map(int, args[ADDRESSES:])),
     )
+
+
+def running_maxima(pool: Pool) -> int:
+    """Return the number of running maxima that windows are pooled by, see slide_windows; 0 if they are one by one."""
+    span = pool.dilation * (pool.size - 1) + 1
+    slides = pool.stride < span and pool.size / pool.stride + KEEPING * span / CHUNK > SLIDING
+    return pool.dilation * (pool.size + 1) if slides else 0
 
 
 def _windows_at_once(stride: int, span: int, windows: int, shares: int) -> int:

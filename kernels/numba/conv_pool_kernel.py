@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from .conv_pool_blocking import KernelArguments
-from .micro.argmaxpool import clear_windows, finish_whole, pool_whole, pool_windows, slide_windows
+from .micro.argmaxpool import clear_windows, finish_whole, pool_some, pool_whole
 from .micro.igemm import igemm, igemm_few_outputs
 from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import copy_padded_rows, pack_bias, pack_panel
@@ -450,19 +450,12 @@ def write_windows(
         goal, hop, count = pooled + v * width * size, vectors * width * size, width
         if direct:
             goal, hop, count = target + v * width * size, args.out_window_stride, min(width, args.outputs - of)
-        if args.slides:
-            source, own = rows + v * width * size, args.slides * v * width
-            given = (source, vectors * width * size, first, behind, positions, (window[0], end), pool)
-            held, held_at = running[0] + own * size, running[1] + own * 4
-            if argmax:
-                slide_windows(*given, held, held_at, goal, hop, count, argmax, jump, itemsize, zero)
-            else:
-                slide_windows(*given, held, held_at, goal, hop, count, None, jump, itemsize, zero)
-        else:
-            pool_windows(
-                rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop,
-                count, argmax, jump, itemsize, zero,
-            )  # fmt: skip
+        source, own = rows + v * width * size, args.slides * v * width
+        held = (running[0] + own * size, running[1] + own * 4) if args.slides else (0, 0)
+        pool_some(
+            source, vectors * width * size, first, behind, positions, (window[0], end), pool, held, goal, hop, count,
+            argmax, jump, itemsize, zero,
+        )  # fmt: skip
         clear_windows(window[0], end, window[1], goal, hop, count, argmax, jump, itemsize, zero)
     if not direct:
         columns = min(vectors * width, args.outputs - o)

@@ -35,7 +35,42 @@ from .simd import (
     store_part,
 )
 
-__all__ = ["clear_windows", "finish_whole", "pool_whole", "pool_windows", "slide_windows"]
+__all__ = ["clear_windows", "finish_whole", "pool_some", "pool_whole"]
+
+
+@njit
+def pool_some(
+    rows: int,
+    step: int,
+    first: int,
+    behind: int,
+    positions: int,
+    windows: Any,
+    pool: Any,
+    running: Any,
+    target: int,
+    target_step: int,
+    outputs: int,
+    argmax: int,
+    argmax_step: int,
+    argmax_itemsize: int,
+    zero: Any,
+) -> None:
+    """Pool windows one by one, or by running maxima if ``running`` has addresses for these and their argmax.
+
+    See :func:`pool_windows` and :func:`slide_windows`, whose arguments these are.
+    """
+    given, goal = (rows, step, first), (target, target_step, outputs)
+    if not running[0]:
+        pool_windows(*given, positions, windows, pool, *goal, argmax, argmax_step, argmax_itemsize, zero)
+    elif argmax:
+        slide_windows(
+            *given, behind, positions, windows, pool, *running, *goal, argmax, argmax_step, argmax_itemsize, zero
+        )
+    else:
+        slide_windows(
+            *given, behind, positions, windows, pool, *running, *goal, None, argmax_step, argmax_itemsize, zero
+        )
 
 
 @njit
