@@ -2,7 +2,8 @@
 
 The work is cut into parts: panels of output channels x groups of samples x pieces of the positions. Samples with few
 positions are grouped, so that a block of weights in the first-level cache serves several of them, and so that register
-tiles are full.
+tiles are full. A piece is a chunk, but of a global maximum and of windows that overlap it is many: what a chunk leaves
+to the next one stays in the scratch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ BLOCKS = 8
 # Approximate number of positions of a chunk: 16 KiB of scratch.
 CHUNK = 128
 
-# Least number of spans of a window in a piece of a sample that threads share, where windows overlap: beside the border
-# of two pieces both convolve a span.
-BORDER = 16
+# Least number of windows' spans in a piece of a sample that threads share, where windows overlap: on both sides of a
+# border a span is convolved, which then is a sixteenth of the work, by count. Two will do where threads were idle.
+BORDER, IDLE_BORDER = 16, 2
 
 # What running maxima cost a position, in elements of windows that are pooled one by one, and what it costs so to keep a
-# position for the next step. On one core of a Zen 5 (16 channels to 32, 5 taps, stride 1) running maxima took 1.05,
+# position for the next chunk. On one core of a Zen 5 (16 channels to 32, 5 taps, stride 1) running maxima took 1.05,
 # 0.98 and 0.85 times as long for 12, 16 and 24 elements, with argmax 1.04, 0.91 and 0.73; at a dilation of 54 0.97,
 # 0.90 and 0.81 for 6, 8 and 10; at one of 150 1.00 and 0.84 for 3 and 6.
 SLIDING, KEEPING = 14, 3
@@ -92,11 +93,11 @@ class KernelArguments(NamedTuple):
     out_channel_stride: int = 0
     out_window_stride: int = 0
     slides: int = 0  # running maxima of a vector of outputs, see slide_windows; 0 where windows are pooled one by one
-    step: int = 0  # positions of a sample that are convolved before they are pooled
-    rows: int = 0  # most positions of a step, over all samples of a group
-    kept: int = 0  # most positions that a step keeps for the windows of the next one
-    chunk: int = 0  # windows of a piece
-    most: int = 0  # windows that a step completes
+    chunk: int = 0  # positions of a sample that are convolved before they are pooled
+    rows: int = 0  # most positions of a chunk, over all samples of a group
+    kept: int = 0  # most positions that a chunk keeps for the windows of the next one
+    piece_windows: int = 0
+    most: int = 0  # windows that a chunk completes
     group: int = 0
     groups: int = 0
     pieces: int = 0
@@ -177,11 +178,11 @@ def forward_blocking(
     panel_bytes = taps * VECTORS * REGISTERS.width
     overlaps = pool is not None and pool_numbers[1] < span
     seen = max(min((windows - 1) * pool_numbers[1] + span, positions), 1)
-    chunk, pieces, rows = windows, 1, min(CHUNK // TILE * TILE, seen)
+    piece_windows, pieces, rows = windows, 1, min(CHUNK // TILE * TILE, seen)
     if pool is not None and not overlaps:
-        chunk = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)))
-        rows = min((chunk - 1) * pool_numbers[1] + span, positions)
-        pieces = max(1, -(-windows // chunk))
+        piece_windows = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)))
+        rows = min((piece_windows - 1) * pool_numbers[1] + span, positions)
+        pieces = max(1, -(-windows // piece_windows))
     single = pieces == 1 and seen <= rows
     group = min(max(1, CHUNK // max(rows, 1)), max(samples, 1)) if single else 1
     enough = threads * 4 if threads > 1 else 1
@@ -195,9 +196,9 @@ def forward_blocking(
         shares, idle = (-(-some // max(groups * panel_groups, 1)) for some in (enough, threads))
         pieces = min(shares, positions // (2 * TILE))
         if overlaps:
-            pieces = max(min(pieces, positions // (BORDER * span)), min(idle, positions // (2 * span)))
-            chunk = max(-(-windows // max(pieces, 1)), 1)
-            pieces = -(-windows // chunk)
+            pieces = max(min(pieces, positions // (BORDER * span)), min(idle, positions // (IDLE_BORDER * span)))
+            piece_windows = max(-(-windows // max(pieces, 1)), 1)
+            pieces = -(-windows // piece_windows)
         pieces = max(1, pieces)
         rows = max(1, min(rows, -(-positions // pieces)))
     parts = panel_groups * groups * pieces
@@ -224,8 +225,8 @@ def forward_blocking(
         pool_dilation=pool_numbers[3], argmax_itemsize=argmax_itemsize, out_sample_stride=out_strides[0] * itemsize,
         out_channel_stride=out_strides[1] * itemsize, out_window_stride=out_strides[2] * itemsize,
         slides=slides,
-        step=rows, rows=rows * group, kept=kept, chunk=chunk,
-        most=min(chunk, (rows + pool_numbers[2]) // pool_numbers[1] + 2) if overlaps else chunk,
+        chunk=rows, rows=rows * group, kept=kept, piece_windows=piece_windows,
+        most=min(piece_windows, (rows + pool_numbers[2]) // pool_numbers[1] + 2) if overlaps else piece_windows,
         group=group, groups=groups, pieces=pieces, panels=per, panel_groups=panel_groups, parts=parts,
         blocks=min(parts, threads * BLOCKS) if threads > 1 else 1,
     )  # fmt: skip

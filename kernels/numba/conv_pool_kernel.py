@@ -255,9 +255,10 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
 @inner
 def first_position(args: Any, piece: int) -> int:
     """Return the first position of a piece of a sample."""
-    if args.whole:
-        return args.positions * piece // args.pieces
-    return max(piece * args.chunk * args.pool_stride - args.pool_padding, 0)
+    first: int = args.positions * piece // args.pieces
+    if not args.whole:
+        first = max(piece * args.piece_windows * args.pool_stride - args.pool_padding, 0)
+    return first
 
 
 @inner
@@ -338,7 +339,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                     store_integers(broadcast(np.int32(-1), zero), running_argmax + (n * apart + o) * 4, np.int32(0))
             piece_end = 0
         else:
-            piece_end = min((piece + 1) * args.chunk, args.windows)
+            piece_end = min((piece + 1) * args.piece_windows, args.windows)
             to_position = min((piece_end - 1) * args.pool_stride - args.pool_padding + span, args.positions)
             apart = 0
         longest = to_position
@@ -346,10 +347,10 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             longest = 0
             for n in range(samples[0], samples[1]):
                 longest = max(longest, limits_of(args, n)[0])
-        window, kept = (0, piece * args.chunk), 0
+        window, kept = (0, piece * args.piece_windows), 0
         # A window of padding alone has no positions, but is pooled all the same.
-        for first in range(from_position, max(to_position, from_position + 1), args.step):
-            behind = first + args.step
+        for first in range(from_position, max(to_position, from_position + 1), args.chunk):
+            behind = first + args.chunk
             count = max(min(behind, to_position, longest) - first, 0)
             number = count * (samples[1] - samples[0])
             # Windows whose last position is among these, in the last step all others.
@@ -414,7 +415,7 @@ def keep_rows(args: Any, rows: int, first: int, behind: int, window: int, output
 
     Return their number.
     """
-    begin = max(window * args.pool_stride - args.pool_padding, first)
+    begin: int = max(window * args.pool_stride - args.pool_padding, first)
     row = min(VECTORS * REGISTERS.width, (outputs + lanes(zero) - 1) // lanes(zero) * REGISTERS.width)
     for at in range(0, (behind - begin) * row, REGISTERS.width):
         store(load(rows + (begin - first) * row + at, zero), rows + at)

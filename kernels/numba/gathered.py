@@ -116,10 +116,11 @@ def _descriptor(
     pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = dilation * (pool_size - 1) + 1
     chunk = max(1, min((CHUNK if stride < span else max(CHUNK, 4 * span)) // stride, windows))
+    by_sample, by_channel, by_window = (one * itemsize for one in strides)
     return Descriptor(
         samples, length, convolution.padding[0], positions, outputs, size, convolution.stride,
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
-        *(stride * itemsize for stride in strides), 0 if pool is None else running_maxima(pool),
+        by_sample, by_channel, by_window, 0 if pool is None else running_maxima(pool),
     )  # fmt: skip
 
 

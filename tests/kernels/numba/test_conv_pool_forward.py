@@ -148,7 +148,7 @@ def test_few_positions_are_convolved_twice(pool, count, monkeypatch):
     args = dense.prepared(x, torch.empty(32, 32, 5), None, PLAIN, pool, want_argmax=False).blocking.args
     span = pool.dilation * (pool.size - 1) + 1
     assert args.pieces >= (count > 1) * count
-    assert args.pieces * (args.chunk * pool.stride + span) <= args.positions * 9 / 8
+    assert args.pieces * (args.piece_windows * pool.stride + span) <= args.positions * 9 / 8
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     args = dense.prepared(x, torch.empty(32, 32, 5), None, PLAIN, pool, want_argmax=False).blocking.args
     assert args.pieces == 1
