@@ -1,4 +1,6 @@
-"""The plan of a layer on gathered rows, *folded* or *direct*: chosen by counts of operations alone.
+"""Plans that are chosen by counts of operations alone: how rows are gathered, where overlapping windows are pooled.
+
+A layer on gathered rows has two plans, *folded* and *direct*.
 
 *Folded* multiplies rows of the table with the weights once and adds ``K`` of the products at every position; *direct*
 multiplies at every position. Backward, *folded* sums the gradients of each row of the folded table, then multiplies the
@@ -11,7 +13,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["CPU", "GPU", "PLANS", "Costs", "Plan", "backward_plan", "fold_operations", "forward_plan"]
+from .geometry import Pool
+
+__all__ = [
+    "CPU",
+    "GPU",
+    "PLANS",
+    "Costs",
+    "Plan",
+    "backward_plan",
+    "fold_operations",
+    "forward_plan",
+    "passes_of",
+    "pools_apart",
+]
 
 PLANS = ("direct", "folded")
 
@@ -108,6 +123,25 @@ def backward_plan(
         + wanted[0] * costs.stored * positions * channels,
     }
     return _cheaper(operations, f"{rows} rows to multiply with, {maxima} windows whose maxima have a gradient")
+
+
+ELEMENTS = 8  # of a window, most that one pass over an activation looks at; a guess, not timed
+
+
+@lru_cache(maxsize=1024)
+def passes_of(size: int) -> int:
+    """Return the number of passes over an activation that find the maxima of windows of ``size`` elements."""
+    return next(passes for passes in range(1, 64) if ELEMENTS**passes >= size)
+
+
+@lru_cache(maxsize=1024)
+def pools_apart(costs: Costs, pool: Pool, operations: int) -> bool:
+    """Tell whether an activation had better be stored, and windows be pooled from there.
+
+    Else each window has its own positions computed, of ``operations`` multiply-adds each. Every pass reads numbers that
+    were written before.
+    """
+    return operations * (pool.size - pool.stride) > costs.stored * passes_of(pool.size) * pool.stride
 
 
 def _cheaper(operations: dict[str, int], counts: str) -> Plan:

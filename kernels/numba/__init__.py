@@ -58,6 +58,8 @@ lanes
     Numbers of a vector register.
 plan
     ``folded`` or ``direct``: how a call on rows of a table is computed.
+running maxima
+    Of elements of windows that overlap, from a position on or up to one: two of them make a window's maximum.
 share, part
     What one thread does of a call; what is computed in one go.
 slot

@@ -9,11 +9,11 @@ import numpy as np
 from numba import types
 
 from .conv_pool_blocking import KernelArguments
-from .micro.argmaxpool import clear_windows, finish_whole, pool_whole, pool_windows
+from .micro.argmaxpool import clear_windows, finish_whole, pool_some, pool_whole
 from .micro.igemm import igemm, igemm_few_outputs
 from .micro.memory import LINE, aligned, keep, prefetch
 from .micro.packing import copy_padded_rows, pack_bias, pack_panel
-from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load_number, store, store_integers, store_number
+from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load, load_number, store, store_integers, store_number
 from .micro.tile import TILE, VECTORS
 from .micro.transposition import transpose
 from .runtime.compilation import compiled, inner, intrinsic
@@ -254,14 +254,22 @@ def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
 
 
 @inner
-def needed_next(args: Any, part: int, seen: int) -> Any:
-    """Return a part's input rows as :func:`ask_for` takes them: address, lines, lines of a run, and runs' distance."""
-    piece, rest = part % args.pieces, part // args.pieces
-    first = args.positions * piece // args.pieces
+def first_position(args: Any, piece: int) -> int:
+    """Return the first position of a piece of a sample."""
+    first: int = args.positions * piece // args.pieces
     if not args.whole:
-        first = max(piece * args.chunk * args.pool_stride - args.pool_padding, 0)
+        first = max(piece * args.piece_windows * args.pool_stride - args.pool_padding, 0)
+    return first
+
+
+@inner
+def needed_next(args: Any, n: int, first: int, seen: int) -> Any:
+    """Return input rows of sample ``n`` from position ``first`` on as :func:`ask_for` takes them.
+
+    These are their address, the number of lines, lines of a run, and runs' distance.
+    """
     row = max(first * args.stride - args.padding, 0)
-    place = sample_at(args, rest % args.groups * args.group) + row * args.row_stride
+    place = sample_at(args, n) + row * args.row_stride
     run = (seen * args.row_stride + LINE - 1) // LINE + 1
     runs, apart = (args.channels, args.channel_stride) if args.channel_stride > args.row_stride else (1, 0)
     dense = args.channels * args.channel_stride
@@ -281,9 +289,12 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     taps = args.outer * args.inner
     panel_row = VECTORS * width * size
     local = args.group * args.panels * VECTORS * width
+    span = (args.pool_size - 1) * args.pool_dilation + 1
+    sliding = args.slides * VECTORS * width
     sizes = (
-        args.rows * panel_row, args.chunk * panel_row, max(args.rows, 8) * 8, local * size, local * 4, args.copies,
-        (taps + 1) * 8, args.few_outputs * width * size, args.few_outputs * (args.rows + width) * size,
+        (args.kept + args.rows) * panel_row, args.most * panel_row, max(args.rows, 8) * 8, local * size, local * 4,
+        args.copies, (taps + 1) * 8, args.few_outputs * width * size, args.few_outputs * (args.rows + width) * size,
+        sliding * size, sliding * 4 if args.argmax else 0,
     )  # fmt: skip
     total = 0
     for one in sizes:
@@ -298,6 +309,8 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     offsets = aligned(place + sizes[5])
     starts = aligned(offsets + sizes[6])
     sums = aligned(starts + sizes[7])
+    held = aligned(sums + sizes[8])
+    running = (held, aligned(held + sizes[9]) if args.argmax else 0)
     listed_for = -1
     for i in range(args.few_outputs):
         shift = zero
@@ -305,7 +318,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
             shift = load_number(args.bias + i * args.bias_stride, zero)
         store(broadcast(shift, zero), starts + i * width * size)
     if args.few_outputs:  # lanes beyond the outputs stay 0
-        for i in range(args.rows):
+        for i in range(args.kept + args.rows):
             store(broadcast(zero, zero), rows + i * width * size)
     begin, end = args.parts * block // args.blocks, args.parts * (block + 1) // args.blocks
     for part in range(begin, end):
@@ -313,10 +326,9 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
         samples = (rest % args.groups * args.group, min((rest % args.groups + 1) * args.group, args.samples))
         outputs = rest // args.groups * args.panels * VECTORS * width
         outputs_end = min(outputs + args.panels * VECTORS * width, padded)
+        from_position = first_position(args, piece)
         if args.whole:
-            from_position = args.positions * piece // args.pieces
             to_position = args.positions * (piece + 1) // args.pieces
-            step = args.chunk
             if args.pieces > 1:
                 maxima = args.partial + ((samples[0] * args.pieces + piece) * padded + outputs) * size
                 running_argmax = args.partial + args.samples * args.pieces * padded * size
@@ -326,26 +338,29 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                 for o in range(0, outputs_end - outputs, width):
                     store(broadcast(-np.inf, zero), maxima + (n * apart + o) * size)
                     store_integers(broadcast(np.int32(-1), zero), running_argmax + (n * apart + o) * 4, np.int32(0))
-            window = (0, 0)
+            piece_end = 0
         else:
-            window = (piece * args.chunk, min((piece + 1) * args.chunk, args.windows))
-            span = (args.pool_size - 1) * args.pool_dilation + 1
-            from_position = max(window[0] * args.pool_stride - args.pool_padding, 0)
-            to_position = min((window[1] - 1) * args.pool_stride - args.pool_padding + span, args.positions)
-            step = max(to_position - from_position, 1)
+            piece_end = min((piece + 1) * args.piece_windows, args.windows)
+            to_position = min((piece_end - 1) * args.pool_stride - args.pool_padding + span, args.positions)
             apart = 0
-        if args.limits:  # no position beyond the length of every sample
+        longest = to_position
+        if args.limits:  # no position beyond the length of every sample is convolved
             longest = 0
             for n in range(samples[0], samples[1]):
                 longest = max(longest, limits_of(args, n)[0])
-            to_position = max(min(to_position, longest), from_position)
+        window, kept = (0, piece * args.piece_windows), 0
         # A window of padding alone has no positions, but is pooled all the same.
-        for first in range(from_position, max(to_position, from_position + 1), step):
-            count = max(min(step, to_position - first), 0)
+        for first in range(from_position, max(to_position, from_position + 1), args.chunk):
+            behind = first + args.chunk
+            count = max(min(behind, to_position, longest) - first, 0)
             number = count * (samples[1] - samples[0])
+            # Windows whose last position is among these, in the last step all others.
+            complete = (behind + args.pool_padding - span) // args.pool_stride + 1
+            complete = piece_end if behind >= to_position else max(min(complete, piece_end), window[1])
+            window = (window[1], complete)
             if args.few_outputs:
                 for n in range(samples[0], samples[1] if count else samples[0]):
-                    goal = rows + (n - samples[0]) * count * width * size
+                    goal = rows + (kept + (n - samples[0]) * count) * width * size
                     listed_for = convolve_few_outputs(
                         args, n, first, count, place, listed, offsets, listed_for, starts, sums, goal, zero
                     )
@@ -355,8 +370,12 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                     write_offsets(args, offsets, gap, zero)
                     listed_for = gap
             seen = (count - 1) * args.stride + args.reach
-            place_next, lines, run, run_apart = needed_next(args, part + 1, seen)
-            if part + 1 == end or to_position - first > step:
+            first_next, n_next = behind, samples[0]
+            if behind >= to_position:
+                first_next = first_position(args, (part + 1) % args.pieces)
+                n_next = (part + 1) // args.pieces % args.groups * args.group
+            place_next, lines, run, run_apart = needed_next(args, n_next, first_next, seen)
+            if part + 1 == end and behind >= to_position:
                 lines = 0
             some = lines // args.panels + 1
             line = 0
@@ -367,7 +386,8 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                 weights = packed + (width + padded + o * taps) * size
                 if not args.few_outputs:
                     bias = packed + (width + o) * size
-                    convolve(listed, number, offsets, taps, weights, bias, vectors, rows, ahead, zero)
+                    goal = rows + kept * vectors * width * size
+                    convolve(listed, number, offsets, taps, weights, bias, vectors, goal, ahead, zero)
                 for n in range(samples[0], samples[1]):
                     source = rows + (n - samples[0]) * count * vectors * width * size
                     if args.whole:
@@ -379,7 +399,9 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                                 maxima + local * size, running_argmax + local * 4, zero,
                             )  # fmt: skip
                     else:
-                        write_windows(args, source, first, window, n, o, vectors, pooled, zero)
+                        write_windows(args, source, first - kept, behind, window, n, o, vectors, pooled, running, zero)
+            if args.kept and behind < to_position:
+                kept = keep_rows(args, rows, first - kept, behind, window[1], padded - outputs, zero)
         if args.whole and args.pieces == 1:
             for n in range(samples[0], samples[1]):
                 for o in range(outputs, outputs_end, width):
@@ -389,10 +411,33 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
 
 
 @inner
+def keep_rows(args: Any, rows: int, first: int, behind: int, window: int, outputs: int, zero: Any) -> int:
+    """Move the positions that ``window`` and later ones see, of those from ``first`` on, to the beginning of ``rows``.
+
+    Return their number.
+    """
+    begin: int = max(window * args.pool_stride - args.pool_padding, first)
+    row = min(VECTORS * REGISTERS.width, (outputs + lanes(zero) - 1) // lanes(zero) * REGISTERS.width)
+    for at in range(0, (behind - begin) * row, REGISTERS.width):
+        store(load(rows + (begin - first) * row + at, zero), rows + at)
+    return max(behind - begin, 0)
+
+
+@inner
 def write_windows(
-    args: Any, rows: int, first: int, window: Any, n: int, o: int, vectors: int, pooled: int, zero: Any
+    args: Any,
+    rows: int,
+    first: int,
+    behind: int,
+    window: Any,
+    n: int,
+    o: int,
+    vectors: int,
+    pooled: int,
+    running: Any,
+    zero: Any,
 ) -> None:
-    """Pool the windows of one sample and one panel, whose positions from ``first`` on are in ``rows``."""
+    """Pool the windows of one sample and one panel, whose positions from ``first`` to ``behind`` are in ``rows``."""
     width, size = lanes(zero), bytes_of(zero)
     padded = (args.outputs + width - 1) // width * width
     pool = (args.pool_size, args.pool_stride, args.pool_padding, args.pool_dilation)
@@ -407,8 +452,10 @@ def write_windows(
         goal, hop, count = pooled + v * width * size, vectors * width * size, width
         if direct:
             goal, hop, count = target + v * width * size, args.out_window_stride, min(width, args.outputs - of)
-        pool_windows(
-            rows + v * width * size, vectors * width * size, first, positions, (window[0], end), pool, goal, hop, count,
+        source, own = rows + v * width * size, args.slides * v * width
+        held = (running[0] + own * size, running[1] + own * 4) if args.slides else (0, 0)
+        pool_some(
+            source, vectors * width * size, first, behind, positions, (window[0], end), pool, held, goal, hop, count,
             argmax, jump, itemsize, zero,
         )  # fmt: skip
         clear_windows(window[0], end, window[1], goal, hop, count, argmax, jump, itemsize, zero)

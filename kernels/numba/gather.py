@@ -28,6 +28,7 @@ from ..geometry import Convolution, Pool
 from ..plans import CPU, forward_plan
 from ..source import Tokens, Windows
 from . import dense
+from .conv_pool_blocking import BORDER
 from .dense import DTYPES, argmax_integers, limits_table, padded_outputs
 from .fold import KEPT, fold, folded_shape
 from .gather_folded import forward_folded
@@ -199,6 +200,9 @@ def _add(
     parts = layer.samples * -(-layer.windows // layer.chunk)
     threads = thread_count(parts, layer.samples * layer.positions * layer.size * width)
     blocks = min(parts, threads * BLOCKS) if threads > 1 else 1
+    span = layer.pool_dilation * (layer.pool_size - 1) + 1
+    if not is_global and layer.pool_stride < span:  # a span of positions is summed on both sides of a border
+        blocks = min(blocks, max(threads, layer.samples * layer.positions // (BORDER * span)))
     rows, places = used
     ready = fold(table, weight, rows) if folded is None else folded
     kept = KEPT[ready.dtype]

@@ -1,7 +1,8 @@
 """The conv stack on gathered rows under the plan *folded*: a position's convolution is ``K`` additions of rows.
 
 Sums, bias, ReLU, maximum and argmax stay in registers from the first row to the pooled number. Windows that overlap are
-pooled from a scratch in the first-level cache instead, so that no position is summed twice. On a Zen 4 the bound is one
+pooled from a scratch in the first-level cache instead, so that no position is summed twice but at the borders of the
+threads' blocks. On a Zen 4 the bound is one
 vector load a cycle while the rows that a batch uses fit into the second-level cache, else the bandwidth of the
 third-level cache.
 
@@ -35,10 +36,12 @@ from .micro.simd import (
     lanes,
     llvm_number,
     llvm_vector,
+    load,
     load_number,
     read,
     size_of,
     splat,
+    store,
     store_number,
     vector_of,
     write,
@@ -106,9 +109,11 @@ def folded_block(
     rows = np.empty((most - 1) * layer.stride + reach + 1, np.int64)
     addresses = rows.ctypes.data
     overlap = layer.pool_stride <= span and not is_global
-    scratch = np.empty((most * padded if overlap else 0) + row_size + 64, np.uint8)
+    held = layer.slides * (padded // size)
+    scratch = np.empty((most * padded if overlap else 0) + row_size + held * (size + 4) + 64, np.uint8)
     empty = aligned(scratch.ctypes.data)
-    sums = empty + row_size
+    running = (empty + row_size, empty + row_size + held * size)
+    sums = running[1] + held * 4
     for i in range(0, row_size, bytes_of(kept)):
         store_number(kept, empty + i, kept)
     position = layer.stride * 8
@@ -117,23 +122,34 @@ def folded_block(
         layer.pool_stride * position, layer.pool_dilation * position, tap, tap_size, layer.window_stride, argmax_row
     )  # fmt: skip
     single = (position, position, tap, tap_size, padded, 0)
+    first = behind = 0  # of a sample's positions in ``sums``
     for part in range(begin, end):
         n = part // chunks
         from_window = part % chunks * layer.chunk
         all_end = min(from_window + layer.chunk, layer.windows)
         positions, to_window = limits_of(layer, n)
         to_window = max(min(all_end, to_window), from_window)
-        first = max(from_window * layer.pool_stride - layer.pool_padding, 0)
-        last = min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions)
-        last = max(first, last)
-        count = (last - first - 1) * layer.stride + reach + 1
+        begun = max(from_window * layer.pool_stride - layer.pool_padding, 0)
+        last = max(min((to_window - 1) * layer.pool_stride - layer.pool_padding + span + 1, positions), begun)
+        if not overlap or part == begin or part % chunks == 0:
+            first = behind = begun
+        elif layer.slides:
+            first = behind
+        else:
+            for at in range(0, (behind - begun) * padded, bytes_of(zero) * width):
+                store(load(sums + (begun - first) * padded + at, zero), sums + at)
+            first, behind = begun, max(behind, begun)
+        last, done = max(last, behind), behind
+        count = (last - done - 1) * layer.stride + reach + 1
         write_folded_indirection(
-            layer, index, n, first * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
+            layer, index, n, done * layer.stride - layer.left, count, (folded, moved, row_size, empty), addresses
         )
-        if overlap and last > first:
+        if overlap and last > done:
             sum_rows(
-                layer, last - first, sums, 0, addresses, 0, 1, padded // size, bias, single, zero, argmax_zero, kept, 0
-            )
+                layer, last - done, sums + (done - first) * padded, 0, addresses, 0, 1, padded // size, bias, single,
+                zero, argmax_zero, kept, 0,
+            )  # fmt: skip
+            behind = last
         full = (positions - 1 - span + layer.pool_padding) // layer.pool_stride  # the last full window
         q = from_window
         while q < to_window:
@@ -143,8 +159,8 @@ def folded_block(
             windows = 1
             if overlap or skipped >= ending:
                 windows = to_window - q if overlap else 1
-                mine = (q, q + windows, q + windows)
-                pool_rows(layer, sums, padded, first, positions, mine, (place, argmax_at), zero, argmax_zero)
+                mine, places_of = (q, q + windows, q + windows), (place, argmax_at)
+                pool_rows(layer, sums, padded, first, last, positions, mine, places_of, running, zero, argmax_zero)
             else:
                 if ending - skipped == layer.pool_size:
                     windows = min(full + 1, to_window) - q
@@ -163,7 +179,8 @@ def folded_block(
         if q < all_end:
             place = out + n * layer.sample_stride + q * layer.window_stride
             argmax_at = argmax + (n * layer.windows + q) * argmax_row if argmax else 0
-            pool_rows(layer, sums, padded, first, positions, (q, q, all_end), (place, argmax_at), zero, argmax_zero)
+            mine, places_of = (q, q, all_end), (place, argmax_at)
+            pool_rows(layer, sums, padded, first, last, positions, mine, places_of, running, zero, argmax_zero)
     keep(rows)
     keep(scratch)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..geometry import Convolution, Pool
 from ..source import Tokens, Windows
+from .conv_pool_blocking import running_maxima
 from .dense import DTYPES, argmax_format, padded_outputs
 from .micro.simd import load_number
 
@@ -67,6 +68,7 @@ class Descriptor(NamedTuple):
     sample_stride: int
     channel_stride: int
     window_stride: int
+    slides: int = 0  # running maxima of a vector of outputs, see slide_windows; 0 where windows are pooled one by one
     limits: int = 0  # address of the int64 number of positions and of windows per sample, where these differ
 
 
@@ -113,11 +115,12 @@ def _descriptor(
     positions = convolution.output_length(length, size)
     pool_size, stride, padding, dilation = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = dilation * (pool_size - 1) + 1
-    chunk = max(1, min(max(CHUNK, 4 * span) // stride, windows))
+    chunk = max(1, min((CHUNK if stride < span else max(CHUNK, 4 * span)) // stride, windows))
+    by_sample, by_channel, by_window = (one * itemsize for one in strides)
     return Descriptor(
         samples, length, convolution.padding[0], positions, outputs, size, convolution.stride,
         convolution.dilation, pool_size, stride, padding, dilation, windows, chunk,
-        *(stride * itemsize for stride in strides),
+        by_sample, by_channel, by_window, 0 if pool is None else running_maxima(pool),
     )  # fmt: skip
 
 

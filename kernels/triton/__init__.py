@@ -2,7 +2,7 @@
 
 A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
 
-    conv_pool ── forward ──────────── split                          an input (N, C, L), and rows looked up directly
+    conv_pool ── forward ──────────── split, pooling, ../plans       an input (N, C, L), and rows looked up directly
        │         backward ─────────── phase_backward                 gradients; windows side by side
        │             └─────────────── global_backward                of the global maximum
        ├──────── gather ───────────── fold, ../plans                 rows of a table or a series
@@ -19,7 +19,8 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
     census, loops            every kernel compiled for GPUs that need not be there, what it takes and its main loop
     device/                  what runs on the GPU: conv_pool, convolution and maxima are shared by the others
 
-To change: which calls are served, :mod:`.support`; when a table is folded, :mod:`~seqconv.kernels.plans`; the tile of a
-kernel, :mod:`.configurations`; what a kernel computes, its file in :mod:`.device`. After each: the interpreter's tests
-(``TRITON_INTERPRET=1``) and ``python -m seqconv.kernels.triton.census``.
+To change: which calls are served, :mod:`.support`; when a table is folded, or an activation stored for windows that
+overlap, :mod:`~seqconv.kernels.plans`; the tile of a kernel, :mod:`.configurations`; what a kernel computes, its file
+in :mod:`.device`. After each: the interpreter's tests (``TRITON_INTERPRET=1``) and ``python -m
+seqconv.kernels.triton.census``.
 """

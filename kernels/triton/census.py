@@ -89,6 +89,8 @@ LAYERS = {
     "wide windows": layer(32, 32, 3, 16),
     "long kernel": layer(8, 16, 31, 4),
     "overlapping": Layer(64, 64, 5, Convolution(1, (2, 2)), Pool(3, 2, 1)),
+    "sliding": Layer(32, 40, 5, Convolution(dilation=54), Pool(20, 1, 0, 54)),
+    "sliding, folded": Layer(128, 32, 7, Convolution(), Pool(64, 1, 32), rows="folded"),
     "imdb1, tokens": layer(128, 32, 7, 5, rows="tokens"),
     "imdb1, folded": layer(128, 32, 7, 5, rows="folded"),
     "textcnn": layer(300, 100, 3, None, rows="tokens"),
@@ -137,6 +139,7 @@ NO_PRODUCTS = {
     "transpose_kernel",
     "pool_sums_kernel",
     "pool_sums_globally_kernel",
+    "pool_activation_kernel",
     "survey_kernel",
     "finish_survey_kernel",
     "normalise_windows_kernel",
@@ -369,7 +372,7 @@ def _multiply_adds(layer: Layer, launch: Launch) -> tuple[float, float]:
         if launch.name.startswith("global_"):  # tiles of one sample's positions
             computed = given["gradient"].size(0) * -(-given["length"] // tile.M) * tile.M
         if launch.name == "forward_windows_kernel":
-            computed = given["rows"] * layer.pool.size  # type: ignore[union-attr]
+            computed = given["rows"] * given["POOL"].size
     numbers, block = weights.C, tile.C or tile.R
     if not tile.C and tile.phases == 1 and layer.rows != "tokens" and launch.name != "fold_kernel":
         numbers *= weights.K  # taps and channels are one axis

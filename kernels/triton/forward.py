@@ -1,6 +1,7 @@
 """Convolution, bias, ReLU and maximum pooling in one pass over memory, on a GPU: the forward pass.
 
-The activation never exists in memory; see :mod:`.device.conv_pool` for how. Inputs are read in place through their
+The activation does not exist in memory, see :mod:`.device.conv_pool` for how, unless windows overlap so much that it
+had better be computed once and stored (:mod:`.pooling`). Inputs are read in place through their
 strides; sums are float32, products of float32 are TF32 or exact as torch's switch for convolutions says. Letters are
 those of the reference, whose results these are but for rounding.
 
@@ -8,12 +9,12 @@ those of the reference, whose results these are but for rounding.
 the window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. It is
 ``(N, Q, O)``, ``(N, 1, O)`` for the global maximum; integers as narrow as the window allows.
 
-A call is one launch, after another one that repacks the weights if there are many. Nothing waits for the device, and
-nothing is allocated but the results and the packed weights.
+A call is one launch, after another one that repacks the weights if there are many; windows that overlap take more.
+Nothing waits for the device, and nothing is allocated but the results, the packed weights and such an activation.
 
 Where these kernels are slow: fewer than 16 output channels cost as much as 16; windows that overlap are convolved anew
-for each; the global maximum of few samples keeps few multiprocessors busy; in an ``(N, C, L)`` input the positions of
-neighbouring windows lie apart, so that loads are narrow.
+for each, or the activation is written and read; the global maximum of few samples keeps few multiprocessors busy; in an
+``(N, C, L)`` input the positions of neighbouring windows lie apart, so that loads are narrow.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
+from ..plans import GPU, pools_apart
 from . import split
 from .configurations import Forward, Layer, forward_configuration
 from .groups import Access, Blocks, Filters, Steps, windows_alone
 from .launch import Layout, architecture, argmax_dtype, device_code, kind_of, on_device, precision, processors
+from .pooling import POSITIONS, launch_pool
 from .replay import compute, empty, launch, replayed
 from .rows import Rows
 
@@ -72,6 +75,11 @@ def launch_windows(
         out = empty(source, (rows.samples, outputs, windows))
     argmax = new_argmax(rows, outputs, windows, pool.size - 1) if want_argmax else None
     if not out.numel():
+        return out, argmax
+    if pools_apart(GPU[kind_of(weight.dtype)], windows_alone(pool), channels * size):
+        activation, _ = launch_windows(rows, weight, bias, convolution, POSITIONS, want_argmax=False, last=True)
+        with on_device(source):
+            launch_pool(activation, out, argmax, pool, last=last)
         return out, argmax
     phase_step = pool.dilation * convolution.stride
     # A row of the input serves two phases only where these are as far apart as two of the kernel's positions.

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from ..geometry import Convolution, Pool
-from ..plans import GPU, PLANS, forward_plan
+from ..plans import GPU, PLANS, forward_plan, pools_apart
 from ..source import Tokens, Windows
 from .configurations import folded_configuration
 from .fold import fold
 from .forward import is_padded, launch_global, launch_windows, neighbours, new_argmax
+from .groups import windows_alone
 from .launch import device_code, kind_of, on_device
+from .pooling import POSITIONS, launch_pool
 from .replay import compute, empty, launch
 from .rows import Rows, rows_of
 
@@ -81,6 +83,7 @@ def _add(
     positions = convolution.output_length(rows.length, size)
     windows = 1 if pool is None else pool.output_length(positions)
     out = empty(rows.source, (rows.samples, windows, outputs))
+    costs = GPU[kind_of(weight.dtype)]
     greatest = positions if pool is None else pool.size
     argmax = new_argmax(rows, outputs, windows, greatest - 1) if want_argmax else None
     result = out.squeeze(1) if pool is None else out.transpose(1, 2)
@@ -88,6 +91,11 @@ def _add(
         return result, argmax
     if folded is None:
         folded = fold(rows.source, weight)
+    if pool is not None and pools_apart(costs, windows_alone(pool), costs.addition * size):
+        activation, _ = _add(rows, step, weight, bias, convolution, POSITIONS, False, folded)
+        with on_device(folded):
+            launch_pool(activation, result, argmax, pool, last=True)
+        return compute(_turned, out) if pool.contiguous else result, argmax
     tile, kernels = folded_configuration(folded.size(2), size, pool is None), device_code("gather")
     tiles_o = -(-outputs // tile.block_o)
     index = (rows.numbers, rows.index_n, rows.index_l, rows.below, step, folded.size(0) - 1)

@@ -76,6 +76,30 @@ def calls(draw, longest, size=6):
 
 
 @st.composite
+def overlapping_calls(draw, longest):
+    """Draw what :func:`calls` does, with a pool whose windows overlap; some may have no position."""
+    pool_size, dilation = draw(st.integers(2, 30)), draw(st.sampled_from([1, 1, 2, 5, 17]))
+    span = dilation * (pool_size - 1) + 1
+    pool = Pool(
+        pool_size,
+        draw(st.integers(1, min(span - 1, 4))),
+        draw(st.integers(0, pool_size // 2)),
+        dilation,
+        draw(st.booleans()),
+    )
+    positions = draw(st.integers(max(1, span - 2 * pool.padding), max(1, span - 2 * pool.padding) + longest))
+    size = draw(st.integers(1, min(3, positions + 2)))
+    shape = (draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 16])), positions + size - 1)
+    return shape, draw(st.sampled_from([1, 3, 8, 20, 33, 40])), size, PLAIN, pool
+
+
+def special(generator, x, chance=0.01):
+    """Return a tensor with some numbers that are not finite."""
+    chosen = torch.tensor([NAN, INF, -INF], dtype=x.dtype)[torch.randint(3, x.shape, generator=generator)]
+    return torch.where(torch.rand(x.shape, generator=generator) < chance, chosen, x)
+
+
+@st.composite
 def gathered_calls(draw, longest, size=6):
     """Draw a call on rows: samples, length, rows and channels, then what :func:`calls` has."""
     length, *geometry = geometries(draw, longest, size)

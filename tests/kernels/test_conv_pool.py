@@ -18,7 +18,7 @@ from seqconv.kernels.source import Dense, Tokens, Windows, name_of, options_of, 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOORS = ["triton"] if INTERPRETED else ["reference", "numba"]
 CONVOLUTIONS = [Convolution(), Convolution(2, (1, 2)), Convolution(1, (0, 3), 2)]
-POOLS = [None, Pool(3, 3), Pool(3, 2, 1), Pool(2, 3, 0, 2), Pool(4, 4, 2, 1, True)]
+POOLS = [None, Pool(3, 3), Pool(3, 2, 1), Pool(2, 3, 0, 2), Pool(4, 4, 2, 1, True), Pool(9, 1, 4)]
 SIZES = [(5, 3), (17, 1), (33, 4)]  # outputs and taps
 ROWS, CHANNELS, SAMPLES, LENGTH = 40, 6, 3, 21
 

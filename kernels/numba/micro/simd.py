@@ -367,7 +367,7 @@ def add(_typing: Any, left: Any, right: Any) -> Any:
     """Return ``left + right``."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments)
+        return (builder.add if isinstance(left.element, types.Integer) else builder.fadd)(*arguments)
 
     return left(left, right), generate
 
@@ -477,6 +477,54 @@ def maximum(left: Any, right: Any) -> Any:
     """Return the greater of each two lanes; a NaN on either side is the maximum, as in :func:`torch.maximum`."""
     # What the CPU's own maximum gives where one is a NaN is the right one.
     return select(is_nan(left), left, select(greater(left, right), left, right))
+
+
+@intrinsic
+def positive(_typing: Any, vector: Any) -> Any:
+    """Return the positive parts of numbers, none of which has a sign then: a NaN neither, nor a zero."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        content, zero = arguments[0], ir.Constant(arguments[0].type, [0.0] * vector.lanes)
+        negative = builder.fcmp_ordered("<", content, zero)
+        bits = _bits(builder, builder.select(negative, zero, content))
+        unsigned = ir.Constant(bits.type, [2 ** (bits.type.element.width - 1) - 1] * vector.lanes)
+        return builder.bitcast(builder.and_(bits, unsigned), content.type)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def greatest(_typing: Any, left: Any, right: Any) -> Any:
+    """Return the greater of each two :func:`positive` lanes; a NaN is greater than all else.
+
+    Numbers without a sign are in the order of their bits, NaN last, so that it takes one comparison of integers.
+    """
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        one, other = (_bits(builder, content) for content in arguments)
+        return builder.select(builder.icmp_signed(">", one, other), *arguments)
+
+    return left(left, right), generate
+
+
+@intrinsic
+def exceeds(_typing: Any, left: Any, right: Any) -> Any:
+    """Return the mask of :func:`positive` lanes where ``left > right``, or ``left`` is a NaN."""
+    mask = Vector(types.boolean, left.lanes)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        infinity = ir.Constant(arguments[0].type, [float("inf")] * left.lanes)
+        one, other, most = (_bits(builder, content) for content in (*arguments, infinity))
+        bound = builder.select(builder.icmp_signed("<", other, most), other, most)
+        return builder.icmp_signed(">", one, bound)
+
+    return mask(left, right), generate
+
+
+def _bits(builder: Any, content: Any) -> Any:
+    """Return a vector's numbers as integers of the same size."""
+    kind = ir.VectorType(ir.IntType(8 * size_of(content.type.element)), content.type.count)
+    return builder.bitcast(content, kind)
 
 
 @intrinsic

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.numba import conv_pool, conv_pool_blocking, dense
@@ -10,7 +12,7 @@ from seqconv.kernels.numba.runtime import threads
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from tests.grids import grid
-from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, integers
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, integers, overlapping_calls, special
 from tests.kernels.numba.conftest import THREADS
 
 
@@ -54,6 +56,11 @@ SHAPES = {
     "padding longer than the input": (2, 3, 4, 17, 5, Convolution(1, (9, 8)), Pool(4, 2, 2)),
     "padding and strides": (2, 3, 400, 17, 5, Convolution(3, (4, 6), 3), Pool(4, 2, 2, 2, True)),
     "windows longer than a chunk": (2, 3, 900, 8, 3, PLAIN, Pool(300, 7)),
+    "overlapping windows of few elements": (1, 4, 2500, 20, 3, PLAIN, Pool(3, 1, 1, 18)),
+    "overlapping windows of many elements": (2, 3, 2000, 40, 5, Convolution(1, (2, 2), 3), Pool(20, 1, 10, 7, True)),
+    "overlapping windows in each of several samples": (9, 4, 40, 33, 3, PLAIN, Pool(16, 1, 8)),
+    "overlapping windows of three outputs": (2, 16, 700, 3, 4, PLAIN, Pool(3, 2, 1)),
+    "overlapping windows of many elements, one output": (1, 16, 700, 1, 4, PLAIN, Pool(64, 3)),
     "a position in thousands": (2, 2, 4000, 5, 3, PLAIN, Pool(2, 1500)),
     "one output": (3, 9, 290, 1, 3, PLAIN, Pool(3, 3)),
     "two outputs": (2, 40, 60, 2, 5, PLAIN, Pool(2, 2)),
@@ -94,6 +101,57 @@ def test_equals_the_reference_in_float64(shared, name):
     out, argmax = forward(x, w, None, convolution, pool)
     assert torch.equal(out, value)
     assert torch.equal(argmax[..., :outputs].long(), at)
+
+
+@pytest.fixture(params=[0, 10**9], ids=["running maxima", "one by one"])
+def sliding(request, monkeypatch):
+    """Pool all overlapping windows in one of two ways."""
+    monkeypatch.setattr(conv_pool_blocking, "SLIDING", request.param)
+    dense._prepared.cache_clear()
+    yield
+    dense._prepared.cache_clear()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    call=overlapping_calls(400),
+    layout=st.sampled_from(["contiguous", "channels-last"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    is_finite=st.booleans(),
+    has_lengths=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("shared", [(1, True), (2, True)], indirect=True, ids=["1", "2"])
+def test_overlapping_windows(shared, sliding, call, layout, dtype, is_finite, has_lengths, seed):
+    """To the bit, argmax too: of equal values the first one, of several NaN the last one."""
+    shape, outputs, size, convolution, pool = call
+    generator = torch.Generator().manual_seed(seed)
+    x = integers(generator, *shape, dtype=dtype)
+    x = LAYOUTS[layout](x if is_finite else special(generator, x))
+    w, b = integers(generator, outputs, shape[1], size, dtype=dtype), integers(generator, outputs, dtype=dtype)
+    lengths = torch.randint(0, shape[2] + 1, shape[:1], generator=generator) if has_lengths else None
+    given = Dense(x, lengths), w, b, convolution, pool
+    out, argmax = conv_pool.forward(*given, want_argmax=True)
+    alone, _ = conv_pool.forward(*given, want_argmax=False)
+    value, at = reference.forward(Dense(x.double(), lengths), w.double(), b.double(), *given[3:], want_argmax=True)
+    np.testing.assert_array_equal(out.double(), value)
+    np.testing.assert_array_equal(alone, out)
+    np.testing.assert_array_equal(argmax[..., :outputs], at)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("pool", [Pool(3, 1, 0, 18), Pool(20, 1, 0, 54), Pool(3, 2)])
+def test_few_positions_are_convolved_twice(pool, count, monkeypatch):
+    """Those at the borders of pieces that threads share: of a long sample alone, an eighth at most."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    x = torch.empty(1, 101_440, 32).transpose(1, 2)
+    args = dense.prepared(x, torch.empty(32, 32, 5), None, PLAIN, pool, want_argmax=False).blocking.args
+    span = pool.dilation * (pool.size - 1) + 1
+    assert args.pieces >= (count > 1) * count
+    assert args.pieces * (args.piece_windows * pool.stride + span) <= args.positions * 9 / 8
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    args = dense.prepared(x, torch.empty(32, 32, 5), None, PLAIN, pool, want_argmax=False).blocking.args
+    assert args.pieces == 1
 
 
 @pytest.mark.parametrize("name", ["one sample, global", "one sample, few windows", "weights beyond a cache"])
@@ -150,7 +208,7 @@ def test_weights_and_biases_of_any_strides(weights, layout, channels, size, outp
     assert torch.equal(out.double(), expected(x, w, b, PLAIN, Pool(2, 2))[0])
 
 
-@pytest.mark.parametrize("pool", [Pool(3, 3), Pool(4, 2, 2, 1), None])
+@pytest.mark.parametrize("pool", [Pool(3, 3), Pool(4, 2, 2, 1), Pool(30, 1, 5), Pool(40, 3), None])
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_special_values_in_every_place(shared, pool, layout):
     """A weight of one: infinities of both signs meet in windows without a NaN."""

@@ -14,12 +14,32 @@ from hypothesis import strategies as st
 
 from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
-from seqconv.kernels.numba import conv_pool, fold, gather, gather_backward, gather_backward_direct
+from seqconv.kernels.numba import (
+    conv_pool,
+    conv_pool_blocking,
+    dense,
+    fold,
+    gather,
+    gather_backward,
+    gather_backward_direct,
+    gathered,
+)
 from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from tests.conv_cases import has_clear_argmax, median_ratios, wide_layer
 from tests.grids import grid, rounds
-from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
+from tests.kernels.cases import (
+    INDICES,
+    INF,
+    NAN,
+    PLAIN,
+    SPECIAL_VALUES,
+    TABLES,
+    gathered_calls,
+    integers,
+    overlapping_calls,
+    special,
+)
 from tests.kernels.numba.conftest import THREADS
 
 PLANS = ["folded", "direct", "ready"]
@@ -115,6 +135,37 @@ def test_equals_the_reference_on_exact_sums(
         for gradient, other in zip(case.backward(upstream, argmax, w, backward_plan), gradients, strict=True):
             assert gradient.dtype == dtype
             assert torch.equal(gradient.double(), other)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    call=overlapping_calls(500),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    is_window=st.booleans(),
+    has_lengths=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("sliding", [0, 10**9], ids=["running maxima", "one by one"])
+def test_overlapping_windows(shared, monkeypatch, sliding, plan, call, dtype, is_window, has_lengths, seed):
+    """To the bit, argmax too, however windows are pooled."""
+    monkeypatch.setattr(conv_pool_blocking, "SLIDING", sliding)
+    gathered._descriptor.cache_clear()
+    dense._prepared.cache_clear()
+    (samples, channels, length), *geometry = call
+    case, w, b = build(((samples, length, 9, channels), *geometry), "int64", "contiguous", dtype, is_window, 2, seed)
+    generator = torch.Generator().manual_seed(seed)
+    table = special(generator, case.table)
+    lengths = torch.randint(0, length + 1, (samples,), generator=generator) if has_lengths else None
+    options = {"folded": fold.fold(table, w)} if plan == "ready" else {"plan": plan}
+    given = case.source(table)._replace(lengths=lengths), w, b, case.convolution, case.pool
+    out, argmax = conv_pool.forward(*given, want_argmax=True, **options)
+    exact = case.source(table.double())._replace(lengths=lengths), w.double(), b.double(), *given[3:]
+    value, at = reference.forward(*exact, want_argmax=True)
+    gathered._descriptor.cache_clear()
+    dense._prepared.cache_clear()
+    np.testing.assert_array_equal(out.double(), value)
+    np.testing.assert_array_equal(argmax[..., : len(w)], at)
 
 
 def tokens_case(shape, table, convolution=PLAIN, pool=None, *, seed=0, **options):

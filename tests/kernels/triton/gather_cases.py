@@ -1,6 +1,8 @@
 """Layers on gathered rows: the kernels' two passes by their names, and what they must give."""
 
 import copy
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 
@@ -8,6 +10,18 @@ from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 
 PLANS = ["direct", "folded", "ready"]
+
+
+@contextmanager
+def pooled_apart(is_so):
+    """Pool windows from a stored activation, or as they are computed, wherever they are pooled at all."""
+    from seqconv.kernels.triton import forward, gather
+
+    def chosen(_costs, pool, _operations):
+        return is_so and pool != forward.POSITIONS
+
+    with mock.patch.object(forward, "pools_apart", chosen), mock.patch.object(gather, "pools_apart", chosen):
+        yield
 
 
 def tf32(tensor):

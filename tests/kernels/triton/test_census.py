@@ -14,7 +14,7 @@ from seqconv.kernels.triton.configurations import TILES
 from tests.grids import grid
 
 SOME = [("imdb1", "16"), ("imdb2", "tf32"), ("jena1", "16"), ("univariate", "ieee")]
-SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16")]
+SOME += [("imdb1, tokens", "16"), ("imdb1, folded", "tf32"), ("jena1, windows", "16"), ("sliding", "ieee")]
 SOME += [("norm", "16"), ("norm, overlapping", "ieee"), ("norm, motifs", "16"), ("norm, contiguous", "ieee")]
 
 
@@ -101,7 +101,8 @@ def test_launches_are_few(name):
     """One forward, before which many weights are repacked; three backward; their grids have one axis.
 
     To look at an index is one more, to fold two more forward, to sum gradients of rows three more backward, around a
-    sort of torch's; through the folded table the same three come first.
+    sort of torch's; through the folded table the same three come first. Two more pool windows of many elements that
+    overlap.
     """
     layer = census.LAYERS[name]
     recorded = census.launches(layer, "16", "sm_90", samples=2**17, windows=2**10)
@@ -118,13 +119,19 @@ def test_launches_are_few(name):
         forward = ["weights_kernel", "fold_kernel", f"folded_{pooled}"]
     elif layer.channels * layer.outputs * layer.size > (8192 if keeps_weights(layer) else 1024):
         forward.insert(0, "weights_kernel")
+    if name.startswith("sliding"):  # windows of 20 and of 64 elements
+        forward += ["pool_activation_kernel"] * 2
     if layer.few:  # in two steps
         forward[-1:] = ["sums_kernel", "pool_sums_globally_kernel" if layer.pool is None else "pool_sums_kernel"]
     backward = ["weight_gradient_kernel", "weights_kernel", "input_gradient_kernel"]
     if layer.pool is None:
         few_rows = name == "motifs"  # four channels: taps share a tile's rows with them
         backward = [backward[0] if few_rows else f"global_{backward[0]}", backward[1], f"global_{backward[2]}"]
-    elif name not in ("overlapping", "long kernel"):  # windows side by side, and a loop short enough to unroll
+    elif name not in (
+        "overlapping",
+        "sliding",
+        "long kernel",
+    ):  # windows side by side, and a loop short enough to unroll
         backward = [f"phase_{backward[0]}", backward[1], f"phase_{backward[2]}"]
     if name == "univariate":  # its input is contiguous, too, so that its output is
         backward.insert(0, "transpose_kernel")

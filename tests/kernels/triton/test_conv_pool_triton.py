@@ -13,8 +13,8 @@ from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Dense
 from seqconv.kernels.triton import forward, split, support
 from tests.grids import grid, others_large, rounds
-from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, SPECIAL_VALUES, calls
-from tests.kernels.triton.gather_cases import reordered
+from tests.kernels.cases import INF, LAYOUTS, NAN, PLAIN, SPECIAL_VALUES, calls, overlapping_calls, special
+from tests.kernels.triton.gather_cases import pooled_apart, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -92,6 +92,39 @@ def test_equals_the_reference_on_exact_sums(device, floor, turn, call, layout, d
     for gradient, other in zip(mine, gradients, strict=True):
         assert gradient.dtype == dtype
         assert torch.equal(gradient.cpu(), other.to(dtype))
+
+
+@rounds(6)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    call=overlapping_calls(40),
+    layout=st.sampled_from(["contiguous", "channels-last"]),
+    dtype=st.sampled_from(DTYPES),
+    is_finite=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@example(((2, 3, 90), 70, 2, PLAIN, Pool(70, 1, 35, 1, True)), "contiguous", torch.float32, False, 1)  # three passes
+@example(((2, 3, 90), 8, 2, PLAIN, Pool(20, 3, 7, 3)), "channels-last", torch.float16, False, 2)
+@example(((3, 3, 30), 5, 2, PLAIN, Pool(3, 1, 1)), "channels-last", torch.bfloat16, False, 3)
+@example(((2, 1, 2), 3, 1, PLAIN, Pool(2, 1, 1, 3)), "contiguous", torch.float32, True, 4)  # windows of padding alone
+def test_overlapping_windows(device, floor, turn, call, layout, dtype, is_finite, seed):
+    """Pooled from a stored activation, to the bit: of equal values the first one, of several NaN the last one."""
+    shape, outputs, size, convolution, pool = call
+    most = 1 if dtype == torch.bfloat16 else 3
+    x = integers(seed, *shape, dtype=dtype, most=most)
+    x = LAYOUTS[layout]((x if is_finite else special(torch.Generator().manual_seed(seed), x, 0.03)).to(device))
+    w = integers(seed + 1, outputs, shape[1], size, dtype=dtype, device=device, most=most)
+    b = integers(seed + 2, outputs, dtype=dtype, device=device)
+    with pooled_apart(True):
+        out, argmax = floor.forward(x, w, b, convolution, pool)
+        alone, _ = floor.forward(x, w, b, convolution, pool, want_argmax=False)
+    exact = [one.cpu().double() for one in (x, w, b)]
+    value, at = reference.forward(Dense(exact[0]), *exact[1:], convolution, pool, want_argmax=True)
+    np.testing.assert_array_equal(out.cpu().double(), value)
+    np.testing.assert_array_equal(alone.cpu().double(), value)
+    np.testing.assert_array_equal(argmax.cpu(), at)
+    if min(out.shape) > 1:
+        assert out.is_contiguous() == (not reference.is_channels_last(x))
 
 
 @IN_TURN
@@ -257,7 +290,7 @@ def test_gradients_are_as_precise_as_torch(device, floor, dtype, globally, layou
     together=2,
     dtype=[torch.float32, torch.bfloat16],
     tf32=[True, False],
-    case=[(Pool(2, 2), 1), (Pool(3, 2), 1), (Pool(1, 1), 2), (None, 1)],
+    case=[(Pool(2, 2), 1), (Pool(3, 2), 1), (Pool(9, 1), 1), (Pool(1, 1), 2), (None, 1)],
     outputs=[5, 40],
 )
 def test_reads_nothing_that_was_not_written(device, floor, monkeypatch, dtype, tf32, case, outputs):

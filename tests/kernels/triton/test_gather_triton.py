@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from seqconv.kernels import plans
 from seqconv.kernels.geometry import Convolution, Pool
+from seqconv.kernels.reference import conv_pool as reference
 from seqconv.kernels.source import Tokens, Windows
 from seqconv.kernels.triton import conv_pool, fold, folded_backward, gather_backward, occurrences, support
 from seqconv.kernels.triton.rows import rows_of
 from tests.grids import grid, others_large, rounds
 from tests.kernels.cases import INDICES, INF, NAN, PLAIN, SPECIAL_VALUES, TABLES, gathered_calls, integers
-from tests.kernels.triton.gather_cases import PLANS, Case, reordered
+from tests.kernels.triton.gather_cases import PLANS, Case, pooled_apart, reordered
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -95,6 +96,32 @@ def test_equals_the_reference_on_exact_sums(
     for gradient, other in zip(case.backward(upstream, argmax, w, plan=plan), gradients, strict=True):
         assert gradient.dtype == dtype
         assert torch.equal(gradient.cpu(), other.to(dtype))
+
+
+@grid(
+    together=1,
+    plan=PLANS,
+    dtype=DTYPES,
+    pool=[Pool(3, 2, 1), Pool(9, 1, 4, 1, True), Pool(20, 1, 0, 2)],
+    is_window=[False, True],
+    is_contiguous=[False, True],
+)
+def test_overlapping_windows(device, plan, dtype, pool, is_window, is_contiguous):
+    """Pooled from a stored activation, and not: as the reference, argmax too."""
+    pool = pool._replace(contiguous=is_contiguous)
+    call = (2, 50, 9, 5), 20, 3, Convolution(1, (1, 1)), pool
+    case, w, b = build(call, "int64", "contiguous", dtype, is_window, 2, 0, device)
+    if dtype == torch.bfloat16 and plan == "ready":
+        plan = "folded"
+    exact = [one.cpu().double() for one in (case.table, w, b)]
+    source = case.source(exact[0], case.index.cpu())
+    value, at = reference.forward(source, *exact[1:], case.convolution, pool, want_argmax=True)
+    for is_so in (False, True):
+        with pooled_apart(is_so):
+            out, argmax = case.forward(w, b, plan)
+        assert torch.equal(out.cpu().double(), value)
+        assert torch.equal(argmax.cpu(), at)
+        assert out.is_contiguous() == is_contiguous
 
 
 def tokens_case(shape, table, convolution=PLAIN, pool=None, *, seed=0, **options):
