@@ -27,6 +27,7 @@ from .sliding_kernel import (
     CONVOLVE,
     DONE,
     FIRST,
+    GREATEST,
     LARGEST,
     MAXIMUM,
     TOTAL,
@@ -79,7 +80,8 @@ def _levels(step: Maximum | Total, apart: int, append: Any) -> list[Tap]:
     while levels[-1][0] * LARGEST < count:
         size, below = levels[-1]
         taps = tuple(Tap(below, (first if size == 1 else 0) + i * size * apart) for i in range(LARGEST))
-        levels.append((size * LARGEST, append(type(step)(taps))))
+        level = Maximum(taps, step.relu) if isinstance(step, Maximum) else Total(taps)
+        levels.append((size * LARGEST, append(level)))
     found, done = [], 0
     size, top = levels[-1]
     if isinstance(step, Maximum):  # whose taps may overlap
@@ -149,9 +151,14 @@ class BufferedEvaluation:
         rows: list[tuple[int, ...]] = []
         taps: list[Tap] = []
         most = 1
+        positive: set[int] = set()  # maps of positive parts
         self.factors = np.ones(max(len(self.program.steps), 1), self.like.dtype)
         for number, step in enumerate(self.program.steps):
             kind = {Convolve: CONVOLVE, Maximum: MAXIMUM, Total: TOTAL}.get(type(step), 0)
+            if isinstance(step, Maximum) and positive.issuperset(tap.map for tap in step.taps):
+                kind = GREATEST
+            if kind == GREATEST or (isinstance(step, Maximum) and step.relu):
+                positive.add(number + 1)
             weight = bias = relu = 0
             columns = self.widths[step.taps[0].map]
             if isinstance(step, Convolve):

@@ -17,10 +17,13 @@ from .micro.packing import copy_row
 from .micro.simd import (
     broadcast,
     bytes_of,
+    greatest,
     lanes,
     load,
     load_first,
+    load_number,
     maximum,
+    positive,
     store,
     store_number,
 )
@@ -34,6 +37,7 @@ __all__ = [
     "CONVOLVE",
     "DONE",
     "FIRST",
+    "GREATEST",
     "LARGEST",
     "MAXIMUM",
     "TOTAL",
@@ -52,7 +56,7 @@ ADDRESS, ROW, FIRST, DONE, CAPACITY, TAIL, REACH = range(7)
 # a stream's results to those of the next, the number of the row that comes first there, and of the next to be written.
 OUTPUT, TARGET, COLUMNS, APART, BEGIN, WRITTEN = range(6)
 
-CONVOLVE, MAXIMUM, TOTAL = range(3)  # kinds of steps
+CONVOLVE, MAXIMUM, GREATEST, TOTAL = range(4)  # kinds of steps: of the maxima, the second one is of positive parts
 
 # Rows that are convolved before the next panel of weights is read: with 128 bytes a row they fill half a first cache.
 ROWS = 8 * TILE
@@ -193,32 +197,52 @@ def convolve_rows(
 
 
 @inner
-def maximum_of(target: int, places: Any, length: int, floor: Any, zero: Any) -> None:
-    """Write the maxima of two, three or four runs of ``length`` bytes, and of ``floor``; the last may be repeated."""
+def greatest_of(target: int, places: Any, length: int, zero: Any) -> None:
+    """Write the maxima of two, three or four runs of ``length`` bytes of positive parts; the last may be repeated."""
+    a, b, c, d = places
+    step = lanes(zero) * bytes_of(zero)
+    if b == c == d:
+        for i in range(0, length, step):
+            store(greatest(load(a + i, zero), load(b + i, zero)), target + i)
+    elif c == d:
+        for i in range(0, length, step):
+            store(greatest(greatest(load(a + i, zero), load(b + i, zero)), load(c + i, zero)), target + i)
+    else:
+        for i in range(0, length, step):
+            low = greatest(load(a + i, zero), load(b + i, zero))
+            high = greatest(load(c + i, zero), load(d + i, zero))
+            store(greatest(low, high), target + i)
+
+
+@inner
+def maximum_of(target: int, places: Any, length: int, relu: bool, zero: Any) -> None:
+    """Write the maxima of two, three or four runs of ``length`` bytes; the last may be repeated.
+
+    With ReLU they are positive parts, as :func:`greatest_of` takes them.
+    """
     a, b, c, d = places
     step = lanes(zero) * bytes_of(zero)
     if b == c == d:
         for i in range(0, length, step):
             best = maximum(load(a + i, zero), load(b + i, zero))
-            store(maximum(best, floor), target + i)
+            store(positive(best) if relu else best, target + i)
     elif c == d:
         for i in range(0, length, step):
             best = maximum(maximum(load(a + i, zero), load(b + i, zero)), load(c + i, zero))
-            store(maximum(best, floor), target + i)
+            store(positive(best) if relu else best, target + i)
     else:
         for i in range(0, length, step):
             low = maximum(load(a + i, zero), load(b + i, zero))
             high = maximum(load(c + i, zero), load(d + i, zero))
-            store(maximum(maximum(low, high), floor), target + i)
+            best = maximum(low, high)
+            store(positive(best) if relu else best, target + i)
 
 
 @inner
 def maximum_rows(maps: Any, taps: Any, step: Any, done: int, count: int, streams: Any, block: Block, zero: Any) -> None:
     """Compute rows of a maximum, up to four taps in a pass."""
-    _, target_map, first, number, _, _, _, relu = step
+    kind, target_map, first, number, _, _, _, relu = step
     length = count * maps[target_map, ROW]
-    floor, none = broadcast(zero, zero), broadcast(-np.inf, zero)
-    least = floor if relu else none
     last = first + number - 1
     for s in range(streams[0], streams[1]):
         ahead = s * block.stream
@@ -237,7 +261,10 @@ def maximum_rows(maps: Any, taps: Any, step: Any, done: int, count: int, streams
                 place_of(maps, taps[third, 0], done + taps[third, 1]) + ahead,
                 place_of(maps, taps[fourth, 0], done + taps[fourth, 1]) + ahead,
             )
-            maximum_of(target, places, length, least if k > last else none, zero)
+            if kind == GREATEST:
+                greatest_of(target, places, length, zero)
+            else:
+                maximum_of(target, places, length, relu != 0 and k > last, zero)
 
 
 @inner
@@ -274,8 +301,13 @@ def write_outputs(maps: Any, outputs: Any, streams: Any, block: Block, zero: Any
         for s in range(streams[0], streams[1]):
             source = place_of(maps, m, written) + s * block.stream
             target = outputs[o, TARGET] + s * outputs[o, APART] + (written - outputs[o, BEGIN]) * columns * size
-            for i in range(count):
-                copy_row(target + i * columns * size, source + i * maps[m, ROW], size, columns, zero)
+            row = maps[m, ROW]
+            if columns == 1:
+                for i in range(count):
+                    store_number(load_number(source + i * row, zero), target + i * size, zero)
+            else:
+                for i in range(count):
+                    copy_row(target + i * columns * size, source + i * row, size, columns, zero)
         outputs[o, WRITTEN] += count
 
 
@@ -314,7 +346,7 @@ def advance_part(
             make_room(maps, m, number, streams, block, zero)
             if step[0] == CONVOLVE:
                 convolve_rows(maps, taps, step, done, number, streams, block, listed, offsets, zero)
-            elif step[0] == MAXIMUM:
+            elif step[0] != TOTAL:
                 maximum_rows(maps, taps, step, done, number, streams, block, zero)
             else:
                 total_rows(maps, taps, step, factors[k], done, number, streams, block, zero)
