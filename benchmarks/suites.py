@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import dispatch, fresh, timing
+from benchmarks import dispatch, fresh, growth, timing
 from benchmarks.models import WILD
 from benchmarks.operations.gather import COLUMNS, EMBEDDINGS, ROWS, WINDOWS, embedding_case, window_case
 from benchmarks.operations.layers import LAYERS, LAYOUTS, conv_positions, layer_case, rival_case, sweep_cases
 from benchmarks.operations.models import MODELS, model_case
 from benchmarks.operations.recurrent import SEQUENCES, recurrent_case
+from benchmarks.operations.sliding import MODELS as SLIDING
+from benchmarks.operations.sliding import sliding_case
 from benchmarks.operations.wild import wild_case
 from benchmarks.registry import Case, Comparison, Contender, candidates, comparisons
 from benchmarks.runner import at_work, quantity
@@ -104,6 +106,14 @@ def gather_shapes(device: str, quick: bool) -> list[Case]:
     found += [embedding_case(one, mode, device=device) for one in tables for mode in ("inference", *PASSES)]
     found += [window_case(one, mode, device=device) for one in series for mode in PASSES]
     return found[:: 5 if quick else 1]
+
+
+def sliding(device: str, quick: bool) -> list[Case]:
+    """Return the notebook's models on 100,000 windows, on fewer where a recurrent layer takes each by itself."""
+    if quick:
+        return [sliding_case("jena_convnet", 2000, device)]
+    windows = {name: 100_000 if name == "jena_convnet" else 10_000 for name in SLIDING}
+    return [sliding_case(name, count, device) for name, count in windows.items()]
 
 
 def layers(device: str, quick: bool) -> list[Case]:
@@ -235,6 +245,10 @@ SUITES = {
         Suite("memory", "memory of a forward and backward pass beside torch eager's", memory,
               providers=("torch eager", *NUMBA, "seqconv auto"), measure=memory_of_a_step,
               unavailable=fresh.no_memory),
+        Suite("sliding", "every window of a series, by batches and by sliding_inference", sliding, 5.0, True),
+        Suite("growth", "a window and a streamed row as the series grows: time and memory", growth.cases,
+              on_request=True, providers=("seqconv sliding_inference",), measure=growth.measure,
+              unavailable=growth.no_status),
         Suite("gather_shapes", "tables and series where folding or gathering pays least", gather_shapes, 0.5, True),
         Suite("peers", "whole models beside torch.compile, an RNN and other frameworks", peers, 2.0, True),
         Suite("wild", "published models as seqconv fuses them, beside torch and other compilers", wild, 1.0, True),

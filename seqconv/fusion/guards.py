@@ -22,6 +22,7 @@ _version_of: Callable[[Any], int] | None = getattr(torch._C._dynamo.guards, "dic
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.memory_format)
+QUICK = frozenset((int, bool, str, bytes, type(None)))  # told from others by type and value alone
 FOREIGN = ("forward", "_is_torch_compile", "_compiled_call_impl")  # put there by fuse, and by torch.compile
 PATIENCE = 4  # times that modules are found alike but written to, before that is taken for how they are
 MOST_WATCHED = 32  # containers and objects in the attributes of a module, on average: more are compared anew
@@ -231,7 +232,8 @@ class _Same:
 
 def _states(own: dict[str, Any], names: list[str]) -> list[Any]:
     """Return what tells attributes from what they may become, as far as it can be seen; ``None`` for a missing one."""
-    return [_state(own.get(name), DEPTH) for name in names]
+    values = [own.get(name) for name in names]
+    return [(type(one), one) if type(one) in QUICK else _state(one, DEPTH) for one in values]
 
 
 def _state(value: Any, depth: int) -> Any:
@@ -240,10 +242,10 @@ def _state(value: Any, depth: int) -> Any:
     inside: Any
     if depth and isinstance(value, (list, tuple)):
         inside = [_state(one, depth - 1) for one in value]
-        return type(value), inside, _state(getattr(value, "__dict__", None), depth - 1)
+        return type(value), inside, _state_beside(value, depth)
     if depth and isinstance(value, dict):
         inside = [(_Same(name), _state(one, depth - 1)) for name, one in value.items()]
-        return type(value), inside, _state(getattr(value, "__dict__", None), depth - 1)
+        return type(value), inside, _state_beside(value, depth)
     if isinstance(value, (set, frozenset)):
         return type(value), frozenset(value)
     if isinstance(value, BYTES):
@@ -253,6 +255,12 @@ def _state(value: Any, depth: int) -> Any:
     if depth and not isinstance(value, OPAQUE) and (own := _own(value)) is not None:
         return type(value), _Same(value), {name: _state(one, depth - 1) for name, one in own.items()}
     return type(value), _Same(value)
+
+
+def _state_beside(container: Any, depth: int) -> Any:
+    """Return the state of the attributes that a container of a class of its own may have, ``None`` without any."""
+    own = getattr(container, "__dict__", None)
+    return _state(own, depth - 1) if own else None
 
 
 def _own(value: Any) -> dict[str, Any] | None:
