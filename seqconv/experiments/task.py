@@ -26,8 +26,9 @@ Loader: TypeAlias = "ArrayBatches | SlidingWindows"
 class Settings:
     """How long a model is trained, and on how much.
 
-    ``steps_per_epoch`` and ``validation_steps`` count batches of ``batch_size``; ``None`` is a whole pass. ``sizes``
-    are the (training, test) reviews of the made-up IMDB data.
+    ``steps_per_epoch`` and ``validation_steps`` count batches of ``batch_size``; ``None`` is a whole pass. A model that
+    slides over windows is validated on all of them, whatever ``validation_steps`` is. ``sizes`` are the (training,
+    test) reviews of the made-up IMDB data.
     """
 
     epochs: int
