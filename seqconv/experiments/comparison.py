@@ -130,8 +130,8 @@ def train_model(
     """Train one model from weights drawn by ``seed``; return it with its best epoch's weights, history and metrics.
 
     The metrics are the task's on the ``"validation"`` and ``"test"`` data: those of validation on every window where
-    the model slides (see :func:`seqconv.training.fit`), else on the settings' ``validation_steps`` batches. A model with
-    nothing to train has no history. Every model sees the same batches in the same order. In a process group of
+    the model slides (see :func:`seqconv.training.fit`), else on the settings' ``validation_steps`` batches. A model
+    with nothing to train has no history. Every model sees the same batches in the same order. In a process group of
     ``torch.distributed`` all ranks make the call, with a task loaded there, and rank 0 writes the files.
 
     ``learning_rate`` takes the place of the model's own. ``schedule`` is the name of one of torch's schedules and its
@@ -171,6 +171,7 @@ def train_model(
             progress=progress,
             seed=seed,
             labels={"data": task.source},
+            description=None if task.description is None else {**task.description, "model": name},
             settings={"learning_rate": learning_rate, "schedule_arguments": schedule and schedule[1]},
         )
         if Ranks().is_main:

@@ -83,6 +83,7 @@ def fit(
     seed: int | None = None,
     labels: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> History:
     """Train ``model`` in place and return the :class:`History`; the model ends with the last epoch's weights.
 
@@ -130,6 +131,7 @@ def fit(
         seed: seeds torch, NumPy's and Python's global generators before a new run; not used when one is continued.
         labels: columns with one text in every row of the history, where the data are from for one.
         settings: more that the checkpoint holds and that must be the same to resume: numbers and texts by name.
+        description: more that the checkpoint holds, for whoever reads it: what the model was trained on, for one.
 
     Losses and metrics are means over samples: a smaller last batch counts for less, as in Keras. The training figures
     are those of the steps as they were made, with dropout and changing weights.
@@ -204,6 +206,7 @@ def fit(
             "clip_value": clip_value,
             **(settings or {}),
         },
+        description=None if description is None else dict(description),
         ranks=ranks,
     )
     with (

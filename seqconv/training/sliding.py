@@ -38,6 +38,7 @@ class Slider(NamedTuple):
     loader: SlidingWindows
     series: Tensor
     at_once: int
+    backend: str
 
     def batches(self, steps: int | None, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
         """Yield outputs and targets of a pass, or of its first ``steps`` batches, ``at_once`` windows at a time."""
@@ -45,7 +46,7 @@ class Slider(NamedTuple):
         for starts, targets in self.loader.by_starts(self.at_once, steps):
             first, last = int(starts[0]), int(starts[-1])
             rows = self.series[first : last + (length - 1) * step + 1]
-            outputs = sliding_inference(self.model, rows, length=length, step=step, layout="NLC")
+            outputs = sliding_inference(self.model, rows, length=length, step=step, layout="NLC", backend=self.backend)
             places = torch.from_numpy(starts - first)
             yield tree_map(lambda one: one[places.to(one.device)].to(device), outputs), targets.to(device)  # noqa: B023
 
@@ -94,4 +95,6 @@ def _slider_or_reason(model: nn.Module, loader: Any) -> Slider | str:
     )
     if not report:
         return str(report)
-    return Slider(model, loader, series, WINDOWS_ONE_BY_ONE if report.by_window else WINDOWS)
+    backends = {one.backend for one in model.modules() if hasattr(one, "backend")}
+    backend = "reference" if backends == {"reference"} else "auto"
+    return Slider(model, loader, series, WINDOWS_ONE_BY_ONE if report.by_window else WINDOWS, backend)
