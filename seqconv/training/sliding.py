@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from seqconv.backends import BackendError
 from seqconv.data.windows import SlidingWindows
 from seqconv.models import WindowSource
 from seqconv.sliding import sliding_inference
@@ -90,9 +91,12 @@ def _slider_or_reason(model: nn.Module, loader: Any) -> Slider | str:
         if len(sources) != 1:
             return f"the model must have one WindowSource for windows given by their starts, got {len(sources)}"
         series = sources[0].series
-    report = sliding_inference.check(  # type: ignore[attr-defined]
-        model, columns=series.size(1), length=loader.length, step=loader.step, layout="NLC"
-    )
+    try:
+        report = sliding_inference.check(  # type: ignore[attr-defined]
+            model, columns=series.size(1), length=loader.length, step=loader.step, layout="NLC"
+        )
+    except BackendError as error:  # of the backend that SEQCONV_BACKEND names
+        return str(error)
     if not report:
         return str(report)
     backends = {one.backend for one in model.modules() if hasattr(one, "backend")}

@@ -198,6 +198,14 @@ def test_what_cannot_slide_is_evaluated_in_batches(model, loader, reason, pieces
         figures(model, given, True)
 
 
+def test_a_backend_that_does_not_slide_is_a_reason_for_batches(monkeypatch, pieces):
+    loader = windows()
+    model = MODELS["convnet"](reading(loader))
+    monkeypatch.setenv("SEQCONV_BACKEND", "triton")
+    assert figures(model, loader, "auto")["loss"] > 0
+    assert not pieces
+
+
 def test_other_values_are_refused():
     with pytest.raises(ValueError, match="sliding must be 'auto', True or False, got 'always'"):
         figures(Centred(), [], "always")
