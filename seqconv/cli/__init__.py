@@ -1,4 +1,4 @@
-"""The ``seqconv`` command: compare and train the notebook's models, look after data, tell about the machine.
+"""The ``seqconv`` command: compare and train the notebook's models, predict, look after data, tell about the machine.
 
 Exit codes: 0 for success, 1 for a failure (with one line on stderr that says what failed), 2 for wrong usage, 130 after
 Ctrl-C and 143 after SIGTERM (what was trained so far is kept).
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   seqconv compare all                                   both tasks on whatever data is at hand
   seqconv compare imdb --preset notebook --data-dir ~/data
   seqconv train jena --model convnet --epochs 5 --out runs/jena --resume
+  seqconv predict runs/jena station.csv --out predictions.csv
   seqconv data describe jena
   seqconv warmup                                        compile the kernels before they are needed
   seqconv info --json
@@ -62,7 +63,7 @@ def make_streams_safe() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser; each subcommand's file adds its own part."""
-    from seqconv.cli import compare, data, info, train, warmup
+    from seqconv.cli import compare, data, info, predict, train, warmup
 
     top = argparse.ArgumentParser(
         prog="seqconv", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,6 +72,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--verbose", action="store_true", help="log which backend was chosen, and why")
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (compare, train, data, info, warmup):
+    for command in (compare, train, predict, data, info, warmup):
         command.add_parser(commands)
     return top

@@ -100,7 +100,7 @@ def add_training_options(command: argparse.ArgumentParser) -> None:
     for name, unit in (
         ("epochs", "epochs"),
         ("steps-per-epoch", "training batches in an epoch"),
-        ("validation-steps", "batches of a validation"),
+        ("validation-steps", "batches of a validation where a model does not slide over all windows"),
         ("batch-size", "samples in a batch"),
     ):
         command.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{unit}, instead of the preset's")

@@ -31,6 +31,10 @@ class Position:
     under_way: bool = False
     resume: bool = False
 
+    def end(self) -> None:
+        """Go to the next pass, behind the last batch of this one."""
+        self.number, self.handed_out, self.under_way = self.number + 1, 0, False
+
 
 class Passes(Generic[Batch]):
     """What the loaders share: passes whose order depends on their number and a seed, and a position to resume from.
@@ -100,17 +104,21 @@ class Passes(Generic[Batch]):
         return mine
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._hand_out(self._begin())
+
+    def _begin(self) -> Position:
+        """Begin the next pass, or go on with the one that is resumed."""
         last = self._position
         number, first = (last.number, last.handed_out) if last.resume else (last.number + last.under_way, 0)
         self._position = Position(number, first, under_way=True)
-        return self._hand_out(self._position)
+        return self._position
 
     def _hand_out(self, position: Position) -> Generator[Batch, None, None]:
         with contextlib.closing(self._batches(position.number, position.handed_out)) as batches:
             for batch in batches:
                 position.handed_out += 1
                 yield batch
-        position.number, position.handed_out, position.under_way = position.number + 1, 0, False
+        position.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, which JSON can hold: the pass, the batches of it handed out, the seed, the arguments."""

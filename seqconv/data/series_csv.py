@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,10 @@ from seqconv.data.series import SENTINEL, SeriesData, check_choice, prepared
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load_csv", "read_columns"]
+__all__ = ["CsvRows", "load_csv", "opened", "read_columns", "read_rows"]
+
+# Bytes of a file that are read at a time where it is read row by row.
+BLOCK = 2**20
 
 # Formats of a date that are tried where none is given, with an example of each.
 FORMATS = {"%d.%m.%Y %H:%M:%S": "31.12.2020 23:50:00", "ISO8601": "2020-12-31 23:50:00"}
@@ -103,6 +109,78 @@ def read_columns(
     where ``strict``, else NaN, as empty cells and infinite numbers are.
     """
     table = read_table(path, encoding, separator, decimal)
+    found = rows_of(table, path, columns, date_column, date_format, strict=strict)
+    return found.times, found.values, found.columns
+
+
+class CsvRows(NamedTuple):
+    """Rows of a file: the date column's name and its texts as they stand, and what :func:`read_columns` returns."""
+
+    date_column: str
+    dates: list[str]
+    times: NDArray[np.datetime64]
+    values: NDArray[np.float64]
+    columns: tuple[str, ...]
+
+
+def read_rows(
+    file: IO[bytes],
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    date_column: tuple[str, ...] | None = None,
+    date_format: str | None = None,
+    encoding: str | None = None,
+    separator: str = ",",
+    decimal: str = ".",
+) -> Iterator[CsvRows]:
+    """Yield the rows of an open file as they come: all lines that are there already, of 1 MiB at a time.
+
+    ``name`` is the file's in errors; the other arguments are those of :func:`read_columns`, with text in a cell an
+    error. Memory does not grow with the file.
+    """
+    header, line = None, 2
+    for text in whole_lines(file, name, encoding):
+        if header is None:
+            header, _, text = text.partition("\n")
+        if text.strip():
+            table = parsed(io.StringIO(f"{header}\n{text}"), name, separator, decimal, line=line)
+            if len(table):
+                yield rows_of(table, name, columns, date_column, date_format, strict=True)
+        line += text.count("\n")
+    if header is None:
+        raise ValueError(f"{name} is empty: its first line must hold the columns' names")
+
+
+def whole_lines(file: IO[bytes], name: str, encoding: str | None) -> Iterator[str]:
+    """Yield the text of a file as it comes, each time to the end of a line: UTF-8 or Latin-1 without ``encoding``."""
+    decoder, rest = codecs.getincrementaldecoder(encoding or "utf-8-sig")(), ""
+    while content := file.read1(BLOCK):  # type: ignore[attr-defined]
+        try:
+            text = decoder.decode(content)
+        except UnicodeDecodeError as error:
+            if encoding is not None:
+                raise ValueError(f"{name} is not encoded as {encoding}: {error}") from error
+            encoding, content = "latin-1", decoder.getstate()[0] + content
+            decoder = codecs.getincrementaldecoder(encoding)()
+            text = decoder.decode(content)
+        lines, newline, rest = (rest + text).rpartition("\n")
+        if newline:
+            yield lines + newline
+    if rest:
+        yield rest
+
+
+def rows_of(
+    table: pd.DataFrame,
+    path: Path | str,
+    columns: Sequence[str] | None,
+    date_column: tuple[str, ...] | None,
+    date_format: str | None,
+    *,
+    strict: bool,
+) -> CsvRows:
+    """Return a table's dates and measurements; arguments as in :func:`read_columns`."""
     present = [str(column) for column in table.columns]
     dates = date_column or (present[0],)
     date = next((name for name in dates if name in present), dates[0])
@@ -117,27 +195,17 @@ def read_columns(
         raise ValueError(f"{path} has no column beside {date!r}{hint(table)}")
     if table.empty:
         raise ValueError(f"{path} has no rows")
-    times = parse_dates(table[date], date_format, path)
-    return times, np.column_stack([numbers(table[name], path, strict=strict) for name in wanted]), tuple(wanted)
+    values = np.column_stack([numbers(table[name], path, strict=strict) for name in wanted])
+    texts = table[date].astype(str).str.strip()
+    return CsvRows(date, texts.tolist(), parse_dates(table[date], date_format, path), values, tuple(wanted))
 
 
 def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -> pd.DataFrame:
     """Return the file's table, its rows indexed by their line numbers, without lines that hold nothing."""
-    import pandas as pd
-
     for tried in ("utf-8-sig", "latin-1") if encoding is None else (encoding,):
         try:
             with opened(path) as file:
-                table = pd.read_csv(
-                    file,
-                    sep=separator,
-                    decimal=decimal,
-                    skipinitialspace=True,
-                    encoding=tried,
-                    skip_blank_lines=False,
-                    low_memory=False,
-                )
-            break
+                return parsed(file, path, separator, decimal, encoding=tried)
         except UnicodeDecodeError as error:
             if tried != "utf-8-sig":
                 raise ValueError(f"{path} is not encoded as {encoding}: {error}") from error
@@ -145,13 +213,39 @@ def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -
             raise
         except LookupError as error:
             raise ValueError(f"encoding must be one that Python knows, got {encoding!r}") from error
-        except (ValueError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is not a whole CSV file, or zip of one: {error}") from error
+    raise AssertionError  # Latin-1 has a letter for every byte
+
+
+def parsed(
+    file: IO[Any], path: Path | str, separator: str, decimal: str, *, encoding: str = "utf-8", line: int = 2
+) -> pd.DataFrame:
+    """Return the table of a header and rows, the first of which is line ``line`` of the whole file."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(
+            file,
+            sep=separator,
+            decimal=decimal,
+            skipinitialspace=True,
+            encoding=encoding,
+            skip_blank_lines=False,
+            low_memory=False,
+        )
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        told = re.sub(r"(?<=line )\d+", lambda number: str(int(number[0]) + line - 2), str(error))
+        raise ValueError(f"{path} is not a whole CSV file, or zip of one: {told}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells for names of rows
         names = ", ".join(map(str, table.columns))
-        raise ValueError(f"{path}: the rows have more cells than line 1 has names of columns, {names}{hint(table)}")
+        raise ValueError(
+            f"{path}, line {line}: the rows have more cells than line 1 has names of columns, {names}{hint(table)}"
+        )
     table.columns = [str(column).strip() for column in table.columns]
-    table.index += 2
+    table.index += line
     return table.dropna(how="all")
 
 
@@ -160,18 +254,18 @@ def hint(table: pd.DataFrame) -> str:
     return "; is the separator another one?" if len(table.columns) == 1 else ""
 
 
-def parse_dates(column: pd.Series[Any], date_format: str | None, path: Path) -> NDArray[np.datetime64]:
+def parse_dates(column: pd.Series[Any], date_format: str | None, path: Path | str) -> NDArray[np.datetime64]:
     """Return the dates, to the second unless they are finer; raise ``ValueError`` with the first that is none."""
     import pandas as pd
 
     texts = column.astype(str).str.strip()
 
-    def parsed(texts: pd.Series[Any], date_format: str) -> pd.Series[Any]:
+    def dated(texts: pd.Series[Any], date_format: str) -> pd.Series[Any]:
         return pd.to_datetime(texts, format=date_format, errors="coerce", utc=True)
 
-    likely = next((one for one in FORMATS if parsed(texts.iloc[:1], one).notna().all()), None)
+    likely = next((one for one in FORMATS if dated(texts.iloc[:1], one).notna().all()), None)
     chosen = date_format or likely
-    times = pd.Series(pd.NaT, texts.index) if chosen is None else parsed(texts, chosen)
+    times = pd.Series(pd.NaT, texts.index) if chosen is None else dated(texts, chosen)
     bad = np.flatnonzero(times.isna())
     if len(bad):
         like = " or ".join(FORMATS.values()) if chosen is None else FORMATS.get(chosen, chosen)
@@ -185,7 +279,7 @@ def parse_dates(column: pd.Series[Any], date_format: str | None, path: Path) -> 
     return seconds if (seconds == exact).all() else exact
 
 
-def numbers(column: pd.Series[Any], path: Path, *, strict: bool) -> NDArray[np.float64]:
+def numbers(column: pd.Series[Any], path: Path | str, *, strict: bool) -> NDArray[np.float64]:
     """Return the column as numbers, NaN where a cell holds none or an infinite one."""
     import pandas as pd
 

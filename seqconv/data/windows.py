@@ -212,6 +212,23 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
         within = positions - (self._ends - self._counts)[run]
         return np.asarray(self._runs[run] + self.stride * within, np.int64)
 
+    def by_starts(
+        self, at_once: int, steps: int | None = None
+    ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
+        """Begin a pass, as ``iter()`` does, and yield first rows and targets of ``at_once`` windows at a time.
+
+        They are those of the pass's batches, or of its first ``steps``, in the series' order. No window is gathered.
+        """
+        position, size = self._begin(), self.batch_size or 1
+        end = len(self) if steps is None else min(position.handed_out + steps, len(self))
+        positions = np.sort(self._order(position.number)[position.handed_out * size : end * size])
+        for begin in range(0, len(positions), at_once):
+            starts = self.starts(positions[begin : begin + at_once])
+            yield starts, torch.from_numpy(self._targets(starts, self._empty_targets(len(starts))))
+        position.handed_out = end
+        if end == len(self):
+            position.end()
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start pass number ``epoch``, as torch's ``DistributedSampler`` does."""
         self._position = Position(integer("epoch", epoch, 0))
@@ -259,19 +276,27 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
             gather_windows(self.series, starts, self.samples, self.step, inputs, backend=self.backend)
         else:
             inputs[:] = starts
+        targets = self._targets(starts, targets)
+        return (inputs, targets) if self.output == "numpy" else (torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _targets(self, starts: Array, targets: Array) -> Array:
+        """Return the targets of windows, in the memory of ``targets``."""
         rows = starts[:, None] + np.arange(self.lookback + self.delay, self.lookback + self.delay + self.horizon)
         gather_rows(self.series, rows, self.columns, targets, backend=self.backend)
         if self.one_column:
             targets = targets[:, :, 0]
         if self.horizon == 1:
             targets = targets[:, 0]
-        return (inputs, targets) if self.output == "numpy" else (torch.from_numpy(inputs), torch.from_numpy(targets))
+        return targets
 
     def _empty(self, count: int) -> tuple[Array, Array]:
         dtype = self.series.dtype
         shape = (count, self.samples, self.series.shape[1])
         inputs: Array = np.empty(shape, dtype) if self.materialise else np.empty(count, np.int64)
-        return inputs, np.empty((count, self.horizon, len(self.columns)), dtype)
+        return inputs, self._empty_targets(count)
+
+    def _empty_targets(self, count: int) -> Array:
+        return np.empty((count, self.horizon, len(self.columns)), self.series.dtype)
 
     def _runs_of_windows(self, groups: Any) -> tuple[Array, Array]:
         """Return the first rows of the runs that hold windows, and how many windows each holds."""

@@ -32,6 +32,7 @@ from seqconv.training import (
     seed_everything,
 )
 from seqconv.training.ranks import Ranks
+from seqconv.training.sliding import slider
 
 __all__ = ["Outcome", "compare", "served_by", "step_milliseconds", "train_model"]
 
@@ -128,9 +129,10 @@ def train_model(
 ) -> tuple[nn.Module, History | None, dict[str, float]]:
     """Train one model from weights drawn by ``seed``; return it with its best epoch's weights, history and metrics.
 
-    The metrics are the task's on the ``"validation"`` and ``"test"`` data. A model with nothing to train has no
-    history. Every model sees the same batches in the same order. In a process group of ``torch.distributed`` all ranks
-    make the call, with a task loaded there, and rank 0 writes the files.
+    The metrics are the task's on the ``"validation"`` and ``"test"`` data: those of validation on every window where
+    the model slides (see :func:`seqconv.training.fit`), else on the settings' ``validation_steps`` batches. A model
+    with nothing to train has no history. Every model sees the same batches in the same order. In a process group of
+    ``torch.distributed`` all ranks make the call, with a task loaded there, and rank 0 writes the files.
 
     ``learning_rate`` takes the place of the model's own. ``schedule`` is the name of one of torch's schedules and its
     arguments, ``("StepLR", {"step_size": 2})``, where ``ReduceLROnPlateau`` looks the right way by default; the rest is
@@ -169,15 +171,17 @@ def train_model(
             progress=progress,
             seed=seed,
             labels={"data": task.source},
+            description=None if task.description is None else {**task.description, "model": name},
             settings={"learning_rate": learning_rate, "schedule_arguments": schedule and schedule[1]},
         )
         if Ranks().is_main:
             plot_history(history, folder / "history.png", title=f"{name}, {task.title} ({task.origin})")
         load_weights(model, folder / "best.pt")
+    slides = slider(model, task.validation, "auto") is not None  # then it is every window, as in training
     scores = {
         part: evaluate(model, loader, loss=task.loss, metrics=[task.metric], steps=steps)[task.metric.name]
         for part, loader, steps in (
-            ("validation", task.validation, settings.validation_steps),
+            ("validation", task.validation, None if slides else settings.validation_steps),
             ("test", task.test, None),
         )
     }

@@ -6,21 +6,43 @@ The same task on a CSV file of one's own counts in rows: its target so many rows
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
+from torch import nn
 
 from seqconv import models
-from seqconv.data import SlidingWindows, load_csv, load_jena
+from seqconv.data import SeriesData, SlidingWindows, load_csv, load_jena
+from seqconv.data.jena import TIMES
+from seqconv.data.series import SENTINEL
 from seqconv.data.sources import DataSource
 from seqconv.experiments.task import Entry, Settings, Task, shared_out
 from seqconv.training import mean_absolute_error
 
-__all__ = ["load"]
+__all__ = ["BUILD", "load"]
 
 # In rows of ten minutes: ten days back, one row an hour, a day ahead.
 LOOKBACK, STEP, DELAY = 1440, 6, 144
+
+
+def _dense(channels: int, *, backend: str = "auto", source: models.WindowSource | None = None) -> nn.Module:  # noqa: ARG001
+    return models.Dense(LOOKBACK // STEP, channels, source=source)
+
+
+# Arguments of load_csv that tell how a file is read, in training and in prediction.
+READING = ("date_column", "date_format", "encoding", "separator", "decimal")
+
+# The models that are trained: each is made of a number of channels, a backend and a source of windows.
+BUILD: Mapping[str, Callable[..., nn.Module]] = {
+    "convnet": models.JenaConvnet,
+    "gru": models.JenaGRU,
+    "gru_dropout": partial(models.JenaGRU, input_dropout=0.2, recurrent_dropout=0.2),
+    "conv_gru": models.ConvGRU,
+    "dense": _dense,
+}
 
 
 def load(
@@ -36,7 +58,7 @@ def load(
     ``csv`` holds the arguments of :func:`seqconv.data.load_csv`, whose series then takes the place of Jena's.
     """
     data = load_jena(data_dir=data_dir, source=source) if csv is None else load_csv(**csv)
-    channels, steps = data.series.shape[1], LOOKBACK // STEP
+    channels = data.series.shape[1]
 
     def windows(rows: slice, *, shuffle: bool = False) -> SlidingWindows:
         return SlidingWindows(
@@ -55,7 +77,7 @@ def load(
         )
 
     def reading() -> models.WindowSource:
-        return models.WindowSource(series, steps, STEP)
+        return models.WindowSource(series, LOOKBACK // STEP, STEP)
 
     subject, units = "Jena temperature in 24 hours", "degrees Celsius"
     if csv is not None:
@@ -71,15 +93,7 @@ def load(
         validation=validation,
         test=test,
         entries={
-            "convnet": Entry(lambda backend: models.JenaConvnet(channels, backend=backend, source=reading())),
-            "gru": Entry(lambda backend: models.JenaGRU(channels, backend=backend, source=reading())),
-            "gru_dropout": Entry(
-                lambda backend: models.JenaGRU(
-                    channels, input_dropout=0.2, recurrent_dropout=0.2, backend=backend, source=reading()
-                )
-            ),
-            "conv_gru": Entry(lambda backend: models.ConvGRU(channels, backend=backend, source=reading())),
-            "dense": Entry(lambda _backend: models.Dense(steps, channels, source=reading())),
+            **{name: _entry(build, channels, reading) for name, build in BUILD.items()},
             "temperature_now": Entry(
                 lambda _backend: models.TemperatureNow(data.target_column, source=reading()), None
             ),
@@ -90,4 +104,31 @@ def load(
         settings=settings,
         units=units,
         in_units=data.in_units,
+        description=described(data, csv),
     )
+
+
+def _entry(build: Callable[..., nn.Module], channels: int, reading: Callable[[], models.WindowSource]) -> Entry:
+    return Entry(lambda backend: build(channels, backend=backend, source=reading()))
+
+
+def described(data: SeriesData, csv: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what :class:`seqconv.experiments.prediction.Predictor` needs to know of a model's series."""
+    given: dict[str, Any] = {"date_column": TIMES} if csv is None else {**csv}
+    if isinstance(given.get("date_column"), str):
+        given["date_column"] = (given["date_column"],)
+    return {
+        "version": 1,
+        "task": "jena",
+        "columns": list(data.columns),
+        "target": data.target,
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+        "lookback": LOOKBACK,
+        "step": STEP,
+        "delay": DELAY,
+        "row_ns": int(data.step / np.timedelta64(1, "ns")),
+        "sentinel": float(given.get("sentinel", SENTINEL)),
+        "sentinels": data.sentinels,
+        "reading": {name: given[name] for name in READING if name in given},
+    }

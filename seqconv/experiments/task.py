@@ -26,8 +26,9 @@ Loader: TypeAlias = "ArrayBatches | SlidingWindows"
 class Settings:
     """How long a model is trained, and on how much.
 
-    ``steps_per_epoch`` and ``validation_steps`` count batches of ``batch_size``; ``None`` is a whole pass. ``sizes``
-    are the (training, test) reviews of the made-up IMDB data.
+    ``steps_per_epoch`` and ``validation_steps`` count batches of ``batch_size``; ``None`` is a whole pass. A model that
+    slides over windows is validated on all of them, whatever ``validation_steps`` is. ``sizes`` are the (training,
+    test) reviews of the made-up IMDB data.
     """
 
     epochs: int
@@ -73,7 +74,7 @@ class Task:
     ``train()`` gives a fresh loader, in the same order each time. ``entries`` maps a model's name to its entry;
     ``rival`` is the recurrent model that the others' speed is told against, on the backend or on torch's operations,
     whichever is faster. ``loss(outputs, targets)`` is the batch's mean. ``in_units`` turns the metric into ``units``
-    where it has any beside its own.
+    where it has any beside its own. ``description`` is what a model's checkpoints say of its data, as ``fit`` takes it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Task:
     settings: Settings
     units: str | None = None
     in_units: Callable[[float], float] | None = None
+    description: Mapping[str, Any] | None = None
 
     @property
     def origin(self) -> str:

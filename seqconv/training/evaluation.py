@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from seqconv.training.feed import Batches, to_device
 from seqconv.training.metrics import Metric
+from seqconv.training.modes import mode
 from seqconv.training.parallel import unwrapped
 from seqconv.training.ranks import Ranks
+from seqconv.training.sliding import Slider, Sliding, check_sliding, slider
 
-__all__ = ["Loss", "Means", "evaluate", "mode", "model_device"]
+__all__ = ["Loss", "Means", "evaluate", "model_device"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)``: the mean over the batch, a scalar tensor."""
@@ -30,12 +32,17 @@ def evaluate(
     metrics: Sequence[Metric] = (),
     steps: int | None = None,
     device: torch.device | str | None = None,
+    sliding: Sliding = "auto",
 ) -> dict[str, float]:
     """Return ``{"loss": ..., metric name: ...}``: means over a pass of ``loader``, or its first ``steps`` batches.
 
     The loss is weighted by the number of samples in each batch, as in Keras. The model is in evaluation mode
     meanwhile and every submodule's own mode is restored. ``device`` is the model's unless given; the model is moved
     there. Raises ``ValueError`` if there is no batch.
+
+    ``sliding="auto"`` evaluates all windows of a ``SlidingWindows`` by one pass over the rows of their series, by
+    :func:`seqconv.sliding_inference`, where the model can: the means are the same but for rounding. ``False`` evaluates
+    batch by batch; ``True`` insists, and raises ``ValueError`` with the reason where the model or the loader cannot.
 
     In a process group of ``torch.distributed`` every rank must make the call, each with its own part of the samples
     (``SlidingWindows(..., rank=, world_size=, uneven="keep")`` has each sample once): the means are over all of them.
@@ -44,8 +51,10 @@ def evaluate(
     model = unwrapped(model)
     device = model_device(model) if device is None else torch.device(device)
     means = Means(metrics)
+    check_sliding(sliding)
     with ranks.sharing_errors():
-        evaluate_into(means, model.to(device), loader, loss=loss, steps=steps, device=device)
+        given = slider(model.to(device), loader, sliding) or loader
+        evaluate_into(means, model, given, loss=loss, steps=steps, device=device)
         means = means.over(ranks)
     require_batches(means, loader)
     return means.result()
@@ -54,27 +63,37 @@ def evaluate(
 def evaluate_into(
     means: Means,
     model: nn.Module,
-    loader: Batches,
+    given: Batches | Slider,
     *,
     loss: Loss,
     steps: int | None,
     device: torch.device,
     after_batch: Callable[[int], bool] | None = None,
 ) -> None:
-    """Add the batches of one pass, ``steps`` at most, to ``means``.
+    """Add the batches of one pass, ``steps`` at most, to ``means``; a slider makes larger ones of them.
 
     ``after_batch`` is called with the number done and returns whether to go on. The model is none in
     ``DistributedDataParallel``, since ranks may have unequal numbers of batches.
     """
     with mode(model, training=False):
-        for step, batch in enumerate(itertools.islice(loader, steps), start=1):
-            inputs, targets = to_device(batch, device)
-            # Not inference_mode: what a layer caches for inference must stay usable in training.
+        batches = given.batches if isinstance(given, Slider) else partial(evaluated, model, given)
+        for step, (outputs, targets) in enumerate(batches(steps, device), start=1):
             with torch.no_grad():
-                outputs = model(*inputs)
                 means.add(loss(outputs, targets), outputs, targets)
             if after_batch is not None and not after_batch(step):
                 break
+
+
+def evaluated(
+    model: nn.Module, loader: Batches, steps: int | None, device: torch.device
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield outputs and targets of the batches of one pass, ``steps`` at most."""
+    for batch in itertools.islice(loader, steps):
+        inputs, targets = to_device(batch, device)
+        # Not inference_mode: what a layer caches for inference must stay usable in training.
+        with torch.no_grad():
+            outputs = model(*inputs)
+        yield outputs, targets
 
 
 def require_batches(means: Means, loader: Batches) -> None:
@@ -159,18 +178,6 @@ class Means:
         """Continue from the sums in ``state``."""
         self.totals, self.weights = list(state["totals"]), list(state["weights"])
         self.batches = state["batches"]
-
-
-@contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put ``model`` in training or evaluation mode; give each submodule its own mode back at the end."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
 
 
 def model_device(model: nn.Module) -> torch.device:

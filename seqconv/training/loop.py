@@ -21,17 +21,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from seqconv.training.callbacks import Callback
 from seqconv.training.clipping import clipping
 from seqconv.training.clock import StepClock
-from seqconv.training.evaluation import Loss, Means, evaluate_into, mode, model_device, require_batches
+from seqconv.training.evaluation import Loss, Means, evaluate_into, model_device, require_batches
 from seqconv.training.feed import Batches, Feed, to_device
 from seqconv.training.history import History
 from seqconv.training.interrupts import Interrupt, interruptible
 from seqconv.training.metrics import Metric
+from seqconv.training.modes import mode
 from seqconv.training.parallel import in_parallel, share_buffers, unwrapped
 from seqconv.training.progress import Progress
 from seqconv.training.randomness import random_state
 from seqconv.training.ranks import Ranks
 from seqconv.training.run import Run
 from seqconv.training.schedules import Schedule
+from seqconv.training.sliding import Slider, Sliding, check_sliding, slider
 
 __all__ = ["NonFiniteError", "fit"]
 
@@ -42,7 +44,8 @@ class NonFiniteError(ArithmeticError):
     """A loss, or a weight after the update, is NaN or infinite.
 
     ``what`` is "the training loss", "the validation loss" or the weight's name; ``epoch`` and ``step`` (a batch of the
-    validation pass, where the loss is that) count from 1; ``checkpoint`` is the last good one, or ``None``.
+    validation pass, where the loss is that; it holds many thousand windows where the model slides over them) count from
+    1; ``checkpoint`` is the last good one, or ``None``.
     """
 
     def __init__(self, what: str, epoch: int, step: int, value: float, checkpoint: Path | None) -> None:
@@ -64,6 +67,7 @@ def fit(
     validation: Batches | None = None,
     steps_per_epoch: int | None = None,
     validation_steps: int | None = None,
+    sliding: Sliding = "auto",
     metrics: Sequence[Metric] = (),
     monitor: str | None = None,
     patience: int | None = None,
@@ -79,6 +83,7 @@ def fit(
     seed: int | None = None,
     labels: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> History:
     """Train ``model`` in place and return the :class:`History`; the model ends with the last epoch's weights.
 
@@ -95,7 +100,11 @@ def fit(
         validation: a loader whose batches are evaluated after each epoch, a new pass each time. It should not be
             shuffled if ``validation_steps`` is given, or each epoch is judged by other samples.
         steps_per_epoch: training batches in an epoch; by default ``len(train)``, one pass.
-        validation_steps: batches from the start of ``validation`` to evaluate; by default the whole pass.
+        validation_steps: batches from the start of ``validation`` to evaluate; by default the whole pass. Where the
+            model slides, every window is evaluated, which takes less time than a few batches: see ``sliding``.
+        sliding: how ``validation`` is evaluated. ``"auto"``: where it is a ``SlidingWindows`` and the model can, all of
+            its windows by one pass over the rows of their series, by :func:`seqconv.sliding_inference`; else, and with
+            ``False``, batch by batch. ``True`` insists. The means are those of all batches but for rounding.
         metrics: means to report beside the loss, :data:`seqconv.training.binary_accuracy` for one.
         monitor: the column of the history that tells the best epoch; by default ``val_loss``, or ``loss`` where there
             is no validation. A metric's own ``larger_is_better`` says which way is better.
@@ -122,6 +131,7 @@ def fit(
         seed: seeds torch, NumPy's and Python's global generators before a new run; not used when one is continued.
         labels: columns with one text in every row of the history, where the data are from for one.
         settings: more that the checkpoint holds and that must be the same to resume: numbers and texts by name.
+        description: more that the checkpoint holds, for whoever reads it: what the model was trained on, for one.
 
     Losses and metrics are means over samples: a smaller last batch counts for less, as in Keras. The training figures
     are those of the steps as they were made, with dropout and changing weights.
@@ -159,6 +169,7 @@ def fit(
     steps = epoch_length(train, steps_per_epoch)
     for name, value in {"epochs": epochs, "validation_steps": validation_steps, "patience": patience}.items():
         require_positive(name, value)
+    check_sliding(sliding)
     if validation is train:
         raise ValueError("validation must be a loader of its own, got the one given as train: their positions differ")
     larger_is_better = monitored_columns(metrics, with_validation=validation is not None)
@@ -195,6 +206,7 @@ def fit(
             "clip_value": clip_value,
             **(settings or {}),
         },
+        description=None if description is None else dict(description),
         ranks=ranks,
     )
     with (
@@ -204,13 +216,14 @@ def fit(
         mode(model, training=True),
         in_parallel(model, ranks) as model,
     ):
-        run.require_same({"epochs": epochs, "patience": patience, **run.settings})
+        run.require_same({"epochs": epochs, "patience": patience, "sliding": sliding, **run.settings})
+        given = None if validation is None else slider(run.model, validation, sliding) or validation
         run.begin(resume=resume, seed=seed)
         shown = progress and ranks.is_main
         while run.epochs_done < epochs and not (patience and run.history.epochs_since_best >= patience):
             bar = Progress(epoch=run.epochs_done + 1, epochs=epochs, step=run.step, steps=steps, enabled=shown)
             try:
-                one_epoch(run, model, steps, loss, clip, validation, validation_steps, interrupt, bar)
+                one_epoch(run, model, steps, loss, clip, given, validation_steps, interrupt, bar)
             finally:
                 bar.close()
             interrupt.agree()  # behind rank 0's files, too
@@ -225,7 +238,7 @@ def one_epoch(
     steps: int,
     loss: Loss,
     clip: Callable[[], None] | None,
-    validation: Batches | None,
+    validation: Batches | Slider | None,
     validation_steps: int | None,
     interrupt: Interrupt,
     bar: Progress,
@@ -259,7 +272,7 @@ def one_epoch(
                 run.model,
                 validation,
                 loss=loss,
-                steps=validation_steps,
+                steps=None if isinstance(validation, Slider) else validation_steps,
                 device=run.device,
                 after_batch=after_batch,
             )
@@ -273,7 +286,7 @@ def one_epoch(
         means.flush()
         require_finite(means, "the validation loss", run)
         means = means.over(run.ranks)
-        require_batches(means, validation)
+        require_batches(means, validation.loader if isinstance(validation, Slider) else validation)
         figures |= {f"val_{name}": value for name, value in means.result().items()}
 
     record = {"epoch": run.epochs_done + 1, **figures}

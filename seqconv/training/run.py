@@ -49,6 +49,7 @@ class Run:
         history: History,
         folder: Path | None,
         settings: dict[str, Any],
+        description: dict[str, Any] | None,
         ranks: Ranks,
     ) -> None:
         self.model = model
@@ -61,6 +62,7 @@ class Run:
         self.history = history
         self.folder = folder
         self.settings = {"world_size": ranks.world_size, **settings}
+        self.description = description
         self.ranks = ranks
         self.begin_epoch()
 
@@ -178,6 +180,7 @@ class Run:
             "seconds": self.seconds,
             "history": self.history.records,
             "settings": self.settings,
+            "description": self.description,
             **first,
             "other_ranks": others,
         }

@@ -28,7 +28,7 @@ def _no_real_data(monkeypatch, tmp_path):
 
 
 def test_help_has_examples_for_every_command(capsys):
-    for command in ([], ["compare"], ["train"], ["data"], ["info"]):
+    for command in ([], ["compare"], ["train"], ["predict"], ["data"], ["info"]):
         with pytest.raises(SystemExit) as exit:
             main([*command, "--help"])
         assert exit.value.code == 0
