@@ -36,9 +36,9 @@ def warmup(
     """Compile or load the kernels that the first calls on the CPU need; return the seconds that each part took.
 
     These are the kernels of convolutions on tensors, on tokens and on windows of a series, of recurrent layers, of
-    batch norms in training, those that fill batches of windows, and RMSprop's. They are kept on disk, where a
-    folder can be written. The first time on a machine they take a minute or more of CPU time, shared among all
-    cores, one process each; afterwards a fresh process loads them in a second. ``dtypes`` are ``torch.float32``
+    batch norms in training, those that fill batches of windows, of sliding inference, and RMSprop's. They are kept on
+    disk, where a folder can be written. The first time on a machine they take a minute or more of CPU time, shared
+    among all cores, one process each; afterwards a fresh process loads them in a second. ``dtypes`` are ``torch.float32``
     (the default) and ``torch.float64``; ``gradients=False`` leaves out what only training needs. ``report(part,
     seconds)`` is called after each part.
 
@@ -158,7 +158,8 @@ def _parts(names: Sequence[str], gradients: bool) -> dict[str, Callable[[], None
     parts: dict[str, Callable[[], None]] = {part: partial(_each, dtypes, steps) for part, steps in passes_}
     training: dict[str, Callable[[], None]] = {"batch norm": partial(_each, dtypes, [(_norm, Dense, {})])}
     training["RMSprop"] = _rmsprop
-    return parts | (training if gradients else {}) | {"batches of windows": _batches}
+    sliding = {"sliding inference": partial(_sliding, dtypes)}
+    return parts | sliding | (training if gradients else {}) | {"batches of windows": _batches}
 
 
 def _each(dtypes: Sequence[torch.dtype], steps: Sequence[tuple[Callable[..., None], Any, dict[str, str]]]) -> None:
@@ -182,6 +183,15 @@ def _backward(source: Source, dtype: torch.dtype, pool: Pool | None, plan: dict[
     gradient = torch.ones(SAMPLES, OUTPUTS, *(() if pool is None else (windows,)), dtype=dtype)
     weight, argmax = torch.zeros(OUTPUTS, CHANNELS, SIZE, dtype=dtype), torch.zeros(shape, dtype=kind)
     kernels.backward(gradient, argmax, source, weight, Convolution(), pool, wanted=(True, True, True), **plan)
+
+
+def _sliding(dtypes: Sequence[torch.dtype]) -> None:
+    from seqconv.kernels.numba import sliding
+    from seqconv.kernels.sliding import Maximum, SlidingProgram, Tap
+
+    for dtype in dtypes:  # a program of any steps runs through one kernel
+        series = torch.zeros(1, 8, CHANNELS, dtype=dtype)
+        sliding.start(SlidingProgram(CHANNELS, (Maximum((Tap(0, 0), Tap(0, 1))),), (1,)), 1, series).advance(series)
 
 
 def _recurrent_forward(_source: Source, dtype: torch.dtype, pool: Pool | None, _plan: dict[str, str]) -> None:

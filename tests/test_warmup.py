@@ -62,7 +62,7 @@ def test_nothing_is_left_for_the_first_calls():
     seconds, during, afterwards = json.loads(done.stdout)
     assert during > 0
     assert afterwards == []
-    assert len(seconds) == 11
+    assert len(seconds) == 12
     assert all(value >= 0 for value in seconds.values())
 
 

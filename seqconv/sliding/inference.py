@@ -16,9 +16,9 @@ from seqconv import backends
 from seqconv.data.windows_series import rows_and_names, tensor_of
 from seqconv.functional import arguments
 from seqconv.kernels.sliding import Convolve, SlidingProgram, widths
-from seqconv.sliding.model import LAYOUTS, SlidingModel
+from seqconv.sliding.model import LAYOUTS, OPERATION, SlidingModel, analysed_for
 
-__all__ = ["SlidingReport", "check", "like_of", "sliding_inference"]
+__all__ = ["SlidingReport", "check", "check_layout", "columns_of", "like_of", "sliding_inference"]
 
 # Rows of each stream that are computed at a time: kernels keep blocks of them in the caches, so that more cost nothing.
 CHUNK = 2**15
@@ -81,11 +81,12 @@ def sliding_inference(
     like = like_of(model)
     known: dict[tuple[int, int], SlidingModel] = {}
 
-    def ready(columns: int, step: int) -> SlidingModel:
-        if (columns, step) not in known:
-            made = SlidingModel(model, columns, length, step, layout=layout, backend=backend, like=like)
-            known[columns, step] = made
-        return known[columns, step]
+    def ready(columns: int, thinned: int) -> SlidingModel:
+        if (columns, thinned) not in known:
+            known[columns, thinned] = SlidingModel(
+                model, columns, length, step // thinned, layout=layout, backend=backend, like=like, thinned=thinned
+            )
+        return known[columns, thinned]
 
     found = []
     with torch.no_grad():
@@ -130,22 +131,20 @@ def check(
     """
     _check_model(model)
     check_layout(layout)
-    if columns is None:
-        columns = next((one.in_channels for one in model.modules() if isinstance(one, nn.Conv1d)), None)
-        if columns is None:
-            return SlidingReport("model has no nn.Conv1d whose channels tell the columns of the series: pass columns=")
-    else:
-        columns = arguments.integer("columns", columns, 1)
+    step = arguments.integer("step", step, 1)
+    if columns is None and (columns := columns_of(model)) is None:
+        return SlidingReport("model has no nn.Conv1d whose channels tell the columns of the series: pass columns=")
+    columns = arguments.integer("columns", columns, 1)
     lengths = [2**i for i in range(3, 13)] if length is None else [arguments.integer("length", length, 1)]
     reason = ""
     for one in lengths:
         if layout == "auto" and length is None and one == columns:
             continue  # either way
         try:
-            found = SlidingModel(
-                model, columns, one, arguments.integer("step", step, 1), layout=layout, backend="auto",
-                like=like_of(model),
-            ).found  # fmt: skip
+            found = analysed_for(model, columns, one, step, layout, like_of(model))
+            backends.choose_named(OPERATION, "auto", (found.program, like_of(model)))
+        except backends.BackendError as error:
+            return SlidingReport(str(error))
         except ValueError as error:
             reason = str(error)
             continue
@@ -160,6 +159,11 @@ def check_layout(layout: str) -> None:
     """Raise ``ValueError`` for what is no layout."""
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"layout must be one of auto, {', '.join(LAYOUTS)}, got {layout!r}")
+
+
+def columns_of(model: nn.Module) -> int | None:
+    """Return how many columns of a series the first convolution takes, ``None`` for a model without one."""
+    return next((one.in_channels for one in model.modules() if isinstance(one, nn.Conv1d)), None)
 
 
 def like_of(model: nn.Module) -> Tensor:
@@ -225,18 +229,22 @@ def _evaluated(
     """Return the outputs of windows of one series."""
     columns, span = rows.size(1), (length - 1) * step
     if starts is None:
-        return _all(ready(columns, step), rows, chunk, progress)
+        return _all(ready(columns, 1), rows, chunk, progress)
     if not len(starts):
-        return tree_map(lambda one: one[:0], _all(ready(columns, step), rows[: span + 1], chunk, False))
-    first, last = int(starts.min()), int(starts.max())
+        return tree_map(lambda one: one[:0], _all(ready(columns, 1), rows[: span + 1], chunk, False))
+    wanted, places = np.unique(starts, return_inverse=True)
     # Windows that start so many rows apart, and rows of a window: what lies between is no one's.
-    apart = math.gcd(step, *(int(one) for one in np.unique(starts - first)))
-    part = rows[first : last + span + 1 : apart]
-    found = _all(ready(columns, step // apart), part, chunk, progress)
-    places = torch.from_numpy((starts - first) // apart)
-    if len(places) == last - first + 1 and bool((places[1:] > places[:-1]).all()):
+    apart = math.gcd(step, *(int(one) for one in np.unique(wanted - wanted[0])))
+    sliding, pieces = ready(columns, apart), []
+    for some in np.split(wanted, np.flatnonzero(np.diff(wanted) > 2 * span) + 1):  # nor is it between these
+        part = _all(sliding, rows[int(some[0]) : int(some[-1]) + span + 1 : apart], chunk, progress)
+        at = torch.from_numpy((some - some[0]) // apart)
+        pieces.append(part if len(at) == at[-1] + 1 else tree_map(lambda one: one[at.to(one.device)], part))  # noqa: B023
+    found = pieces[0] if len(pieces) == 1 else tree_map(lambda *parts: torch.cat(parts), *pieces)
+    if len(starts) == len(wanted) and bool((places[1:] > places[:-1]).all()):
         return found
-    return tree_map(lambda one: one[places.to(one.device)], found)
+    order = torch.from_numpy(places)
+    return tree_map(lambda one: one[order.to(one.device)], found)
 
 
 def _all(sliding: SlidingModel, rows: Tensor, chunk: int | None, progress: bool) -> Any:

@@ -28,7 +28,9 @@ LAYOUTS = {"NCL": True, "NLC": False}
 WINDOWS_BYTES = 2**24
 
 
-def analysed_for(model: nn.Module, columns: int, length: int, step: int, layout: str, like: Tensor) -> Analysed:
+def analysed_for(
+    model: nn.Module, columns: int, length: int, step: int, layout: str, like: Tensor, thinned: int = 1
+) -> Analysed:
     """Return what a model shares for windows in a layout, or in the one that it takes. Raises ``ValueError``."""
     names = LAYOUTS if layout == "auto" else [layout]
     found: dict[str, Analysed] = {}
@@ -37,7 +39,11 @@ def analysed_for(model: nn.Module, columns: int, length: int, step: int, layout:
         graph = traced(model)
         for name in names:
             try:
-                found[name] = _checked(model, graph, columns, length, step, like, channels_first=LAYOUTS[name])
+                first = LAYOUTS[name]
+                one = analyse(model, graph, columns, length, step, channels_first=first, thinned=thinned)
+                if one.rest.names:
+                    _require_independence(one.rest, like)
+                found[name] = one
             except Refused as error:
                 errors.append(error)
     except Refused as error:
@@ -55,15 +61,6 @@ def analysed_for(model: nn.Module, columns: int, length: int, step: int, layout:
 
 def _takes_starts(graph: Trace) -> bool:
     return any(type(one).__name__ == "WindowSource" for one in graph.leaves.values())
-
-
-def _checked(
-    model: nn.Module, graph: Trace, columns: int, length: int, step: int, like: Tensor, *, channels_first: bool
-) -> Analysed:
-    found = analyse(model, graph, columns, length, step, channels_first=channels_first)
-    if found.rest.names:
-        _require_independence(found.rest, like)
-    return found
 
 
 def _require_independence(rest: Rest, like: Tensor) -> None:
@@ -148,13 +145,15 @@ class Need(NamedTuple):
 class SlidingModel:
     """A model for windows of one length: its program on a backend.
 
-    ``like`` is a tensor of the model's dtype and device. Raises ``ValueError`` where the model cannot slide.
+    ``like`` is a tensor of the model's dtype and device, ``thinned`` as in :func:`.tracing.analyse`. Raises
+    ``ValueError`` where the model cannot slide.
     """
 
     def __init__(
-        self, model: nn.Module, columns: int, length: int, step: int, *, layout: str, backend: str, like: Tensor
-    ) -> None:
-        self.found = analysed_for(model, columns, length, step, layout, like)
+        self, model: nn.Module, columns: int, length: int, step: int, *, layout: str, backend: str, like: Tensor,
+        thinned: int = 1,
+    ) -> None:  # fmt: skip
+        self.found = analysed_for(model, columns, length, step, layout, like, thinned)
         self.like, self.span = like, (length - 1) * step
         with torch.no_grad():
             self.backend, self.start = backends.choose_named(OPERATION, backend, (self.found.program, like))

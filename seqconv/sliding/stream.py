@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from seqconv import backends
 from seqconv.functional import arguments
-from seqconv.sliding.inference import check_layout, like_of
+from seqconv.sliding.inference import check_layout, columns_of, like_of
 from seqconv.sliding.model import SlidingModel
 
 __all__ = ["Stream"]
@@ -50,10 +50,8 @@ class Stream:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         length, step = arguments.integer("length", length, 1), arguments.integer("step", step, 1)
         self.streams = None if streams is None else arguments.integer("streams", streams, 1)
-        if columns is None:
-            columns = next((one.in_channels for one in model.modules() if isinstance(one, nn.Conv1d)), None)
-            if columns is None:
-                raise ValueError("columns must be given for a model without nn.Conv1d, got None")
+        if columns is None and (columns := columns_of(model)) is None:
+            raise ValueError("columns must be given for a model without nn.Conv1d, got None")
         check_layout(layout)
         backends.check_name(backend)
         self.columns = arguments.integer("columns", columns, 1)

@@ -118,22 +118,34 @@ def traced(model: nn.Module) -> Trace:
         raise Refused(names.get(error.module, ""), error.reason) from error
 
 
-def analyse(model: nn.Module, graph: Trace, columns: int, length: int, step: int, *, channels_first: bool) -> Analysed:
+def analyse(
+    model: nn.Module, graph: Trace, columns: int, length: int, step: int, *, channels_first: bool, thinned: int = 1
+) -> Analysed:
     """Return what a model computes for windows of ``length`` rows, ``step`` apart, of a series of ``columns``.
 
-    Raises :class:`Refused`, also where nothing is shared.
+    ``thinned`` tells how many rows of the series that the model's source knows come to one of this series. Raises
+    :class:`Refused`, also where nothing is shared.
     """
-    return Interpreter(model, graph, columns, length, step, channels_first=channels_first).analysed()
+    made = Interpreter(model, graph, columns, length, step, channels_first=channels_first, thinned=thinned)
+    return made.analysed()
 
 
 class Interpreter:
     """Works a graph out, node by node."""
 
     def __init__(
-        self, model: nn.Module, traced: Trace, columns: int, length: int, step: int, *, channels_first: bool
+        self,
+        model: nn.Module,
+        traced: Trace,
+        columns: int,
+        length: int,
+        step: int,
+        *,
+        channels_first: bool,
+        thinned: int,
     ) -> None:
         self.model, self.traced, self.builder = model, traced, ProgramBuilder(columns)
-        self.window = length, step
+        self.window, self.given = (length, step), (length, step * thinned)
         self.input = self.builder.series(length, step, channels_first=channels_first)
         self.found: dict[fx.Node, Any] = {}
         self.reasons: dict[fx.Node, str] = {}
@@ -301,10 +313,10 @@ class Interpreter:
 
     def _source_of(self, module: WindowSource) -> Callable[..., Any]:
         def windows(_starts: Any) -> Positions:
-            if (module.length, module.step) != self.window:
+            if (module.length, module.step) != self.given:
                 raise Refused(
-                    "source", f"its windows are {module.length} rows, {module.step} apart, not {self.window[0]} rows, "
-                    f"{self.window[1]} apart",
+                    "source", f"its windows are {module.length} rows, {module.step} apart, not {self.given[0]} rows, "
+                    f"{self.given[1]} apart",
                 )  # fmt: skip
             return self.input._replace(channels_first=True)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from seqconv.backends import BackendError
 from seqconv.data.windows import SlidingWindows
 from seqconv.models import WindowSource
 from seqconv.sliding import sliding_inference
@@ -45,11 +44,10 @@ class Slider(NamedTuple):
         """Yield outputs and targets of a pass, or of its first ``steps`` batches, ``at_once`` windows at a time."""
         length, step = self.loader.length, self.loader.step
         for starts, targets in self.loader.by_starts(self.at_once, steps):
-            first, last = int(starts[0]), int(starts[-1])
-            rows = self.series[first : last + (length - 1) * step + 1]
-            outputs = sliding_inference(self.model, rows, length=length, step=step, layout="NLC", backend=self.backend)
-            places = torch.from_numpy(starts - first)
-            yield tree_map(lambda one: one[places.to(one.device)].to(device), outputs), targets.to(device)  # noqa: B023
+            outputs = sliding_inference(
+                self.model, self.series, length=length, step=step, starts=starts, layout="NLC", backend=self.backend
+            )
+            yield tree_map(lambda one: one.to(device), outputs), targets.to(device)
 
 
 def check_sliding(sliding: Any) -> None:
@@ -91,12 +89,9 @@ def _slider_or_reason(model: nn.Module, loader: Any, *, insists: bool) -> Slider
         if len(sources) != 1:
             return f"the model must have one WindowSource for windows given by their starts, got {len(sources)}"
         series = sources[0].series
-    try:
-        report = sliding_inference.check(  # type: ignore[attr-defined]
-            model, columns=series.size(1), length=loader.length, step=loader.step, layout="NLC"
-        )
-    except BackendError as error:  # of the backend that SEQCONV_BACKEND names
-        return str(error)
+    report = sliding_inference.check(  # type: ignore[attr-defined]
+        model, columns=series.size(1), length=loader.length, step=loader.step, layout="NLC"
+    )
     if not report:
         return str(report)
     backends = {one.backend for one in model.modules() if hasattr(one, "backend")}

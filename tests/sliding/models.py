@@ -79,7 +79,7 @@ class Head(nn.Module):
         if self.kind == "flatten":
             return F.log_softmax(self.out(x.flatten(1)), dim=1)
         if self.kind == "view":
-            return self.out(x.view(x.size(0), -1))
+            return self.out(x.contiguous().view(x.size(0), -1))
         if self.kind == "adaptive":
             return self.out(F.adaptive_avg_pool1d(x, 2).flatten(1))
         if self.kind == "positions":

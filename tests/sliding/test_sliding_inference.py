@@ -159,9 +159,11 @@ class TestSeries:
 
 
 class TestStarts:
-    @pytest.mark.parametrize("starts", [[0], [5, 3, 3, 30], list(range(0, 40, 4)), list(range(3, 40, 2)), []])
+    @pytest.mark.parametrize(
+        "starts", [[0], [0, 500, 490, 200, 203, 1000], [5, 3, 3, 30], list(range(0, 40, 4)), list(range(3, 40, 2)), []]
+    )
     def test_chosen_windows_in_their_order(self, starts):
-        model, series = model_of(), torch.randn(80, 3)
+        model, series = model_of(), torch.randn(1100, 3)
         found = sliding_inference(model, series, length=10, step=4, starts=starts)
         torch.testing.assert_close(found, batched(model, series, 10, 4)[torch.tensor(starts, dtype=torch.long)])
 
@@ -180,6 +182,8 @@ class TestStarts:
         model = JenaConvnet(source=WindowSource(series, 240, 6)).eval()
         wanted = batched(JenaConvnet.forward.__get__(model), series, 240, 6, "NLC")
         torch.testing.assert_close(sliding_inference(model, series, length=240, step=6), wanted)
+        some = sliding_inference(model, series, length=240, step=6, starts=[3, 15, 9])
+        torch.testing.assert_close(some, wanted[[3, 15, 9]])
         with pytest.raises(ValueError, match="its windows are 240 rows, 6 apart, not 120 rows, 6 apart"):
             sliding_inference(model, series, length=120, step=6)
 
