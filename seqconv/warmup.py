@@ -38,9 +38,9 @@ def warmup(
     These are the kernels of convolutions on tensors, on tokens and on windows of a series, of recurrent layers, of
     batch norms in training, those that fill batches of windows, of sliding inference, and RMSprop's. They are kept on
     disk, where a folder can be written. The first time on a machine they take a minute or more of CPU time, shared
-    among all cores, one process each; afterwards a fresh process loads them in a second. ``dtypes`` are ``torch.float32``
-    (the default) and ``torch.float64``; ``gradients=False`` leaves out what only training needs. ``report(part,
-    seconds)`` is called after each part.
+    among all cores, one process each; afterwards a fresh process loads them in a second. ``dtypes`` are
+    ``torch.float32`` (the default) and ``torch.float64``; ``gradients=False`` leaves out what only training needs.
+    ``report(part, seconds)`` is called after each part.
 
     Raises ``TypeError`` for a dtype that no CPU kernel takes, :class:`~seqconv.BackendError` where Numba is missing.
     """
