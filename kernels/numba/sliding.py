@@ -88,9 +88,9 @@ def _levels(step: Maximum | Total, apart: int, append: Any) -> list[Tap]:
         for begin in range(0, count, size):
             found.append(Tap(top, min(begin, count - size) * apart))
         return found
-    for size, level in levels[::-1]:
+    for size, below in levels[::-1]:
         while count - done >= size:
-            found.append(Tap(level, (first if size == 1 else 0) + done * apart))
+            found.append(Tap(below, (first if size == 1 else 0) + done * apart))
             done += size
     return found
 

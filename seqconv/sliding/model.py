@@ -16,8 +16,9 @@ from seqconv.fusion.tracing import Trace
 from seqconv.kernels.numba import support as numba_support
 from seqconv.kernels.sliding import Evaluation, SlidingProgram, reaches
 from seqconv.kernels.triton import support as triton_support
+from seqconv.sliding.operations import Flattened, Refused
 from seqconv.sliding.positions import ZERO, Features, Positions
-from seqconv.sliding.tracing import Analysed, Flattened, Refused, Rest, analyse, traced
+from seqconv.sliding.tracing import Analysed, Rest, analyse, traced
 
 __all__ = ["LAYOUTS", "OPERATION", "Slide", "SlidingModel", "analysed_for"]
 
