@@ -20,6 +20,7 @@ from benchmarks.operations.gather import embedding_case, window_case
 from benchmarks.operations.layers import BETTER, LAYERS, has_own_rnns, layer_case, rival_case, sweep_cases
 from benchmarks.operations.recurrent_gpu import CUDNN, FLASHRNN, LOOP, RECURRENT, TORCHRL, recurrent_case
 from benchmarks.operations.rivals import GRAPH, RNNS, step_case
+from benchmarks.operations.sliding import sliding_case
 from benchmarks.operations.torch_peers import TUNED
 from benchmarks.operations.wild import WILD, wild_case
 from benchmarks.registry import Case
@@ -80,6 +81,7 @@ def stages(device: str, *, quick: bool = False) -> list[Stage]:
         Stage("convolution or RNN", list(rivals(device, batches)), most=0.2),
         Stage("recurrent layers", list(recurrent_layers(device, small)), most=0.25),
         Stage("gathered rows", list(gathered_layers(device)), most=0.15),
+        Stage("sliding inference", list(sliding(device)), most=0.1),
         Stage("other training steps", more_steps, most=0.2),
         Stage("predictions", predicted, most=0.2),
         Stage("other random shapes", random_shapes[first:], most=0.3),
@@ -178,6 +180,12 @@ def recurrent_layers(device: str, batch: int) -> Iterator[Job]:
     for (dtype, peer), mode, name in product((("tf32", TORCHRL), ("bfloat16", FLASHRNN)), PASSES, RECURRENT):
         case = recurrent_case(name, mode, batch=batch, dtype=dtype, device=device)
         yield from compared("recurrent_gpu", [case], triton, peer, seconds=0.2)
+
+
+def sliding(device: str) -> Iterator[Job]:
+    """Yield all windows of a series at once, beside batches and torch's own dilated operations."""
+    case = replace(sliding_case("jena_convnet", 1_000_000 if device != "cpu" else REHEARSED, device), dtype="tf32")
+    yield from compared("sliding", [case], "seqconv sliding_inference", "torch, dilated", "torch eager, batches")
 
 
 def gathered_layers(device: str) -> Iterator[Job]:

@@ -26,6 +26,7 @@ from seqconv.sliding.positions import Features, Positions, ProgramBuilder, Unsha
 
 __all__ = ["BATCH", "FUNCTIONS", "METHODS", "POINTWISE", "Flattened", "Marker", "Refused"]
 
+# Functions of each number by itself, by the names that they have in torch, torch.nn.functional and as methods.
 POINTWISE = (
     "abs", "celu", "clamp", "cos", "elu", "erf", "exp", "expm1", "gelu", "hardshrink", "hardsigmoid", "hardswish",
     "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "mish", "neg", "pow", "reciprocal", "relu6", "rsqrt",

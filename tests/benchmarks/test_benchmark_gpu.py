@@ -117,7 +117,7 @@ def test_each_kernel_is_compiled_by_one_background_process_for_a_cut_batch_unles
     parts = [gpu_warm.wanted(plan, number, 3) for number in range(3)]
     ours = [job for part in parts for job in part if "seqconv" in job.provider]
     assert len(ours) == len({(job.kind, str(job.case)) for job in ours})
-    names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton", "seqconv"}
+    names = {"seqconv auto", "seqconv triton", "convolution, seqconv triton", "seqconv", "seqconv sliding_inference"}
     assert {job.provider for part in parts[1:] for job in part} <= names
     assert {job.provider for job in parts[0]} == {"torch.compile"}
     assert {job.case.shape["N"] for job in parts[0]} == {128, 4096}
