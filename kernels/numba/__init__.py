@@ -1,7 +1,8 @@
 """CPU kernels, compiled by Numba: the map of the floor.
 
 A call comes in at :mod:`.conv_pool` (``forward``, ``backward``) and takes one of three ways; with a batch norm in
-training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recurrent`::
+training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recurrent`, and what is evaluated for all
+windows of a series at :mod:`.sliding`::
 
     conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel       an input (N, C, L), and windows in place
        │         dense_backward ── conv_pool_backward_blocking, argmax_lists  their gradients, from argmax alone
@@ -16,6 +17,8 @@ training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recu
     conv_norm_pool ─ norm_pool_kernel                                         torch's convolution, then the norm
 
     recurrent ────── recurrent_forward, recurrent_backward ─ recurrent_kernel   GRU and LSTM through all time steps
+
+    sliding ──────── sliding_kernel                                           all windows of a series, block by block
 
     norm                                                                      a norm folded into weights
     windows, rmsprop                                                          kernels of their own
@@ -60,10 +63,14 @@ plan
     ``folded`` or ``direct``: how a call on rows of a table is computed.
 running maxima
     Of elements of windows that overlap, from a position on or up to one: two of them make a window's maximum.
+map
+    What a sliding program computes for every row of a series: a step's result.
 share, part
     What one thread does of a call; what is computed in one go.
 slot
     Where a gate's numbers are among those of its time step.
+tap
+    A row of a map, or a number of a convolution's input, that a step reads.
 tile
     Sums that stay in registers: positions x output channels. Of a recurrent layer, the sequences that a thread takes
     through all time steps.

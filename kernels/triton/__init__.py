@@ -10,6 +10,7 @@ A call comes in at :mod:`.conv_pool` (``forward``, ``backward``)::
 
     recurrent                                                        GRU and LSTM, all steps in one launch
     conv_norm_pool                                                   norm, ReLU and pool behind torch's convolution
+    sliding                                                          all windows of a series, by conv_pool
     rmsprop                                                          a kernel of its own
     rows, transposition      where rows lie; tensors whose channels are no neighbours
     configurations           tiles by dtype, channels and windows; tiles.json has those of single layers
