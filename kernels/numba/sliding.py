@@ -137,6 +137,10 @@ class BufferedEvaluation:
         multiplied = [one.weight.numel() for one in program.steps if isinstance(one, Convolve)]
         self.work = sum(multiplied) + sum(self.padded)  # multiply-adds of a row, roughly
 
+    def __reduce__(self) -> Any:
+        """Refuse copies: they would write to the memory of this one."""
+        raise TypeError("a running evaluation cannot be copied: begin another one, and advance it over recent()")
+
     def _view(self, number: int) -> Tensor:
         """Return a map's buffers, ``(streams, capacity, columns)``."""
         begin = (self.maps[number, ADDRESS] - self.memory.data_ptr()) // self.dtype.itemsize

@@ -16,7 +16,7 @@ from seqconv import backends
 from seqconv.data.windows_series import rows_and_names, tensor_of
 from seqconv.functional import arguments
 from seqconv.kernels.sliding import Convolve, SlidingProgram, widths
-from seqconv.sliding.model import LAYOUTS, OPERATION, SlidingModel, analysed_for
+from seqconv.sliding.model import LAYOUTS, SlidingModel
 
 __all__ = ["SlidingReport", "check", "check_layout", "columns_of", "like_of", "sliding_inference"]
 
@@ -141,8 +141,7 @@ def check(
         if layout == "auto" and length is None and one == columns:
             continue  # either way
         try:
-            found = analysed_for(model, columns, one, step, layout, like_of(model))
-            backends.choose_named(OPERATION, "auto", (found.program, like_of(model)))
+            found = SlidingModel(model, columns, one, step, layout=layout, backend="auto", like=like_of(model)).found
         except backends.BackendError as error:
             return SlidingReport(str(error))
         except ValueError as error:
@@ -181,7 +180,7 @@ def _check_model(model: Any) -> None:
 
 def _rows_of(series: Any) -> Tensor:
     """Return a series as a tensor ``(rows, columns)``, in its own memory."""
-    if isinstance(series, Tensor) and series.device.type != "cpu":
+    if isinstance(series, Tensor) and (series.device.type != "cpu" or series.dtype in (torch.half, torch.bfloat16)):
         rows = series.detach()
         if not rows.is_floating_point():
             raise TypeError(f"series must be floating-point, got dtype {rows.dtype}")

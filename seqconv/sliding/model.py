@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from seqconv import backends
 from seqconv.functional.following import active
-from seqconv.fusion.tracing import Trace
 from seqconv.kernels.numba import support as numba_support
 from seqconv.kernels.sliding import Evaluation, SlidingProgram, reaches
 from seqconv.kernels.triton import support as triton_support
+from seqconv.models.source import WindowSource
 from seqconv.sliding.operations import Flattened, Refused
 from seqconv.sliding.positions import ZERO, Features, Positions
 from seqconv.sliding.tracing import Analysed, Rest, analyse, traced
@@ -23,7 +24,13 @@ from seqconv.sliding.tracing import Analysed, Rest, analyse, traced
 __all__ = ["LAYOUTS", "OPERATION", "Slide", "SlidingModel", "analysed_for"]
 
 OPERATION = "sliding_inference"
+CANNOT = "model cannot be evaluated on all windows at once"
 LAYOUTS = {"NCL": True, "NLC": False}
+
+# Windows that a model is tried on, once for each form of its program.
+TRIED = 5
+
+_tried: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 # Bytes of the windows that the rest of a model is given at a time.
 WINDOWS_BYTES = 2**24
@@ -31,37 +38,40 @@ WINDOWS_BYTES = 2**24
 
 def analysed_for(
     model: nn.Module, columns: int, length: int, step: int, layout: str, like: Tensor, thinned: int = 1
-) -> Analysed:
-    """Return what a model shares for windows in a layout, or in the one that it takes. Raises ``ValueError``."""
-    names = LAYOUTS if layout == "auto" else [layout]
+) -> tuple[Analysed, str]:
+    """Return what a model shares for windows in a layout, or in the one that it takes, and the layout.
+
+    Raises ``ValueError``.
+    """
     found: dict[str, Analysed] = {}
     errors: list[Refused] = []
     try:
-        graph = traced(model)
-        for name in names:
+        graph = traced(model, like.dtype)
+        for name in LAYOUTS if layout == "auto" else [layout]:
+            first = LAYOUTS[name]
             try:
-                first = LAYOUTS[name]
-                one = analyse(model, graph, columns, length, step, channels_first=first, thinned=thinned)
+                one = analyse(
+                    model, graph, columns, length, step, channels_first=first, thinned=thinned, dtype=like.dtype
+                )
                 if one.rest.names:
                     _require_independence(one.rest, like)
                 found[name] = one
             except Refused as error:
                 errors.append(error)
     except Refused as error:
-        raise ValueError(f"model cannot be evaluated on all windows at once: {error}") from error
-    if not found:
-        nearest = max(errors, key=lambda one: one.progress)
-        raise ValueError(f"model cannot be evaluated on all windows at once: {nearest}") from nearest
-    if len(found) > 1 and not _takes_starts(graph):
+        raise ValueError(f"{CANNOT}: {error}") from error
+    takes_starts = any(isinstance(one, WindowSource) for one in graph.leaves.values())
+    may_be_either = len(found) == 2 or (columns == length and any(not error.misfit for error in errors))
+    if layout == "auto" and found and may_be_either and not takes_starts:
         raise ValueError(
-            f"layout must be 'NCL' or 'NLC' for a model that takes windows of {columns} columns and {length} rows "
+            f"layout must be 'NCL' or 'NLC' for a model that may take windows of {columns} columns and {length} rows "
             "either way, got 'auto'"
         )
-    return next(iter(found.values()))
-
-
-def _takes_starts(graph: Trace) -> bool:
-    return any(type(one).__name__ == "WindowSource" for one in graph.leaves.values())
+    if not found:
+        nearest = max(errors, key=lambda one: one.progress)
+        raise ValueError(f"{CANNOT}: {nearest}") from nearest
+    name, one = next(iter(found.items()))
+    return one, name
 
 
 def _require_independence(rest: Rest, like: Tensor) -> None:
@@ -73,7 +83,10 @@ def _require_independence(rest: Rest, like: Tensor) -> None:
     samples = []
     for one in rest.inputs:
         shape = (one.value.columns * one.value.length,) if isinstance(one, Flattened) else one.shape
-        samples.append(torch.randn(3, *shape, generator=generator).to(like))
+        sample = torch.randn(3, *shape, generator=generator)
+        sample[1] *= 30  # a window whose numbers are large, and one with a NaN, change no other
+        sample.flatten(1)[2, :1] = torch.nan
+        samples.append(sample.to(like))
     together = _values_of(rest, samples)
     alone = [_values_of(rest, [sample[i : i + 1] for sample in samples]) for i in range(3)]
     for (node, value), *others in zip(together, *alone, strict=True):
@@ -82,9 +95,6 @@ def _require_independence(rest: Rest, like: Tensor) -> None:
             if isinstance(whole, Tensor) and not _is_joined(whole, parts):
                 name = str(node.target) if node.op == "call_module" else getattr(node.target, "__name__", node.target)
                 raise Refused(str(name), "its result for a window depends on the other windows of the batch")
-    results: list[Any] = tree_leaves(together[-1][1])
-    if any(not isinstance(one, Tensor) or not one.dim() or len(one) != 3 for one in results):
-        raise Refused("", "its result is not a tensor, or several, whose first axis counts windows")
 
 
 def _values_of(rest: Rest, samples: list[Tensor]) -> list[tuple[fx.Node, Any]]:
@@ -136,6 +146,14 @@ def _is_joined(whole: Tensor, parts: list[Tensor]) -> bool:
     return bool(torch.allclose(whole, joined, rtol=0, atol=64 * eps**0.75 * scale, equal_nan=True))
 
 
+def _leeway(output: Tensor) -> float:
+    """Return how much outputs may differ in a trial, in parts of the greatest: more than by rounding."""
+    if not output.is_floating_point():
+        return 0.0
+    rounding: float = 4 * torch.finfo(output.dtype).eps ** 0.5
+    return max(rounding, 0.02 if output.is_cuda else 0.0)  # of TF32
+
+
 class Need(NamedTuple):
     """What the rest of a model reads of a map: from the row of a window's start on, so many rows further."""
 
@@ -154,7 +172,7 @@ class SlidingModel:
         self, model: nn.Module, columns: int, length: int, step: int, *, layout: str, backend: str, like: Tensor,
         thinned: int = 1,
     ) -> None:  # fmt: skip
-        self.found = analysed_for(model, columns, length, step, layout, like, thinned)
+        self.found, layout = analysed_for(model, columns, length, step, layout, like, thinned)
         self.like, self.span = like, (length - 1) * step
         with torch.no_grad():
             self.backend, self.start = backends.choose_named(OPERATION, backend, (self.found.program, like))
@@ -163,6 +181,45 @@ class SlidingModel:
         reach = reaches(self.found.program)
         self.reach = max(reach[need.map] + need.reach for need in self.needs)
         self.is_pure = not self.found.rest.names
+        form = tuple((type(one), one.taps, getattr(one, "relu", None)) for one in self.found.program.steps)
+        tried = form, self.found.rest.names, columns, length, step, layout, like.dtype, like.device, self.backend
+        if tried not in _tried.setdefault(model, set()):
+            self._try(model, columns, step, layout)
+            _tried[model].add(tried)
+
+    def _try(self, model: nn.Module, columns: int, step: int, layout: str) -> None:
+        """Raise ``ValueError`` where the model itself gives other numbers for a few windows.
+
+        What is known of torch's operations may be wrong of one that somebody has replaced.
+        """
+        like, generator = self.like, torch.Generator().manual_seed(0)
+        series = torch.randn(self.span + TRIED, columns, generator=generator).to(like)
+        windows = torch.stack([series[i : i + self.span + 1 : step] for i in range(TRIED)])
+        with torch.no_grad():
+            try:
+                wanted = model(windows.transpose(1, 2).contiguous() if layout == "NCL" else windows)
+            except Exception as error:
+                if any(isinstance(one, WindowSource) for one in model.modules()):
+                    return  # it need not take windows themselves
+                raise ValueError(f"{CANNOT}: the model itself fails: {type(error).__name__}: {error}") from error
+            leaves, form = tree_flatten(wanted)
+            if any(not isinstance(one, Tensor) or one.dim() < 1 or len(one) != TRIED for one in leaves):
+                kinds = ", ".join(type(one).__name__ for one in leaves)
+                raise ValueError(f"{CANNOT}: the model: its output must have a row for each window, got {kinds}")
+            found = self.begin(1).advance(series[None, : self.reach + TRIED])
+        ours, same = tree_flatten(found)
+        if same != form:
+            raise ValueError(f"{CANNOT}: the model: its output for windows is {form}, and by rows {same}")
+        for own, other in zip(ours, leaves, strict=True):
+            if own.shape[1:] != other.shape or own.dtype != other.dtype:
+                raise ValueError(
+                    f"{CANNOT}: the model: its output for {TRIED} windows is {other.dtype} {tuple(other.shape)}, and "
+                    f"by rows {own.dtype} {tuple(own.shape[1:])}"
+                )
+            difference = (own[0] - other).abs().max() if other.is_floating_point() else (own[0] != other).sum()
+            scale = other.abs().max() if other.is_floating_point() else 0
+            if other.numel() and difference > _leeway(other) * scale:
+                raise ValueError(f"{CANNOT}: the model: by rows its output is another, by {float(difference):.3g}")
 
     @property
     def program(self) -> SlidingProgram:
@@ -241,7 +298,8 @@ class Slide:
         """Return what the rest of the model gives for some windows of each stream."""
         given = [self._input(one, maps, begin, count) for one in self.rest.inputs]
         streams = given[0].size(0)
-        found = self.rest.run(*(one.flatten(0, 1) for one in given))
+        # Copies: the model may change what it is given.
+        found = self.rest.run(*(one.flatten(0, 1).clone() for one in given))
         return tree_map(lambda one: one.view(streams, count, *one.shape[1:]), found)
 
     def _input(self, value: Any, maps: dict[int, Tensor], begin: int, count: int) -> Tensor:
@@ -265,8 +323,7 @@ def _positions(value: Positions, maps: dict[int, Tensor], begin: int, count: int
         stream, row, column = rows.stride()
         shape = rows.size(0), count, value.length, value.columns
         step = int(apart[0]) if len(apart) else 1
-        view = rows.as_strided(shape, (stream, row, row * step, column), rows.storage_offset() + at * row)
-        return view.contiguous()
+        return rows.as_strided(shape, (stream, row, row * step, column), rows.storage_offset() + at * row)
     taken = [
         rows.new_zeros(rows.size(0), count, value.columns)
         if of == ZERO

@@ -62,19 +62,19 @@ class Flattened(NamedTuple):
 class Refused(Exception):
     """A model whose windows cannot be evaluated together: the module's name, and why."""
 
-    def __init__(self, name: str, reason: str, progress: int = 0) -> None:
+    def __init__(self, name: str, reason: str, progress: int = 0, *, misfit: bool = False) -> None:
         super().__init__(f"{name or 'the model'}: {reason}")
-        self.name, self.reason, self.progress = name, reason, progress
+        self.name, self.reason, self.progress, self.misfit = name, reason, progress, misfit
 
 
 class Operations:
     """Torch's operations on the values of windows of ``length`` rows, ``step`` apart, into steps of ``builder``.
 
-    A source's windows, of the rows and the distance that ``given`` tells, are ``input``.
+    A source's windows, of the rows and the distance that ``given`` tells, are ``input``; numbers are of ``dtype``.
     """
 
-    def __init__(self, builder: ProgramBuilder, input: Positions, given: tuple[int, int]) -> None:
-        self.builder, self.input, self.given = builder, input, given
+    def __init__(self, builder: ProgramBuilder, input: Positions, given: tuple[int, int], dtype: torch.dtype) -> None:
+        self.builder, self.input, self.given, self.dtype = builder, input, given, dtype
 
     # What modules do.
 
@@ -82,14 +82,14 @@ class Operations:
         """Return what a module does, ``None`` if that is not shared; ``alone``: nothing else reads its input."""
         kind = type(module)
         forward = kind.forward
-        if isinstance(module, ConvReLUGlobalMaxPool1d):
+        if isinstance(module, ConvReLUGlobalMaxPool1d) and forward is ConvReLUGlobalMaxPool1d.forward:
             return lambda value: self._conv_stack(value, module, None, module.pool())
-        if isinstance(module, ConvBatchNormReLUGlobalMaxPool1d):
+        if isinstance(module, ConvBatchNormReLUGlobalMaxPool1d) and forward is ConvBatchNormReLUGlobalMaxPool1d.forward:
             conv, norm = module.conv, module.norm
             plain = type(conv) is nn.Conv1d and type(norm) is nn.BatchNorm1d
             unhooked = own_call_reason(conv) is None and own_call_reason(norm) is None
             return (lambda value: self._conv_stack(value, conv, norm, module.pool())) if plain and unhooked else None
-        if isinstance(module, WindowSource):
+        if isinstance(module, WindowSource) and forward is WindowSource.forward:
             return self._source_of(module)
         if isinstance(module, Fused):
             return None
@@ -103,6 +103,8 @@ class Operations:
             return lambda value: self._relu(value, alone=alone)
         if forward in (nn.Identity.forward, *_FORWARDS_OF_DROPOUT):
             return lambda value: value
+        if forward is nn.PReLU.forward and module.num_parameters == 1:
+            return lambda value: self._pointwise(lambda rows: F.prelu(rows, module.weight), value)
         if kind in POINTWISE_MODULES:
             return lambda value: self._pointwise(lambda rows: forward(module, rows), value)
         if forward is nn.MaxPool1d.forward:
@@ -180,6 +182,7 @@ class Operations:
         """Return a function of each position's channels, which are the axis ``dim``."""
         if self._axis(value, dim) != self._channel_axis(value):
             raise Unshared("it is over positions")
+        _require_one_axis(value)
         return self.builder.rowwise([value], function, columns or self._columns(value))
 
     def _pointwise(self, function: Callable[..., Tensor], value: Any, *given: Any, **options: Any) -> Any:
@@ -246,6 +249,7 @@ class Operations:
         _require(input, Positions, Features)
         if training or running_mean is None or running_var is None:
             raise Unshared("it takes its statistics from the batch")
+        _require_one_axis(input)
         if isinstance(input, Positions):
             _require_channels_first(input)
         if self._columns(input) != len(running_mean):
@@ -305,6 +309,23 @@ class Operations:
     def same(self, input: Any) -> Any:
         return input
 
+    def to(self, input: Any, dtype: Any) -> Any:
+        if dtype is not self.dtype:
+            raise Unshared(f"it changes the dtype to {dtype}")
+        return input
+
+    def float(self, input: Any) -> Any:
+        return self.to(input, torch.float32)
+
+    def double(self, input: Any) -> Any:
+        return self.to(input, torch.float64)
+
+    def maximum(self, input: Any, other: Any) -> Any:
+        return self._binary(torch.maximum, input, other)
+
+    def minimum(self, input: Any, other: Any) -> Any:
+        return self._binary(torch.minimum, input, other)
+
     def gather(self, input: Any) -> Any:
         """What a source's windows give: ``(N, L, C)``."""
         return input._replace(channels_first=False)
@@ -314,6 +335,11 @@ class Operations:
         if {dim0 % 3, dim1 % 3} != {1, 2}:
             raise Unshared("it moves the axis of windows")
         return input._replace(channels_first=not input.channels_first)
+
+    def movedim(self, input: Any, source: int, destination: int) -> Any:
+        if source % 3 == destination % 3:
+            return input
+        return self.transpose(input, source, destination)
 
     def permute(self, input: Any, *dims: Any) -> Any:
         axes = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
@@ -600,7 +626,8 @@ NAMES = dict.fromkeys(POINTWISE) | {
     "unsqueeze": None, "cat": None, "concat": "cat", "concatenate": "cat", "add": None, "add_": "add", "sub": None,
     "sub_": "sub", "mul": None, "mul_": "mul", "multiply": "mul", "div": None, "div_": "div", "true_divide": "div",
     "mean": None, "sum": None, "max": None, "amax": None, "chunk": None, "split": None, "narrow": None, "select": None,
-    "flip": None, "size": None, "dim": None, "contiguous": "same", "clone": "same", "detach": "same", "gather": None,
+    "flip": None, "maximum": None, "minimum": None, "movedim": None, "float": None, "double": None, "to": None,
+    "size": None, "dim": None, "contiguous": "same", "clone": "same", "detach": "same", "gather": None,
 }  # fmt: skip
 METHODS = {name: other or name for name, other in NAMES.items() if hasattr(Tensor, name)}
 FUNCTIONS: dict[Any, str] = {
@@ -624,6 +651,11 @@ def _require(value: Any, *kinds: type) -> None:
 def _require_channels_first(value: Positions) -> None:
     if not value.channels_first:
         raise Unshared(f"it takes channels for positions in shape (N, {value.length}, {value.columns})")
+
+
+def _require_one_axis(value: Any) -> None:
+    if isinstance(value, Features) and len(value.shape) != 1:
+        raise Unshared("its features have several axes")
 
 
 def _one(value: Any) -> int:

@@ -91,18 +91,21 @@ class ProgramBuilder:
         return Positions(np.zeros(length, np.int64), offsets, self.columns, channels_first)
 
     def combine(
-        self, maps: Numbers, offsets: Numbers, make: Callable[[tuple[Tap, ...], Numbers], Step], *, empty: str
+        self,
+        maps: Numbers,
+        offsets: Numbers,
+        make: Callable[[tuple[Tap, ...], Numbers], Step],
+        *,
+        empty: Callable[[], Step] | None = None,
     ) -> tuple[Numbers, Numbers]:
         """Return maps and offsets of positions that are made from taps, rows of ``maps`` and ``offsets`` ``(L, K)``.
 
-        ``make`` is given taps, and their places in the row, without the zeros among them. A row of zeros alone is
-        refused for the reason ``empty``, unless that is empty: then it is zeros again.
+        ``make`` is given taps, and their places in the row, without the zeros among them. Of zeros alone comes what
+        ``empty`` makes, or zeros again.
         """
         there = maps != ZERO
         least = np.where(there, offsets, np.iinfo(np.int64).max).min(1, initial=np.iinfo(np.int64).max)
         none = ~there.any(1)
-        if none.any() and empty:
-            raise Unshared(empty)
         least[none] = 0
         keys = np.concatenate([maps, np.where(there, offsets - least[:, None], 0)], 1)
         first, which = _distinct(keys)
@@ -110,7 +113,7 @@ class ProgramBuilder:
         for number in np.argsort(first):  # in the order of positions
             row = first[number]
             if none[row]:
-                made[number] = ZERO
+                made[number] = ZERO if empty is None else self.append(empty())
                 continue
             places = np.flatnonzero(there[row])
             taps = tuple(
@@ -122,7 +125,7 @@ class ProgramBuilder:
 
     def windows(
         self, value: Positions, index: Numbers, make: Callable[[tuple[Tap, ...], Numbers], Step], columns: int,
-        *, empty: str = "",
+        *, empty: Callable[[], Step] | None = None,
     ) -> Positions:  # fmt: skip
         """Return positions made from those of ``value`` that ``index`` ``(L, K)`` names, negative for none."""
         maps = np.where(index >= 0, value.maps[index], ZERO)
@@ -150,8 +153,7 @@ class ProgramBuilder:
                 return Convolve(found, chosen.contiguous(), bias)
             return Rowwise(found, _grouped(chosen.contiguous(), bias, groups), outputs)
 
-        reason = "its padding is so wide that a position sees no row of the window"
-        return self.windows(value, index, make, outputs, empty=reason)
+        return self.windows(value, index, make, outputs, empty=_constant(bias, outputs))
 
     def maximum(self, value: Positions, pool: Pool) -> Positions:
         """Return the maxima of windows of positions."""
@@ -228,8 +230,8 @@ class ProgramBuilder:
         if value.channels_first:
             raise Unshared("it mixes positions")
         index = np.arange(value.length)[:, None]
-        reason = "it is given zeros"
-        return self.windows(value, index, lambda found, _places: Convolve(found, taps, bias), outputs, empty=reason)
+        empty = _constant(bias, outputs)
+        return self.windows(value, index, lambda found, _places: Convolve(found, taps, bias), outputs, empty=empty)
 
     def flattened_linear(self, value: Positions, weight: Tensor, bias: Tensor | None) -> Features:
         """Return a dense layer of all positions and channels, ``weight`` ``(O, C * L)``, in the order of ``value``."""
@@ -243,7 +245,7 @@ class ProgramBuilder:
         def make(found: tuple[Tap, ...], places: Numbers) -> Step:
             return Convolve(found, taps[torch.from_numpy(places).to(taps.device)].contiguous(), bias)
 
-        return self.feature(self.windows(value, index, make, outputs, empty="it is given zeros alone"), 0)
+        return self.feature(self.windows(value, index, make, outputs, empty=_constant(bias, outputs)), 0)
 
     def rowwise(
         self, values: Sequence[Any], function: Callable[..., Tensor], columns: int, *, keeps_zero: bool = False
@@ -258,7 +260,7 @@ class ProgramBuilder:
         offsets = np.stack([one.offsets for one in values], 1)
         if (maps == ZERO).any() and not (keeps_zero and len(values) == 1):
             raise Unshared("it is given zeros of a padding")
-        made = self.combine(maps, offsets, lambda taps, _places: Rowwise(taps, function, columns), empty="")
+        made = self.combine(maps, offsets, lambda taps, _places: Rowwise(taps, function, columns))
         return Positions(*made, columns, first.channels_first)
 
     def total(self, left: Any, right: Any) -> Any:
@@ -271,7 +273,7 @@ class ProgramBuilder:
         offsets = np.stack([left.offsets, right.offsets], 1)
         return left._replace(**dict(zip(
             ("maps", "offsets"),
-            self.combine(maps, offsets, lambda taps, _places: Total(taps), empty=""),
+            self.combine(maps, offsets, lambda taps, _places: Total(taps)),
             strict=True,
         )))  # fmt: skip
 
@@ -362,6 +364,14 @@ class ProgramBuilder:
         if (index < 0).all(1).any():
             raise Unshared("a window of its pool has no position")
         return index
+
+
+def _constant(bias: Tensor | None, outputs: int) -> Callable[[], Step] | None:
+    """Return what makes the step of a position that sees zeros alone: the bias, whatever the series."""
+    if bias is None:
+        return None
+    row = bias.detach()
+    return lambda: Rowwise((Tap(0, 0),), lambda rows: row.expand(len(rows), outputs), outputs)
 
 
 def _distinct(rows: Numbers) -> tuple[Numbers, Numbers]:

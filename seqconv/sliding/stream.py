@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -55,8 +56,14 @@ class Stream:
         check_layout(layout)
         backends.check_name(backend)
         self.columns = arguments.integer("columns", columns, 1)
+        try:
+            self.model = copy.deepcopy(model)  # later changes do not show
+        except Exception as error:
+            raise TypeError(f"model must be one that copy.deepcopy can copy: {error}") from error
+        self.options = {"length": length, "step": step, "streams": streams, "columns": columns, "layout": layout}
+        self.options |= {"backend": backend}
         self.sliding = SlidingModel(
-            model, self.columns, length, step, layout=layout, backend=backend, like=like_of(model)
+            self.model, self.columns, length, step, layout=layout, backend=backend, like=like_of(model)
         )
         self.window = length, step
         # The program may look less far than a window reaches: its results then wait for the window's last row.
@@ -96,6 +103,10 @@ class Stream:
         """Return where the stream stands: how many rows it has seen, and the last ones, which are all that matters."""
         return {"rows": self.rows, "recent": self.slide.recent(), "window": self.window}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by the state: a copy goes on by itself."""
+        return _restored, (self.model, self.options, self.state_dict())
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of a stream of the same window and number of series; the model may be another.
 
@@ -103,14 +114,15 @@ class Stream:
         """
         try:
             rows, recent, window = state["rows"], state["recent"], tuple(state["window"])
-            shape, fits = tuple(recent.shape), isinstance(rows, int) and recent.is_floating_point()
+            fits = type(rows) is int and rows >= 0 and recent.is_floating_point() and len(window) == 2
+            shape = tuple(recent.shape)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"state must be a Stream's state_dict(), got {type(state).__name__}") from error
         kept = min(rows, self.sliding.span) if fits else 0
         if window != self.window or not fits or shape != (self.streams or 1, kept, self.columns):
             raise ValueError(
                 f"state must be of a window of {self.window[0]} rows, {self.window[1]} apart, and of shape "
-                f"{(self.streams or 1, kept, self.columns)}, got {window[0]} rows, {window[1]} apart, shape {shape}"
+                f"{(self.streams or 1, kept, self.columns)}, got window {window}, shape {shape}"
             )
         self.reset()
         self._take(recent.to(self.sliding.like))
@@ -169,3 +181,9 @@ class Stream:
             raise ValueError(f"rows must have shape ({sizes}) or ({block}), got {shape}")
         found: Tensor = rows
         return found
+
+
+def _restored(model: nn.Module, options: dict[str, Any], state: dict[str, Any]) -> Stream:
+    stream = Stream(model, **options)
+    stream.load_state_dict(state)
+    return stream

@@ -7,6 +7,7 @@ a recurrent layer, and all that depends on it, is left to torch, on the windows'
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,21 +17,40 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.weight_norm import WeightNorm
 
 from seqconv.fusion.guards import own_call_reason
 from seqconv.fusion.program import plain_forward, tracing_lock
 from seqconv.fusion.tracing import IN_PLACE, TENSOR, Fact, Trace, Untraceable, trace
 from seqconv.kernels.sliding import SlidingProgram, Tap
 from seqconv.models.source import WindowSource
-from seqconv.sliding.operations import BATCH, FUNCTIONS, METHODS, POINTWISE, Flattened, Marker, Operations, Refused
+from seqconv.sliding.operations import (
+    BATCH,
+    FUNCTIONS,
+    METHODS,
+    NAMES,
+    POINTWISE,
+    Flattened,
+    Marker,
+    Operations,
+    Refused,
+)
 from seqconv.sliding.positions import ZERO, Features, Misfit, Positions, ProgramBuilder, Unshared
 
 __all__ = ["Analysed", "Rest", "analyse", "traced"]
 
-# What gives the same numbers again, in another view of them or none.
+# What makes no memory of its own, or may not.
 VIEWS = frozenset((
-    "chunk", "contiguous", "detach", "expand_as", "flatten", "getitem", "mT", "narrow", "permute", "reshape", "split",
-    "squeeze", "swapaxes", "transpose", "unsqueeze", "view",
+    "chunk", "dim", "double", "dropout", "flatten", "float", "getattr", "getitem", "movedim", "narrow", "permute",
+    "same", "select", "size", "split", "squeeze", "to", "transpose", "unsqueeze", "view",
+))  # fmt: skip
+FRESH = frozenset(name for name, of in NAMES.items() if (of or name) not in VIEWS and not name.endswith("_")) | {
+    "clone"
+}
+RANDOM = frozenset((
+    "bernoulli", "exponential", "geometric", "multinomial", "normal", "poisson", "rand", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "randperm", "random", "uniform",
 ))  # fmt: skip
 
 BY_WINDOW = Marker("by window")
@@ -56,8 +76,8 @@ class Analysed(NamedTuple):
     shared: tuple[str, ...]
 
 
-def traced(model: nn.Module) -> Trace:
-    """Return the graph of a model's forward pass of one tensor. Raises :class:`Refused`."""
+def traced(model: nn.Module, dtype: torch.dtype) -> Trace:
+    """Return the graph of a model's forward pass of one tensor of a dtype. Raises :class:`Refused`."""
     names = {module: name for name, module in model.named_modules()}
     for name, module in model.named_modules():
         if module.training and (isinstance(module, (_BatchNorm, nn.modules.instancenorm._InstanceNorm))
@@ -65,24 +85,35 @@ def traced(model: nn.Module) -> Trace:
             raise Refused(name, f"a {type(module).__name__} in training mode: call model.eval()")
     if (reason := own_call_reason(model)) is not None:
         raise Refused("", reason)
+    if _has_any_global_hook():
+        raise Refused("", "there are hooks of all modules")
     try:
         with tracing_lock:
-            facts = [Fact(3, torch.float32)]
+            facts = [Fact(3, dtype)]
             return trace(model, plain_forward(model), (TENSOR,), {}, frozenset(), facts)
     except Untraceable as error:
         raise Refused(names.get(error.module, ""), error.reason) from error
 
 
 def analyse(
-    model: nn.Module, graph: Trace, columns: int, length: int, step: int, *, channels_first: bool, thinned: int = 1
+    model: nn.Module,
+    graph: Trace,
+    columns: int,
+    length: int,
+    step: int,
+    *,
+    channels_first: bool,
+    dtype: torch.dtype,
+    thinned: int = 1,
 ) -> Analysed:
     """Return what a model computes for windows of ``length`` rows, ``step`` apart, of a series of ``columns``.
 
     ``thinned`` tells how many rows of the series that the model's source knows come to one of this series. Raises
     :class:`Refused`, also where nothing is shared.
     """
-    made = Interpreter(model, graph, columns, length, step, channels_first=channels_first, thinned=thinned)
-    return made.analysed()
+    return Interpreter(
+        model, graph, columns, length, step, channels_first=channels_first, thinned=thinned, dtype=dtype
+    ).analysed()
 
 
 class Interpreter(Operations):
@@ -98,9 +129,11 @@ class Interpreter(Operations):
         *,
         channels_first: bool,
         thinned: int,
+        dtype: torch.dtype,
     ) -> None:
         builder = ProgramBuilder(columns)
-        super().__init__(builder, builder.series(length, step, channels_first=channels_first), (length, step * thinned))
+        windows = builder.series(length, step, channels_first=channels_first)
+        super().__init__(builder, windows, (length, step * thinned), dtype)
         self.model, self.traced, self.span = model, traced, (length - 1) * step
         self.found: dict[fx.Node, Any] = {}
         self.reasons: dict[fx.Node, str] = {}
@@ -143,21 +176,19 @@ class Interpreter(Operations):
             return STARTS if of_source else self.input
         if node.op == "get_attr":
             return _attribute(self.model, str(node.target))
-        operands: Any = fx.map_arg(node.args, lambda one: self.found[one])
-        options: Any = fx.map_arg(node.kwargs, lambda one: self.found[one])
+        self._check_effects(node)
         given = [self.found[one] for one in node.all_input_nodes]
         if any(one is BY_WINDOW for one in given):
             return BY_WINDOW
+        operands: Any = fx.map_arg(node.args, lambda one: self.found[one])
+        options: Any = fx.map_arg(node.kwargs, lambda one: self.found[one])
+        if node.op != "call_module" and not any(map(_is_of_windows, given)):
+            target: Any = getattr(type(operands[0]), str(node.target)) if node.op == "call_method" else node.target
+            return target(*operands, **options)
         try:
-            if node.op != "call_module" and not any(map(_is_of_windows, given)):
-                return node.target(*operands, **options)  # type: ignore[operator]
-            handler = self._handler(node)
-            if handler is None:
-                raise Unshared(f"windows do not share {self._kind(node)}")
-            self._check_in_place(node)
-            found = handler(*operands, **options)
+            found = self._handler(node)(*operands, **options)
         except Misfit as error:
-            raise Refused(self.name_of(node), str(error), len(self.shared)) from error
+            raise Refused(self.name_of(node), str(error), len(self.shared), misfit=True) from error
         except Unshared as error:
             self.reasons[node] = str(error)
             return BY_WINDOW
@@ -173,83 +204,125 @@ class Interpreter(Operations):
             return f"a {type(self.traced.leaves[str(node.target)]).__name__}"
         return f"{self.name_of(node)}()"
 
-    def _handler(self, node: fx.Node) -> Callable[..., Any] | None:
-        """Return what works a node out, given its arguments; ``None`` if nothing does."""
+    def _handler(self, node: fx.Node) -> Callable[..., Any]:
+        """Return what works a node out, given its arguments. Raises ``Unshared`` if nothing does."""
+        alone = all(len(one.users) == 1 for one in node.all_input_nodes)
         if node.op == "call_module":
             module = self.traced.leaves[str(node.target)]
-            if own_call_reason(module) is not None:
-                return None
-            return self.of_module(module, alone=len(node.users) == 1)
+            reason = None if _is_weight_normed(module) else own_call_reason(module)
+            found = None if reason else self.of_module(module, alone=alone)
+            if found is None:
+                raise Unshared(f"windows do not share {self._kind(node)}" + (f" ({reason})" if reason else ""))
+            return found
         name = METHODS.get(str(node.target)) if node.op == "call_method" else FUNCTIONS.get(node.target)
-        if name is None:
-            return None
+        if name is None or (name == "max" and not _takes_values(node)):
+            raise Unshared(f"windows do not share {self._kind(node)}")
         if name in POINTWISE:
             function: Any = node.target if node.op == "call_function" else getattr(Tensor, str(node.target))
             return lambda value, *given, **options: self._pointwise(function, value, *given, **options)
-        if name in ("max", "min") and not _takes_values(node):
-            return None
         if name == "relu":
-            return lambda value, inplace=False: self._relu(value, alone=len(node.users) == 1)  # noqa: ARG005
+            return lambda value, inplace=False: self._relu(value, alone=alone)  # noqa: ARG005
         return getattr(self, name)  # type: ignore[no-any-return]
 
-    def _check_in_place(self, node: fx.Node) -> None:
-        """Refuse what changes a value that something else reads, too."""
+    def _check_effects(self, node: fx.Node) -> None:
+        """Refuse what draws random numbers, and what changes a value that something else reads, too."""
         name = self.name_of(node)
-        if node.op == "call_module":
-            changes = getattr(self.traced.leaves[str(node.target)], "inplace", False)
-        else:
-            changes = node.kwargs.get("inplace") or name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-        source = node.args[0] if node.args else None
-        while changes and isinstance(source, fx.Node):
+        if name.rstrip("_") in RANDOM:
+            raise Refused(name, "it draws random numbers")
+        if not self._changes(node, name):
+            return
+        waiting = [one for one in node.args[:1] if isinstance(one, fx.Node)]
+        out = node.kwargs.get("out")
+        waiting += [out] if isinstance(out, fx.Node) else []
+        while waiting:
+            source = waiting.pop()
+            if source.op == "get_attr":
+                raise Refused(name, "it changes a parameter or buffer in place")
             if len(source.users) > 1:
                 raise Refused(name, "it changes in place what is used elsewhere, too")
-            if source.op == "call_module":
-                is_view = isinstance(self.traced.leaves[str(source.target)], (nn.Identity, nn.Flatten, _DropoutNd))
-            else:
-                is_view = self.name_of(source) in VIEWS
-            source = source.args[0] if is_view else None
+            if not self._is_fresh(source):
+                waiting += source.all_input_nodes
 
-    # What modules do.
+    def _changes(self, node: fx.Node, name: str) -> bool:
+        """Tell whether a node changes its first argument, or its argument ``out``."""
+        if node.op == "call_module":
+            return bool(getattr(self.traced.leaves[str(node.target)], "inplace", False))
+        if "out" in node.kwargs or name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+            return True
+        if True not in (*node.args, *node.kwargs.values()):
+            return False
+        try:
+            return bool(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace"))  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # of a function of torch's that is no Python: it has no such argument
+            return False
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        """Tell whether a node's numbers are in memory of their own, as far as can be told."""
+        if node.op == "call_module":
+            module = self.traced.leaves[str(node.target)]
+            views = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd, WindowSource)
+            return not isinstance(module, views) and not getattr(module, "inplace", False)
+        return self.name_of(node) in FRESH
 
     def _rest(self, output: Any) -> Rest:
         """Return what runs window by window: nodes that are not worked out, and the form of the output."""
-        graph = fx.Graph()
+        if isinstance(output, fx.Node) and isinstance(self.found[output], (Positions, Features, Flattened)):
+            return Rest(_same, (self.found[output],), ())
+        needed: set[fx.Node] = set()
+        waiting: list[fx.Node] = []
+        fx.map_arg(output, waiting.append)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes if self._runs(node) else []
+        graph, constants = fx.Graph(), dict[str, Any]()
         copied: dict[fx.Node, Any] = {}
         inputs: list[Any] = []
         names: list[str] = []
 
-        def carried(node: fx.Node) -> Any:
-            if node in copied:
-                return copied[node]
-            value = self.found[node]
-            if isinstance(value, (Positions, Features, Flattened)):
-                copied[node] = placed(value)
-            elif value is BY_WINDOW or _has_batch(value) or node.op == "get_attr":
-                for one in node.all_input_nodes:
-                    carried(one)
-                if value is BY_WINDOW:
-                    names.append(self.name_of(node))
-                copied[node] = graph.node_copy(node, lambda one: copied[one])
-            elif value is STARTS:
-                raise Refused("source", "its starts are used elsewhere, too")
-            else:  # worked out to plain numbers, or to a tuple of values
-                copied[node] = placed(value)
-            return copied[node]
-
         def placed(value: Any) -> Any:
             if type(value) in (tuple, list):
                 return type(value)(map(placed, value))
+            if isinstance(value, Tensor):
+                constants[f"constant_{len(constants)}"] = value
+                return graph.get_attr(f"constant_{len(constants) - 1}")
+            if value is STARTS:
+                raise Refused("source", "its starts are used elsewhere, too")
             if not isinstance(value, (Positions, Features, Flattened)):
                 return value
             inputs.insert(0, value)
             with graph.inserting_before(next(iter(graph.nodes), graph._root)):  # in front of all else
                 return graph.placeholder(f"shared_{len(inputs)}")
 
-        if isinstance(output, fx.Node) and isinstance(self.found[output], (Positions, Features, Flattened)):
-            return Rest(_same, (self.found[output],), ())
-        result = fx.map_arg(output, carried)
-        graph.output(result)
-        return Rest(fx.GraphModule(self.model, graph), tuple(inputs), tuple(dict.fromkeys(names)))
+        for node in self.traced.graph.nodes:
+            if node not in needed:
+                continue
+            if not self._runs(node):
+                copied[node] = placed(self.found[node])
+                continue
+            copied[node] = graph.node_copy(node, lambda one: copied[one])
+            if self.found[node] is BY_WINDOW:
+                names.append(self.name_of(node))
+            if node.op == "call_module":
+                constants[str(node.target)] = self.traced.leaves[str(node.target)]
+        graph.output(fx.map_arg(output, lambda one: copied[one]))
+        return Rest(fx.GraphModule(constants, graph), tuple(inputs), tuple(dict.fromkeys(names)))
+
+    def _runs(self, node: fx.Node) -> bool:
+        """Tell whether a node runs window by window."""
+        return self.found[node] is BY_WINDOW or _has_batch(self.found[node])
+
+
+def _is_weight_normed(module: nn.Module) -> bool:
+    """Tell whether all hooks of a module compute its weight, which they do here as they would at a call."""
+    hooks = module._forward_pre_hooks.values()
+    others = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if not hooks or any(others) or not all(isinstance(hook, WeightNorm) for hook in hooks):
+        return False
+    for hook in hooks:
+        hook(module, None)
+    return True
 
 
 def _same(value: Any) -> Any:

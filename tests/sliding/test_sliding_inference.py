@@ -256,7 +256,9 @@ class TestRefusals:
         model = model_of()
         model[0].register_forward_hook(lambda _module, _input, output: output * 2)
         series = torch.randn(40, 3)
-        with pytest.raises(ValueError, match="0: windows do not share a Conv1d, and nothing"):
+        with pytest.raises(
+            ValueError, match=r"0: windows do not share a Conv1d \(hooks need the module's own call\), and nothing"
+        ):
             sliding_inference(model, series, length=10)
         model = model_of()
         model[4].register_forward_hook(lambda _module, _input, output: output * 2)

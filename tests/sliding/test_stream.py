@@ -1,6 +1,7 @@
 """``Stream`` against ``sliding_inference``."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -33,6 +34,18 @@ class Hybrid(nn.Module):
     def forward(self, x):
         found, last = self.gru(torch.relu(self.conv(x)).transpose(1, 2))
         return found[:, -1], last.transpose(0, 1)
+
+
+class Normed(nn.Module):
+    """A rowwise function with parameters, and a part that runs window by window."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.gru = nn.Conv1d(3, 4, 3), nn.LayerNorm(4), nn.GRU(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(self.norm(self.conv(x).transpose(1, 2)))[0][:, -1]
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -114,6 +127,22 @@ def test_a_state_is_a_copy():
     torch.testing.assert_close(state["recent"], kept["recent"])
 
 
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_go_on_by_themselves(backend, how):
+    model, series = convnet(), torch.randn(90, 3)
+    wanted = sliding_inference(model, series, length=11)
+    stream = Stream(model, length=11, backend=backend)
+    stream.extend(series[:40])
+    other = how(stream)
+    for i in range(40, 90):
+        if i == 60:  # from here on by itself
+            other.push(series[0])
+        found = stream.push(series[i])
+        torch.testing.assert_close(found, wanted[i - 10])
+        if i < 60:
+            torch.testing.assert_close(other.push(series[i]), found)
+
+
 def test_reset_begins_anew():
     model, series = convnet(), torch.randn(50, 3)
     stream = Stream(model, length=11)
@@ -123,8 +152,9 @@ def test_reset_begins_anew():
     torch.testing.assert_close(stream.extend(series), wanted)
 
 
-def test_it_is_of_the_model_as_it_was():
-    model, series = convnet(), torch.randn(50, 3)
+@pytest.mark.parametrize("make", [convnet, lambda: Normed().eval()])
+def test_it_is_of_the_model_as_it_was(make):
+    model, series = make(), torch.randn(50, 3)
     stream = Stream(model, length=11)
     wanted = sliding_inference(model, series, length=11)
     with torch.no_grad():
@@ -180,7 +210,13 @@ class TestRefusals:
         stream, other = Stream(convnet(), length=11), Stream(convnet(), length=11, step=2)
         other.extend(torch.randn(30, 3))
         stream.extend(torch.randn(30, 3))
-        for state in (other.state_dict(), {}, None, {**stream.state_dict(), "rows": 3}):
+        for state in (
+            other.state_dict(),
+            {},
+            None,
+            {**stream.state_dict(), "rows": 3},
+            {**stream.state_dict(), "window": (11,)},
+        ):
             with pytest.raises(ValueError, match="state must be"):
                 stream.load_state_dict(state)
         assert stream.rows == 30
