@@ -221,6 +221,7 @@ def test_failed_measurements_and_gaps_are_told_and_filled(tmp_path):
         (("", ""), {"columns": ["flow", "level"]}, r"lacks the columns level; it has when, flow, load"),
         (("", ""), {"columns": ["flow", "flow"]}, r"columns must name each measurement once, .* got 'flow' twice"),
         (("", ""), {"encoding": "latin-0"}, r"encoding must be one that Python knows, got 'latin-0'"),
+        (("flow", "\0f\0l\0o\0w"), {}, r"sensor.csv is neither UTF-8 nor Latin-1: encoding must name what it is"),
         (("flow", "fl\u00f6w"), {"encoding": "ascii"}, r"sensor.csv is not encoded as ascii"),
         ((",2.5,", ",2.5,1,"), {}, r"is not a whole CSV file.*line 7"),
         (("when,flow,load", "flow,load"), {}, r"the rows have more cells than line 1 has names of columns, flow, load"),
