@@ -180,7 +180,7 @@ def appended(path: Path | None) -> Iterator[tuple[IO[str], bool]]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
-        yield file, file.tell() == 0
+        yield file, not file.seekable() or file.tell() == 0
 
 
 def rows_of(series: Path, predictor: Predictor) -> Iterator[CsvRows]:

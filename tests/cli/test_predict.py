@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -318,6 +319,23 @@ def test_a_device_may_take_the_predictions(folder, tmp_path, capsys):
         assert len(list(tmp_path.glob("*.png"))) == bool(options)  # none beside a device
     assert main(["predict", str(run), f"{folder}/river.csv", "--out", "/dev/full"]) == 1
     assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["file", "rows"])
+def test_a_pipe_may_take_the_predictions(folder, tmp_path, monkeypatch, how):
+    run, pipe, found = trained(folder, "convnet"), tmp_path / "pipe", []
+    content = b"".join((folder / "river.csv").read_bytes().splitlines(keepends=True)[:3])
+    (tmp_path / "some.csv").write_bytes(content)
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
+    reader.start()
+    if how == "file":
+        assert main(["predict", str(run), f"{tmp_path}/some.csv", "--out", str(pipe)]) == 0
+    else:
+        assert follow(monkeypatch, run, io.BytesIO(content), "--out", str(pipe)) == 0
+    reader.join(10)
+    assert found == [f"when,{COLUMN}\n01/01/2023 00:00,\n01/01/2023 01:00,\n"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "some.csv"]
 
 
 @pytest.mark.parametrize(("end", "code"), [("signal", 130), ("reader", 1)])
