@@ -28,7 +28,7 @@ __all__ = ["CsvRows", "load_csv", "opened", "read_columns", "read_rows"]
 BLOCK = 2**20
 
 # Bytes at a file's begin that show its encoding.
-START = 64
+START = 8
 
 # Formats of a date that are tried where none is given, with an example of each.
 FORMATS = {"%d.%m.%Y %H:%M:%S": "31.12.2020 23:50:00", "ISO8601": "2020-12-31 23:50:00"}
@@ -233,9 +233,9 @@ def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -
 
 
 def require_bytes(start: bytes, path: Path | str) -> None:
-    """Raise ``ValueError`` where a file's first bytes are those of UTF-16 or UTF-32."""
-    start = start[:START]
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+    """Raise ``ValueError`` where a file's first bytes are those of UTF-16: its mark, or ASCII with a zero beside each."""
+    even, odd = start[:START:2], start[1:START:2]
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (odd and any(even) != any(odd)):
         raise ValueError(f"{path} is neither UTF-8 nor Latin-1: encoding must name what it is, likely utf-16")
 
 
