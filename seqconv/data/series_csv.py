@@ -233,7 +233,7 @@ def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -
 
 
 def require_bytes(start: bytes, path: Path | str) -> None:
-    """Raise ``ValueError`` where a file's first bytes are those of UTF-16: its mark, or ASCII with a zero beside each."""
+    """Raise ``ValueError`` where a file's first bytes are those of UTF-16: its mark, or a zero beside every letter."""
     even, odd = start[:START:2], start[1:START:2]
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (odd and any(even) != any(odd)):
         raise ValueError(f"{path} is neither UTF-8 nor Latin-1: encoding must name what it is, likely utf-16")
