@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from seqconv.files import atomic_write, write_text
+from seqconv.files import atomic_write, is_special, write_text
 
 
 def test_writes_where_nothing_was_and_over_what_was(tmp_path):
@@ -82,3 +82,37 @@ def test_of_many_writers_one_wins(tmp_path):
         thread.join()
     assert path.read_text() in texts
     assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_devices_and_pipes_are_written_directly(tmp_path):
+    device = os.stat("/dev/null")
+    write_text("/dev/null", "nothing")
+    assert os.path.samestat(os.stat("/dev/null"), device)
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_text(pipe, "through the pipe")
+    reader.join(10)
+    assert found == ["through the pipe"]
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert is_special(pipe)
+    assert not is_special(tmp_path)
+    assert not is_special(tmp_path / "missing")
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, file = tmp_path / "link.txt", tmp_path / "folder" / "file.txt"
+    link.symlink_to(file)
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert os.listdir(file.parent) == ["file.txt"]
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError, match="must be a file to write, but it is a folder"):
+        write_text(tmp_path, "text")
+    assert os.listdir(tmp_path) == []

@@ -45,11 +45,15 @@ def add_parser(commands: options.Commands) -> None:
         "--follow", action="store_true", help="read standard input, and write each prediction at once, if not to --out"
     )
     command.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture of the last stretch (default: FILE.png beside --out)"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="picture of the last stretch (default: FILE.png beside --out, unless that is a device)",
     )
     command.add_argument(
         "--last", type=int, default=1000, metavar="N", help="rows in the picture (default 1000; 0 draws none)"
     )
+    command.add_argument("--encoding", metavar="NAME", help="encoding of the series (default: as in training)")
     command.add_argument("--quiet", action="store_true", help="no summary on stderr")
     command.set_defaults(run=run)
 
@@ -60,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check(arguments)
     predictor = Predictor(arguments.model)
+    if arguments.encoding is not None:
+        predictor.reading["encoding"] = arguments.encoding
     (follow if arguments.follow else predict)(arguments, predictor)
     return 0
 
@@ -68,6 +74,9 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise ``ValueError`` for options that do not go together."""
     if arguments.last < 0:
         raise ValueError(f"--last must be at least 0, got {arguments.last}")
+    for name, path in (("--out", arguments.out), ("--plot", arguments.plot)):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{name} must be a file, got the folder {path}")
     if arguments.follow:
         if str(arguments.series or "-") != "-":
             raise ValueError(f"--follow reads standard input: leave SERIES out, or give -, got {arguments.series}")
@@ -78,8 +87,38 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("SERIES must be a CSV file, or - for standard input; with --follow it may be left out")
     if arguments.out is None:
         raise ValueError("--out FILE must say where to write, unless with --follow")
-    if arguments.out.exists() and arguments.series.exists() and arguments.out.samefile(arguments.series):
+    if is_same_file(arguments.out, arguments.series):
         raise ValueError(f"--out must be another file than SERIES, got {arguments.out}")
+    picture = picture_of(arguments)
+    if picture is None:
+        return
+    named = (
+        "--plot" if arguments.plot is not None else "--plot FILE must name the picture, or --last 0 leave it out: it"
+    )
+    for name, path in (("--out", arguments.out), ("SERIES", arguments.series)):
+        if is_same_file(picture, path):
+            raise ValueError(f"{named} must be another file than {name}, got {picture}")
+
+
+def picture_of(arguments: argparse.Namespace) -> Path | None:
+    """Return where the picture is drawn, ``None`` for no picture: beside --out, unless that is a device or a pipe."""
+    from seqconv.files import is_special
+
+    if not arguments.last or (arguments.plot is None and is_special(arguments.out)):
+        return None
+    path: Path = arguments.plot or arguments.out.with_suffix(".png")
+    return path
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Tell whether two paths are of one file, there or not; a device or a pipe may be written twice."""
+    from seqconv.files import is_special
+
+    if is_special(one):
+        return False
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def predict(arguments: argparse.Namespace, predictor: Predictor) -> None:
@@ -90,7 +129,8 @@ def predict(arguments: argparse.Namespace, predictor: Predictor) -> None:
     from seqconv.files import atomic_write
 
     count = made = 0
-    kept = arguments.last + predictor.ahead if arguments.last else 0
+    picture = picture_of(arguments)
+    kept = 0 if picture is None else arguments.last + predictor.ahead
     recent: list[Any] = [np.empty(0, "datetime64[ns]"), np.empty(0), np.empty(0)]
     with atomic_write(arguments.out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -104,19 +144,18 @@ def predict(arguments: argparse.Namespace, predictor: Predictor) -> None:
             recent = [np.concatenate(pair)[-kept:] for pair in zip(recent, new, strict=True)] if kept else recent
         if count == 0:
             raise ValueError(f"{arguments.series} has no rows")
-    if kept:
-        picture = arguments.plot or arguments.out.with_suffix(".png")
+    if picture is not None:
         times, measured, found = recent
         plot_predictions(predictor, times, measured, found, arguments.last, picture)
     if not arguments.quiet:
         print(
-            f"{count} rows, {made} with a prediction of {predictor.target}, {in_words(predictor.ahead_time)} ahead\n"
-            f"{predictor.failed} failed measurements",
+            f"{counted(count, 'row')}, {made} with a prediction of {predictor.target}, "
+            f"{in_words(predictor.ahead_time)} ahead\n{counted(predictor.failed, 'failed measurement')}",
             file=sys.stderr,
         )
         if not made:
             print(
-                f"a prediction needs {predictor.rows} rows, {in_words(predictor.row)} one after the other",
+                f"a prediction needs {counted(predictor.rows, 'row')}, {in_words(predictor.row)} one after the other",
                 file=sys.stderr,
             )
 
@@ -141,7 +180,7 @@ def appended(path: Path | None) -> Iterator[tuple[IO[str], bool]]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
-        yield file, file.tell() == 0
+        yield file, not file.seekable() or file.tell() == 0
 
 
 def rows_of(series: Path, predictor: Predictor) -> Iterator[CsvRows]:
@@ -153,6 +192,11 @@ def rows_of(series: Path, predictor: Predictor) -> Iterator[CsvRows]:
         return
     with opened(series) as file:
         yield from read_rows(file, str(series), columns=predictor.columns, **predictor.reading)
+
+
+def counted(number: int, name: str) -> str:
+    """Return a number of things, in the singular for one."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def header(rows: CsvRows, predictor: Predictor) -> list[str]:

@@ -66,8 +66,8 @@ def load_jena(
         times, values = synthetic_climate(synthetic_rows)
         origin = f"synthetic (a made-up climate of {synthetic_rows} rows)"
     else:
-        times, values, _ = read_columns(path, columns=JENA_COLUMNS, date_column=TIMES)
-        origin = str(path)
+        rows = read_columns(path, columns=JENA_COLUMNS, date_column=TIMES)
+        times, values, origin = rows.times, rows.values, str(path)
     data: JenaData = prepared(
         JenaData,
         times,

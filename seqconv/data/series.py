@@ -34,7 +34,7 @@ class SeriesData:
     1, as R's ``sd``) are float64 of shape (C,), taken over ``splits.train`` alone. ``times`` is datetime64 of
     shape (rows,). ``groups`` is int64 of shape (rows,): rows of one number follow each other by exactly ``step``, so
     a window within one group straddles no gap. ``source`` says where the rows are from, ``synthetic`` whether they are
-    made up.
+    made up. ``date_column`` is the name of the dates' column in a CSV file of one's own.
     """
 
     series: NDArray[np.float32]
@@ -50,6 +50,7 @@ class SeriesData:
     sentinels: str
     source: str
     synthetic: bool
+    date_column: str | None = None
 
     task: ClassVar[str] = "csv"
 
@@ -93,6 +94,7 @@ def prepared(
     split: tuple[float, float] | None,
     source: str,
     synthetic: bool,
+    date_column: str | None = None,
 ) -> Any:
     """Return a ``kind`` of ``values`` (rows, columns), NaN where a cell holds no number; they are changed in place.
 
@@ -118,6 +120,7 @@ def prepared(
         sentinels=sentinels,
         source=source,
         synthetic=synthetic,
+        date_column=date_column,
     )
 
 

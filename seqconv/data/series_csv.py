@@ -27,6 +27,9 @@ __all__ = ["CsvRows", "load_csv", "opened", "read_columns", "read_rows"]
 # Bytes of a file that are read at a time where it is read row by row.
 BLOCK = 2**20
 
+# Bytes at a file's begin that show its encoding.
+START = 8
+
 # Formats of a date that are tried where none is given, with an example of each.
 FORMATS = {"%d.%m.%Y %H:%M:%S": "31.12.2020 23:50:00", "ISO8601": "2020-12-31 23:50:00"}
 
@@ -63,7 +66,7 @@ def load_csv(
     check_choice("sentinels", sentinels, ("interpolate", "mask", "keep"))
     check_choice("repeated", repeated, ("keep", "drop"))
     path = Path(path)
-    times, values, names = read_columns(
+    rows = read_columns(
         path,
         columns=columns,
         date_column=None if date_column is None else (date_column,),
@@ -73,21 +76,22 @@ def load_csv(
         decimal=decimal,
         strict=True,
     )
-    if target not in names:
-        raise ValueError(f"target must be one of the columns {', '.join(names)}, got {target!r}")
+    if target not in rows.columns:
+        raise ValueError(f"target must be one of the columns {', '.join(rows.columns)}, got {target!r}")
     data: SeriesData = prepared(
         SeriesData,
-        times,
-        values,
-        names,
+        rows.times,
+        rows.values,
+        rows.columns,
         target=target,
-        step=usual_step(times, path),
+        step=usual_step(rows.times, path),
         sentinel=sentinel,
         sentinels=sentinels,
         repeated=repeated,
         split=split,
         source=str(path),
         synthetic=False,
+        date_column=rows.date_column,
     )
     return data
 
@@ -102,19 +106,20 @@ def read_columns(
     separator: str = ",",
     decimal: str = ".",
     strict: bool = False,
-) -> tuple[NDArray[np.datetime64], NDArray[np.float64], tuple[str, ...]]:
-    """Return dates (rows,), measurements (rows, columns) and the columns' names; arguments as in :func:`load_csv`.
+) -> CsvRows:
+    """Return a file's rows; arguments as in :func:`load_csv`.
 
     ``date_column`` may give several names, of which the first that is there counts. A cell that holds text is an error
     where ``strict``, else NaN, as empty cells and infinite numbers are.
     """
     table = read_table(path, encoding, separator, decimal)
-    found = rows_of(table, path, columns, date_column, date_format, strict=strict)
-    return found.times, found.values, found.columns
+    return rows_of(table, path, columns, date_column, date_format, strict=strict)
 
 
 class CsvRows(NamedTuple):
-    """Rows of a file: the date column's name and its texts as they stand, and what :func:`read_columns` returns."""
+    """Rows of a file: the date column's name and its texts as they stand, dates ``(rows,)``, measurements
+    ``(rows, columns)`` and the columns' names.
+    """
 
     date_column: str
     dates: list[str]
@@ -154,8 +159,15 @@ def read_rows(
 
 def whole_lines(file: IO[bytes], name: str, encoding: str | None) -> Iterator[str]:
     """Yield the text of a file as it comes, each time to the end of a line: UTF-8 or Latin-1 without ``encoding``."""
-    decoder, rest = codecs.getincrementaldecoder(encoding or "utf-8-sig")(), ""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding or "utf-8-sig")()
+    except LookupError as error:
+        raise ValueError(f"encoding must be one that Python knows, got {encoding!r}") from error
+    rest, is_first = "", True
     while content := file.read1(BLOCK):  # type: ignore[attr-defined]
+        if is_first and encoding is None:
+            require_bytes(content, name)
+        is_first = False
         try:
             text = decoder.decode(content)
         except UnicodeDecodeError as error:
@@ -205,6 +217,8 @@ def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -
     for tried in ("utf-8-sig", "latin-1") if encoding is None else (encoding,):
         try:
             with opened(path) as file:
+                if encoding is None:
+                    require_bytes(file.peek(START), path)  # type: ignore[attr-defined]
                 return parsed(file, path, separator, decimal, encoding=tried)
         except UnicodeDecodeError as error:
             if tried != "utf-8-sig":
@@ -216,6 +230,13 @@ def read_table(path: Path, encoding: str | None, separator: str, decimal: str) -
         except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is not a whole CSV file, or zip of one: {error}") from error
     raise AssertionError  # Latin-1 has a letter for every byte
+
+
+def require_bytes(start: bytes, path: Path | str) -> None:
+    """Raise ``ValueError`` where a file's first bytes are those of UTF-16: its mark, or a zero beside every letter."""
+    even, odd = start[:START:2], start[1:START:2]
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (odd and any(even) != any(odd)):
+        raise ValueError(f"{path} is neither UTF-8 nor Latin-1: encoding must name what it is, likely utf-16")
 
 
 def parsed(

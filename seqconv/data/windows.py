@@ -217,11 +217,14 @@ class SlidingWindows(Passes[Batch], IterableDataset[Batch]):
     ) -> Generator[tuple[NDArray[np.int64], Tensor], None, None]:
         """Begin a pass, as ``iter()`` does, and yield first rows and targets of ``at_once`` windows at a time.
 
-        They are those of the pass's batches, or of its first ``steps``, in the series' order. No window is gathered.
+        They are those of the pass's batches, or of its first ``steps``, in the pass's order; where that is not the
+        series' order, all come at once. No window is gathered.
         """
         position, size = self._begin(), self.batch_size or 1
         end = len(self) if steps is None else min(position.handed_out + steps, len(self))
-        positions = np.sort(self._order(position.number)[position.handed_out * size : end * size])
+        positions = self._order(position.number)[position.handed_out * size : end * size]
+        if (positions[1:] < positions[:-1]).any():
+            at_once = len(positions)
         for begin in range(0, len(positions), at_once):
             starts = self.starts(positions[begin : begin + at_once])
             yield starts, torch.from_numpy(self._targets(starts, self._empty_targets(len(starts))))

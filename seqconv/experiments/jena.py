@@ -114,9 +114,7 @@ def _entry(build: Callable[..., nn.Module], channels: int, reading: Callable[[],
 
 def described(data: SeriesData, csv: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what :class:`seqconv.experiments.prediction.Predictor` needs to know of a model's series."""
-    given: dict[str, Any] = {"date_column": TIMES} if csv is None else {**csv}
-    if isinstance(given.get("date_column"), str):
-        given["date_column"] = (given["date_column"],)
+    given: dict[str, Any] = {**(csv or {}), "date_column": TIMES if data.date_column is None else (data.date_column,)}
     return {
         "version": 1,
         "task": "jena",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqconv.data.series_csv import CsvRows
+from seqconv.experiments.description import check_description
 from seqconv.experiments.jena import BUILD
 from seqconv.files import atomic_write
 from seqconv.sliding import Stream
@@ -32,7 +33,8 @@ class Predictor:
     any other distance in time a new series begins. A failed measurement takes its column's last good value, since the
     next one is not known yet, to which training draws a line; ``failed`` counts them.
 
-    Raises :class:`~seqconv.training.CheckpointError` for a checkpoint that holds no such model.
+    Raises :class:`~seqconv.training.CheckpointError` for a checkpoint that holds no such model, and ``ValueError`` for
+    one that describes its model wrongly.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,14 +45,20 @@ class Predictor:
             raise CheckpointError(
                 f"{checkpoint} must be of a run of seqconv train jena: it does not tell which series its model is for"
             )
+        if not isinstance(about, dict):
+            raise ValueError(
+                f"{checkpoint} describes its model wrongly: a description must be a dictionary, "
+                f"got {type(about).__name__}"
+            )
         if about.get("version") != 1:
             raise CheckpointError(
                 f"{checkpoint} must describe its model in the form of version 1, got {about.get('version')!r}"
             )
+        check_description(about, checkpoint)
         self.columns: tuple[str, ...] = tuple(about["columns"])
         self.target: str = about["target"]
         self.target_column = self.columns.index(self.target)
-        self.reading: dict[str, Any] = about["reading"]
+        self.reading: dict[str, Any] = {**about["reading"]}
         self.mean, self.std = np.array(about["mean"]), np.array(about["std"])
         self.sentinel, self.sentinels = about["sentinel"], about["sentinels"]
         length, step = about["lookback"] // about["step"], about["step"]

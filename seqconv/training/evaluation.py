@@ -41,8 +41,9 @@ def evaluate(
     there. Raises ``ValueError`` if there is no batch.
 
     ``sliding="auto"`` evaluates all windows of a ``SlidingWindows`` by one pass over the rows of their series, by
-    :func:`seqconv.sliding_inference`, where the model can: the means are the same but for rounding. ``False`` evaluates
-    batch by batch; ``True`` insists, and raises ``ValueError`` with the reason where the model or the loader cannot.
+    :func:`seqconv.sliding_inference`, where the model can and the series has its dtype. The loss and the metrics get
+    the loader's batches either way, and so their values are the same but for rounding. ``False`` evaluates batch by
+    batch; ``True`` insists, and raises ``ValueError`` with the reason where the model or the loader cannot.
 
     In a process group of ``torch.distributed`` every rank must make the call, each with its own part of the samples
     (``SlidingWindows(..., rank=, world_size=, uneven="keep")`` has each sample once): the means are over all of them.
@@ -70,7 +71,7 @@ def evaluate_into(
     device: torch.device,
     after_batch: Callable[[int], bool] | None = None,
 ) -> None:
-    """Add the batches of one pass, ``steps`` at most, to ``means``; a slider makes larger ones of them.
+    """Add the batches of one pass, ``steps`` at most, to ``means``.
 
     ``after_batch`` is called with the number done and returns whether to go on. The model is none in
     ``DistributedDataParallel``, since ranks may have unequal numbers of batches.

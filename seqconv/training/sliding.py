@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from seqconv.data.windows import SlidingWindows
 from seqconv.models import WindowSource
 from seqconv.sliding import sliding_inference
+from seqconv.sliding.inference import like_of
 from seqconv.training.modes import mode
 
 __all__ = ["Slider", "Sliding", "check_sliding", "slider"]
@@ -41,13 +42,23 @@ class Slider(NamedTuple):
     backend: str
 
     def batches(self, steps: int | None, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-        """Yield outputs and targets of a pass, or of its first ``steps`` batches, ``at_once`` windows at a time."""
-        length, step = self.loader.length, self.loader.step
-        for starts, targets in self.loader.by_starts(self.at_once, steps):
+        """Yield outputs and targets of the batches of a pass, or of its first ``steps``.
+
+        About ``at_once`` windows, whole batches of them, are computed at a time.
+        """
+        length, step, size = self.loader.length, self.loader.step, self.loader.batch_size or 1
+        for starts, targets in self.loader.by_starts(max(self.at_once // size, 1) * size, steps):
             outputs = sliding_inference(
                 self.model, self.series, length=length, step=step, starts=starts, layout="NLC", backend=self.backend
             )
-            yield tree_map(lambda one: one.to(device), outputs), targets.to(device)
+            yield from zip(_split(outputs, size, device), targets.to(device).split(size), strict=True)
+
+
+def _split(outputs: Any, size: int, device: torch.device) -> Iterator[Any]:
+    """Yield outputs, a tensor or a tree of them, of ``size`` windows at a time."""
+    leaves, tree = tree_flatten(outputs)
+    for parts in zip(*(one.to(device).split(size) for one in leaves), strict=True):
+        yield tree_unflatten(parts, tree)
 
 
 def check_sliding(sliding: Any) -> None:
@@ -89,6 +100,9 @@ def _slider_or_reason(model: nn.Module, loader: Any, *, insists: bool) -> Slider
         if len(sources) != 1:
             return f"the model must have one WindowSource for windows given by their starts, got {len(sources)}"
         series = sources[0].series
+    dtype = like_of(model).dtype
+    if series.dtype != dtype and not insists:
+        return f"the series must be of the model's dtype, {dtype}, got {series.dtype}"
     report = sliding_inference.check(  # type: ignore[attr-defined]
         model, columns=series.size(1), length=loader.length, step=loader.step, layout="NLC"
     )

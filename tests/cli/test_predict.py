@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ def test_predictions_are_the_model_s_on_batches_of_windows(folder, name, tmp_pat
     np.testing.assert_allclose(frame[COLUMN], values, rtol=1e-5)
     told = capsys.readouterr().err
     assert f"{ROWS} rows, {ROWS - 2868} with a prediction of flow (l/s), 6.25 days ahead" in told
-    assert "1 failed measurements" in told
+    assert told.endswith("1 failed measurement\n")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -191,6 +192,14 @@ def test_bad_rows_are_told_by_their_line(folder, tmp_path, monkeypatch, capsys, 
         ("RUN SERIES --follow", "--follow reads standard input"),
         ("RUN --follow --plot a.png", "--plot goes with a series that ends"),
         ("RUN SERIES --out SERIES", "--out must be another file than SERIES"),
+        ("RUN SERIES --out FOLDER", "--out must be a file, got the folder"),
+        ("RUN --follow --out FOLDER", "--out must be a file, got the folder"),
+        ("RUN SERIES --out a.csv --plot FOLDER", "--plot must be a file, got the folder"),
+        ("RUN SERIES --out a.png", "--plot FILE must name the picture, or --last 0 leave it out"),
+        ("RUN SERIES --out a.csv --plot ./a.csv", "--plot must be another file than --out, got a.csv"),
+        ("RUN SERIES --out a.csv --plot SERIES", "--plot must be another file than SERIES"),
+        ("RUN SERIES --out a.csv --encoding klingon", "encoding must be one that Python knows, got 'klingon'"),
+        ("RUN UTF16 --out a.csv", "encoding must name what it is, likely utf-16"),
         ("RUN SERIES --out a.csv --last -1", "--last must be at least 0, got -1"),
         ("nowhere SERIES --out a.csv", "there is no checkpoint nowhere"),
         ("RUN nowhere.csv --out a.csv", "nowhere.csv"),
@@ -203,13 +212,15 @@ def test_failures_are_one_line(folder, tmp_path, monkeypatch, capsys, line, told
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.csv").touch()
     (tmp_path / "header.csv").write_text("when,flow (l/s),level\n")
+    (tmp_path / "utf16.csv").write_text("when,flow (l/s),level\n", encoding="utf-16")
     names = {"RUN": run, "SERIES": folder / "river.csv", "EMPTY": "empty.csv", "HEADER": "header.csv"}
+    names |= {"FOLDER": folder, "UTF16": "utf16.csv"}
     capsys.readouterr()
     assert main(["predict", *(str(names.get(word, word)) for word in line.split())]) == 1
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert told in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.csv", "header.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.csv", "header.csv", "utf16.csv"]
 
 
 def test_checkpoints_of_other_models_are_refused(folder, tmp_path, capsys):
@@ -220,6 +231,111 @@ def test_checkpoints_of_other_models_are_refused(folder, tmp_path, capsys):
     save_checkpoint(tmp_path / "later.pt", state | {"description": {**state["description"], "version": 2}})
     with pytest.raises(RuntimeError, match="in the form of version 1, got 2"):
         Predictor(tmp_path / "later.pt")
+
+
+WRONG = {
+    "model": ("model", "abacus"),
+    "model_number": ("model", 3),
+    "column_twice": ("columns", ["level", "level"]),
+    "column_number": ("columns", [1, 2]),
+    "target": ("target", "depth"),
+    "mean": ("mean", [1.0]),
+    "mean_nan": ("mean", [1.0, float("nan")]),
+    "std": ("std", [1.0, 0.0]),
+    "std_text": ("std", ["1", "2"]),
+    "step": ("step", 0),
+    "lookback": ("lookback", 5),
+    "delay": ("delay", None),
+    "row_ns": ("row_ns", 0.5),
+    "sentinel": ("sentinel", "none"),
+    "sentinels": ("sentinels", "drop"),
+    "reading": ("reading", "utf-8"),
+    "reading_key": ("reading", {"colour": "red"}),
+    "reading_value": ("reading", {"decimal": 3}),
+    "reading_date": ("reading", {"date_column": "when"}),
+}
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "text", "missing"])
+def test_damaged_descriptions_are_told(folder, tmp_path, capsys, wrong):
+    state = load_checkpoint(trained(folder, "convnet") / "best.pt")
+    description = dict(state["description"])
+    told = "must be a dictionary, got str"
+    if wrong == "text":
+        description = "convnet"
+    elif wrong == "missing":
+        del description["step"]
+        told = "'step' must be a whole number, at least 1, which is missing"
+    else:
+        name, value = WRONG[wrong]
+        description[name], told = value, f"{name!r} must be"
+    save_checkpoint(tmp_path / "damaged.pt", state | {"description": description})
+    with pytest.raises(ValueError, match="describes its model wrongly"):
+        Predictor(tmp_path / "damaged.pt")
+    capsys.readouterr()
+    line = ["predict", f"{tmp_path}/damaged.pt", f"{folder}/river.csv", "--out", f"{tmp_path}/a.csv"]
+    assert main(line) == 1
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert f"{tmp_path}/damaged.pt describes its model wrongly" in error
+    assert told in error
+
+
+def test_the_date_column_is_found_by_its_name(folder, tmp_path):
+    frame = pd.read_csv(folder / "river.csv", dtype=str)[["level", "when", "flow (l/s)"]]
+    frame.to_csv(tmp_path / "river.csv", index=False)
+    line = f"train jena --epochs 1 --steps-per-epoch 2 --validation-steps 1 --quiet --json --out {tmp_path}/middle"
+    file = ["--date-format", "%d/%m/%Y %H:%M", "--target", "flow (l/s)", "--csv"]
+    assert main([*line.split(), *file, f"{tmp_path}/river.csv", "--date-column", "when"]) == 0
+    for run in (tmp_path / "middle", trained(folder, "convnet")):
+        assert Predictor(run).reading["date_column"] == ("when",)
+        texts = []
+        for series in (folder, tmp_path):
+            given = ["predict", str(run), f"{series}/river.csv", "--last", "0", "--quiet"]
+            assert main([*given, "--out", f"{tmp_path}/out.csv"]) == 0
+            texts.append((tmp_path / "out.csv").read_text())
+        assert texts[0] == texts[1]
+
+
+def test_the_encoding_may_be_another_one_than_in_training(folder, tmp_path):
+    run = trained(folder, "convnet")
+    text = "".join((folder / "river.csv").read_text().splitlines(keepends=True)[:1500])
+    found = []
+    for encoding, option in (("utf-8", []), ("utf-16", ["--encoding", "utf-16"])):
+        (tmp_path / "river.csv").write_text(text, encoding=encoding)
+        line = ["predict", str(run), f"{tmp_path}/river.csv", "--out", f"{tmp_path}/out.csv", "--last", "0"]
+        assert main([*line, *option]) == 0
+        found.append((tmp_path / "out.csv").read_text())
+    assert found[0] == found[1]
+
+
+def test_a_device_may_take_the_predictions(folder, tmp_path, capsys):
+    run = trained(folder, "convnet")
+    device = os.stat("/dev/null")
+    (tmp_path / "null.csv").symlink_to("/dev/null")
+    for options in ([], ["--plot", f"{tmp_path}/a.png"]):
+        assert main(["predict", str(run), f"{folder}/river.csv", "--out", f"{tmp_path}/null.csv", *options]) == 0
+        assert os.path.samestat(os.stat("/dev/null"), device)
+        assert len(list(tmp_path.glob("*.png"))) == bool(options)  # none beside a device
+    assert main(["predict", str(run), f"{folder}/river.csv", "--out", "/dev/full"]) == 1
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["file", "rows"])
+def test_a_pipe_may_take_the_predictions(folder, tmp_path, monkeypatch, how):
+    run, pipe, found = trained(folder, "convnet"), tmp_path / "pipe", []
+    content = b"".join((folder / "river.csv").read_bytes().splitlines(keepends=True)[:3])
+    (tmp_path / "some.csv").write_bytes(content)
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
+    reader.start()
+    if how == "file":
+        assert main(["predict", str(run), f"{tmp_path}/some.csv", "--out", str(pipe)]) == 0
+    else:
+        assert follow(monkeypatch, run, io.BytesIO(content), "--out", str(pipe)) == 0
+    reader.join(10)
+    assert found == [f"when,{COLUMN}\n01/01/2023 00:00,\n01/01/2023 01:00,\n"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "some.csv"]
 
 
 @pytest.mark.parametrize(("end", "code"), [("signal", 130), ("reader", 1)])

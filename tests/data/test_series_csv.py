@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from seqconv.data import load_csv, load_jena
+from seqconv.data.series_csv import read_rows
 from seqconv.data.sources import JENA_COLUMNS
 
 SHARED = Path(os.environ.get("SEQCONV_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -255,3 +256,18 @@ def test_the_real_rows_by_either_loader():
     assert np.array_equal(data.series, jena.series)
     assert data.report == jena.report
     assert np.array_equal(data.groups, jena.groups)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("how", ["file", "rows"])
+def test_utf_16_must_be_named(tmp_path, encoding, how):
+    path = tmp_path / "sensor.csv"
+    path.write_text("when,flow\n2020-01-01,3\n", encoding=encoding)
+
+    def read():
+        if how == "file":
+            return load_csv(path, target="flow")
+        return list(read_rows(io.BytesIO(path.read_bytes()), "sensor.csv"))
+
+    with pytest.raises(ValueError, match=r"sensor.csv is neither UTF-8 nor Latin-1: encoding must name what it is"):
+        read()
