@@ -85,7 +85,7 @@ def _require_independence(rest: Rest, like: Tensor) -> None:
         shape = (one.value.columns * one.value.length,) if isinstance(one, Flattened) else one.shape
         sample = torch.randn(3, *shape, generator=generator)
         sample[1] *= 30  # a window whose numbers are large, and one with a NaN, change no other
-        sample.flatten(1)[2, :1] = torch.nan
+        sample.view(3, -1)[2, :1] = torch.nan
         samples.append(sample.to(like))
     together = _values_of(rest, samples)
     alone = [_values_of(rest, [sample[i : i + 1] for sample in samples]) for i in range(3)]
