@@ -63,6 +63,9 @@ def sliding_inference(
     that contain a change of id are left out. ``progress`` shows a bar on stderr. ``backend`` is ``"auto"`` or a name
     out of :data:`seqconv.backends.BACKENDS`.
 
+    What the forward pass reads besides its argument and its modules' attributes (globals, files) is taken for what it
+    was at the first call of a model, as by :func:`seqconv.fuse`.
+
     The result, a tensor or what the model has of them, is on the series' device, of the model's dtype. Raises
     ``TypeError`` and ``ValueError`` for arguments that do not fit, and for a model that is refused, by the name of the
     module and the reason.

@@ -1,5 +1,8 @@
 """Models that are easily computed wrong by rows: their numbers are those of batches, or they are refused."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +184,46 @@ def test_what_is_found_is_tried_on_the_model(monkeypatch):
     monkeypatch.setattr(Operations, "adaptive_avg_pool1d", lambda self, value, _size: self.max_pool1d(value, 18))
     with pytest.raises(ValueError, match="by rows its output is another"):
         sliding_inference(model, torch.randn(60, 3), length=20)
+
+
+class Switched(nn.Module):
+    """What it computes depends on an attribute, on its class, and on its child."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.mean = nn.Conv1d(3, 4, 3), False
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y.mean(2) if self.mean else y.amax(2)
+
+
+def test_changes_of_a_model_show():
+    model, series = Switched().eval(), torch.randn(40, 3)
+
+    def are_equal():
+        torch.testing.assert_close(sliding_inference(model, series, length=20), batched(model, series, 20, 1))
+
+    are_equal()
+    are_equal()
+    model.mean = True
+    are_equal()
+    model.conv = nn.Conv1d(3, 4, 5, padding=2)
+    are_equal()
+    model.conv.weight = nn.Parameter(torch.randn(4, 3, 5))
+    are_equal()
+    model.conv.weight.data.normal_()
+    are_equal()
+    model.conv.padding_mode = "circular"
+    model.conv._reversed_padding_repeated_twice = (2, 2)
+    are_equal()
+
+
+def test_models_are_not_kept_alive():
+    model = Switched().eval()
+    sliding_inference(model, torch.randn(40, 3), length=20)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
