@@ -22,7 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from seqconv.fusion.guards import own_call_reason, untouched
-from seqconv.fusion.program import plain_forward, tracing_lock
+from seqconv.fusion.program import fuse, plain_forward, tracing_lock
 from seqconv.fusion.tracing import IN_PLACE, TENSOR, Fact, Untraceable, switches, trace
 from seqconv.kernels.sliding import SlidingProgram, Tap
 from seqconv.models.source import WindowSource
@@ -340,7 +340,9 @@ class Interpreter(Operations):
             if node.op == "call_module":
                 constants[str(node.target)] = self.traced.leaves[str(node.target)]
         graph.output(fx.map_arg(output, lambda one: copied[one]))
-        return Rest(fx.GraphModule(constants, graph), tuple(inputs), tuple(dict.fromkeys(names)))
+        module = fx.GraphModule(constants, graph)
+        # Fused: a GRU of torch's takes most of the time.
+        return Rest(fuse(module, inplace=True) if names else module, tuple(inputs), tuple(dict.fromkeys(names)))
 
     def _runs(self, node: fx.Node) -> bool:
         """Tell whether a node runs window by window."""
