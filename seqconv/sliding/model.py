@@ -32,7 +32,7 @@ TRIED = 5
 
 _tried: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
-# Bytes of the windows that the rest of a model is given at a time, of which there are some even where windows are large.
+# Bytes of the windows that the rest of a model is given at a time, and how many these are at least, however large.
 # 10,000 windows of the notebook's hybrid took 80 ms with 1 MiB, 164 with 4 and 107 with 16 on two cores of a Zen 5.
 WINDOWS_BYTES, FEWEST_WINDOWS = 2**20, 64
 
