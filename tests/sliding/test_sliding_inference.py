@@ -25,7 +25,7 @@ def leaves(output):
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_random_models_equal_batches_or_are_refused(backend, seed):
     """In float64, so that a sum in another order is no difference: 1e-9 of numbers about 1."""
