@@ -40,10 +40,11 @@ __all__ = ["BufferedEvaluation", "in_levels", "start"]
 
 KERNELS = {torch.float32: advance_float32, torch.float64: advance_float64}
 
-# Rows that go through all steps at a time.
+# Rows that go through all steps at a time: of 100,000 Jena windows on two cores of a Zen 5, 128 took 7.8 ms, and 256 to
+# 2,048 took 7.5 to 7.6.
 BLOCK = 512
 
-# Rows that go through all steps at a time where torch runs some of them.
+# The same where torch runs some of them, which costs microseconds a call; not timed.
 MIXED_BLOCK = 4096
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from seqconv import backends
 from seqconv.data.windows_series import rows_and_names, tensor_of
 from seqconv.functional import arguments
-from seqconv.kernels.sliding import Convolve, SlidingProgram, widths
+from seqconv.kernels.sliding import Convolve, Rowwise, SlidingProgram, widths
 from seqconv.sliding.model import LAYOUTS, SlidingModel
 
 __all__ = ["SlidingReport", "check", "check_layout", "columns_of", "like_of", "sliding_inference"]
@@ -27,6 +27,7 @@ CHUNK = 2**15
 CHUNK_BYTES = 2**26
 
 # Least windows for which a thread has a part of the series of its own, which begins with rows that two parts compute.
+# A guess, as are the two above: none of them has been timed.
 WORTH_A_PART = 2048
 
 
@@ -324,4 +325,4 @@ def chunk_of(sliding: SlidingModel) -> int:
 
 
 def _is_mixed(program: SlidingProgram) -> bool:
-    return any(type(one).__name__ == "Rowwise" for one in program.steps)
+    return any(isinstance(one, Rowwise) for one in program.steps)
