@@ -341,8 +341,9 @@ class Interpreter(Operations):
                 constants[str(node.target)] = self.traced.leaves[str(node.target)]
         graph.output(fx.map_arg(output, lambda one: copied[one]))
         module = fx.GraphModule(constants, graph)
-        # Fused: a GRU of torch's takes most of the time.
-        return Rest(fuse(module, inplace=True) if names else module, tuple(inputs), tuple(dict.fromkeys(names)))
+        if any(type(one) in (nn.GRU, nn.LSTM) for one in constants.values()):  # which would take most of the time
+            module = fuse(module, inplace=True)
+        return Rest(module, tuple(inputs), tuple(dict.fromkeys(names)))
 
     def _runs(self, node: fx.Node) -> bool:
         """Tell whether a node runs window by window."""
