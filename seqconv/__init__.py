@@ -17,6 +17,7 @@ from seqconv.layers import (
     EmbeddingConvsReLUGlobalMaxPool1d,
     Windows,
 )
+from seqconv.numerics import are_fast_products_enabled, set_fast_products
 from seqconv.sliding import SlidingReport, Stream, sliding_inference
 from seqconv.warmup import warmup
 
@@ -37,6 +38,7 @@ __all__ = [
     "SlidingReport",
     "Stream",
     "Windows",
+    "are_fast_products_enabled",
     "clear_cache",
     "data",
     "explain",
@@ -45,6 +47,7 @@ __all__ = [
     "fuse",
     "fusion_report",
     "prepare",
+    "set_fast_products",
     "sliding_inference",
     "unfuse",
     "warmup",

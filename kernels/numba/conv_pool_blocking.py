@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..geometry import Convolution, Pool
+from ..plans import PANELS_AT_ONCE, POSITIONS_AT_ONCE, Plan, fast_plan, products_at_once, products_of
 from .micro.simd import REGISTERS
 from .micro.tile import TILE, VECTORS
 from .runtime.threads import thread_count
 
-__all__ = ["BORDER", "ForwardBlocking", "KernelArguments", "forward_blocking", "running_maxima"]
+__all__ = ["BORDER", "ForwardBlocking", "KernelArguments", "forward_blocking", "running_maxima", "sums_plan"]
 
 # Blocks per thread where threads share the work: when the system delays one thread, the others take its blocks.
 BLOCKS = 8
@@ -75,9 +76,17 @@ class KernelArguments(NamedTuple):
     stride: int = 0
     dilation: int = 0
     padding: int = 0  # on the left; positions accounts for the right
+    size: int = 0  # of the kernel
     reach: int = 0  # input rows from a position's first tap to its last
     copies: int = 0  # bytes of a padded copy of a part's input rows, 0 without padding
     by_channel: int = 0  # taps are visited channel by channel
+    products: int = 0  # of a pair of positions, all channels together; 0 where sums are direct
+    products_each: int = 0  # of a pair and a channel
+    channels_at_once: int = 0  # of fast products: whose products are summed in registers, whole vectors
+    positions_at_once: int = 0  # of fast products: of a sample, whose input is transformed
+    plane_rows: int = 0  # most rows that are transformed at once
+    pair_bytes: int = 0  # of the tables of pairs and offsets
+    slack: int = 0  # rows beside a chunk that a pair may write to, on either side
     few_outputs: int = 0  # rows of the tile whose vectors hold positions, 0 where they hold output channels
     in_place: int = 0  # a tile of few outputs can read the input in place
     channels_inside: int = 0  # the weights' channels are contiguous
@@ -145,6 +154,7 @@ def forward_blocking(
     itemsize: int,
     argmax_itemsize: int,
     channels_last: bool,
+    fast_products: bool,
 ) -> ForwardBlocking:
     """Return a call's blocking; ``pool`` is ``None`` for the global maximum.
 
@@ -166,10 +176,13 @@ def forward_blocking(
     if outer_stride == inner * inner_stride and not (any(padding) and (by_channel or dilation > 1)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
-    few_outputs = stride == 1 and taps >= FEW_OUTPUTS_TAPS and 2 * outputs <= lanes <= positions
+    few_outputs = has_few_outputs(positions, outputs, taps, stride, lanes)
     if few_outputs:  # taps are visited in the order of the weights
         by_channel = True
     natural = by_channel == rows_are_kernels
+    fast = not few_outputs and fast_products
+    fast = fast and sums_plan(shape, strides, weight_shape, convolution, itemsize).name == "fast"
+    products = channels * products_of(size) if fast else 0
     pool_numbers = (positions, 1, 0, 1) if pool is None else pool[:4]
     span = pool_numbers[3] * (pool_numbers[0] - 1) + 1
 
@@ -190,6 +203,7 @@ def forward_blocking(
         group = (group + 1) // 2
     groups = -(-samples // group)
     per = panels if panels * panel_bytes <= RESIDENT else max(1, RESIDENT // panel_bytes)
+    per = max(per, min(panels, PANELS_AT_ONCE)) if fast else per
     per = 1 if overlaps else max(1, min(per, panels * groups * pieces // enough))
     panel_groups = -(-panels // per)
     if (pool is None or overlaps) and groups * panel_groups < enough:
@@ -206,16 +220,28 @@ def forward_blocking(
     kept = span - 1 if overlaps and not slides else 0
     reach = dilation * (size - 1) + 1
     copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
+    blocks, pairs_apart = -(-products // products_at_once(size)), 2 * dilation
+    channels_at_once = positions_at_once = plane_rows = 0
+    if fast:
+        rows = -(-rows // pairs_apart) * pairs_apart
+        channels_at_once = -(-channels // (max(blocks, 1) * lanes)) * lanes
+        positions_at_once = max(POSITIONS_AT_ONCE // pairs_apart, 1) * pairs_apart
+        plane_rows = positions_at_once + reach
+        copies = max(copies, plane_rows * channels_at_once * itemsize)
     if few_outputs:
         copies = (rows - 1 + reach) * channels * itemsize + REGISTERS.width
     threads = max(1, min(threads, parts))
     out_shape, out_strides = out_format(samples, outputs, windows, channels_last=channels_last or pool is None)
-    packed_bytes = padded * (taps + 2) * itemsize + REGISTERS.width
+    packed_bytes = padded * (taps + products + 2) * itemsize + REGISTERS.width
     args = KernelArguments(
         samples=samples, channels=channels, length=length, positions=positions, outputs=outputs, windows=windows,
         sample_stride=sample_stride, channel_stride=channel_stride, row_stride=row_stride,
         position_stride=row_stride * stride, outer=outer, outer_stride=outer_stride, inner=inner,
-        inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], reach=reach, copies=copies,
+        inner_stride=inner_stride, stride=stride, dilation=dilation, padding=padding[0], size=size, reach=reach,
+        copies=copies, products=products, products_each=products_of(size) if fast else 0,
+        channels_at_once=channels_at_once, positions_at_once=positions_at_once, plane_rows=plane_rows,
+        pair_bytes=8 * (positions_at_once + channels_at_once * (size // 3 + 1) + 1) if fast else 0,
+        slack=pairs_apart if fast else 0,
         by_channel=by_channel, few_outputs=1 << (outputs - 1).bit_length() if few_outputs else 0,
         in_place=row_stride == itemsize,
         channels_inside=not rows_are_kernels,
@@ -242,6 +268,36 @@ def forward_blocking(
         args=args,
         numbers=tuple(map(int, args[ADDRESSES:])),
     )
+
+
+def has_few_outputs(positions: int, outputs: int, taps: int, stride: int, lanes: int) -> bool:
+    """Tell whether vectors hold positions instead of output channels."""
+    return stride == 1 and taps >= FEW_OUTPUTS_TAPS and 2 * outputs <= lanes <= positions
+
+
+def sums_plan(
+    shape: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    weight_shape: tuple[int, int, int],
+    convolution: Convolution,
+    itemsize: int,
+) -> Plan:
+    """Return the plan of the sums: ``fast`` or ``direct``, see :func:`~seqconv.kernels.plans.fast_plan`."""
+    (samples, channels, length), (outputs, _, size) = shape, weight_shape
+    positions, lanes = convolution.output_length(length, size), REGISTERS.width // itemsize
+    for reason in (
+        f"fast products serve float32, got numbers of {itemsize} bytes" if itemsize != 4 else None,
+        f"fast products serve a stride of 1, got {convolution.stride}" if convolution.stride != 1 else None,
+        "fast products serve kernels of at least two positions, got one" if size < 2 else None,
+        f"{outputs} outputs are fewer than half a vector"
+        if has_few_outputs(positions, outputs, channels * size, convolution.stride, lanes)
+        else None,
+        "the input is empty" if 0 in shape else None,
+    ):
+        if reason is not None:
+            return Plan("direct", reason, {})
+    sizes = channels, -(-outputs // lanes), size, convolution.dilation, lanes
+    return fast_plan(samples, positions, *sizes, turned=strides[1] != 1)
 
 
 def running_maxima(pool: Pool) -> int:

@@ -1,67 +1,30 @@
 """The compiled forward pass of the fused conv stack: it computes the parts that the blocking has cut the work into."""
-# ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from .conv_pool_blocking import KernelArguments
+from .conv_pool_inputs import limits_of, load_arguments, sample_at, write_indirection, write_offsets
+from .conv_pool_sums import convolve, convolve_few_outputs
+from .fast_products import PLANES, convolve_pairs, has_odd, list_pairs, mend, pack_factors
 from .micro.argmaxpool import clear_windows, finish_whole, pool_some, pool_whole
-from .micro.igemm import igemm, igemm_few_outputs
-from .micro.memory import LINE, aligned, keep, prefetch
-from .micro.packing import copy_padded_rows, pack_bias, pack_panel
-from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load, load_number, store, store_integers, store_number
-from .micro.tile import TILE, VECTORS
+from .micro.memory import LINE, aligned, keep
+from .micro.packing import pack_bias, pack_panel
+from .micro.simd import REGISTERS, broadcast, bytes_of, lanes, load, load_number, store, store_integers
+from .micro.tile import VECTORS
 from .micro.transposition import transpose
-from .runtime.compilation import compiled, inner, intrinsic
+from .runtime.compilation import compiled, inner
 from .runtime.threads import share
 
-__all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64", "limits_of"]
+__all__ = ["COMPUTE", "FINISH", "PACK", "forward_float32", "forward_float64"]
 
 # Purposes of a call of the kernel. COMPUTE packs the weights itself, unless a call with PACK has done so.
 COMPUTE, PACK, FINISH = 0, 1, 2
 
-# Greatest number of taps summed in registers before the sum is added to the total, in blocks of equal size. A single
-# sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60 results
-# against float64 was 0.6 to 1.6 times torch's (medians of 40 draws, 70 to 896 taps); with blocks of up to 128 it was
-# 1.0 to 2.4 times, in 1 % less time. A block's weights, 12 KiB, stay in the first cache for a whole chunk.
-TAPS = 96
-
-# Positions that are convolved between two bursts of prefetches: the CPU stalls when too many are under way at once.
-# jena1 on windows at random places in 24 MB took 4.8 ms on one core of a Zen 1, 4.9 with twice as many, 5.5 with a
-# whole chunk's input prefetched at once, and 4.4 to 4.6 where all windows were the same.
-AT_ONCE = TILE
-
 # Greatest number of cache lines prefetched of the next part's input: a quarter of a second-level cache.
 FARTHEST = 4096
-
-
-@intrinsic
-def load_arguments(_typing: Any, address: Any) -> Any:
-    """Return the arguments that are stored at ``address``."""
-    result = types.NamedUniTuple(types.int64, len(KernelArguments._fields), KernelArguments)
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.inttoptr(arguments[0], context.get_value_type(result).as_pointer()), align=8)
-
-    return result(types.int64), generate
-
-
-@inner(inline="always")
-def sample_at(args: Any, n: int) -> Any:
-    """Return the address of sample ``n``."""
-    return load_number(args.places + n * 8, 0) if args.places else args.x + n * args.sample_stride
-
-
-@inner(inline="always")
-def limits_of(call: Any, n: int) -> tuple[int, int]:
-    """Return how many positions and windows sample ``n`` of a call has: KernelArguments, or a Descriptor."""
-    if call.limits:
-        return load_number(call.limits + n * 16, 0), load_number(call.limits + n * 16 + 8, 0)
-    return call.positions, call.windows
 
 
 @inner
@@ -80,6 +43,17 @@ def pack_all(args: Any, begin: int, end: int, packed: int, zero: Any) -> None:
         pack_panel(
             args.weight + o * args.weight_stride, args.weight_stride, taps, args.period, outputs, vectors, target, zero
         )
+        if args.products:
+            pack_factors(args, target, vectors, factors_at(args, packed, zero) + o * args.products * size, zero)
+
+
+@inner(inline="always")
+def factors_at(args: Any, packed: int, zero: Any) -> int:
+    """Return where the factors of fast products are, behind all packed weights."""
+    width, size = lanes(zero), bytes_of(zero)
+    padded = (args.outputs + width - 1) // width * width
+    at: int = packed + (width + padded * (1 + args.outer * args.inner)) * size
+    return at
 
 
 @inner
@@ -87,170 +61,6 @@ def pack_block(panel: int, table: int, zero: Any) -> None:
     """Pack one panel."""
     args = load_arguments(table)
     pack_all(args, panel, panel + 1, args.packed, zero)
-
-
-@inner
-def write_indirection(args: Any, table: int, samples: Any, first: int, count: int, place: int, zero: Any) -> int:
-    """Write the addresses of ``count`` positions of each sample, from position ``first`` on, to ``table``.
-
-    Where one of them sees padding, the samples' rows are copied to ``place``, zeros around them, and the addresses are
-    those of the copies. Return the bytes between the copies' channels, 0 without copies.
-    """
-    begin = first * args.stride - args.padding
-    seen = (count - 1) * args.stride + args.reach
-    copied = begin < 0 or begin + seen > args.length
-    size = bytes_of(zero)
-    at = table
-    for n in range(samples[0], samples[1]):
-        source = sample_at(args, n)
-        step = args.position_stride
-        if copied:
-            copy_padded_rows(
-                source, args.channel_stride, args.row_stride, args.channels, begin, args.length, seen, place,
-                args.by_channel != 0, zero,
-            )  # fmt: skip
-            source, step = place, args.stride * size * (1 if args.by_channel else args.channels)
-            place += seen * args.channels * size
-        else:
-            source += begin * args.row_stride
-        for i in range(count):
-            store_number(source + i * step, at, 0)
-            at += 8
-    return seen * size if copied else 0
-
-
-@inner
-def write_offsets(args: Any, table: int, apart: int, zero: Any) -> None:
-    """Write each tap's offset from its position, in bytes: in the input or, unless ``apart`` is 0, in a copy."""
-    size = bytes_of(zero)
-    outer_stride, inner_stride = args.outer_stride, args.inner_stride
-    if apart and args.by_channel:
-        outer_stride, inner_stride = apart, args.dilation * size
-    elif apart:
-        outer_stride, inner_stride = args.dilation * args.channels * size, size
-    at = table
-    for a in range(args.outer):
-        for b in range(args.inner):
-            store_number(a * outer_stride + b * inner_stride, at, 0)
-            at += 8
-
-
-@inner
-def convolve_few_outputs(
-    args: Any,
-    n: int,
-    first: int,
-    count: int,
-    place: int,
-    table: int,
-    offsets: int,
-    listed_for: int,
-    starts: int,
-    sums: int,
-    rows: int,
-    zero: Any,
-) -> int:
-    """Fill ``rows`` with a sample's convolution at ``count`` positions, for outputs that fill at most half a vector.
-
-    Vectors hold positions; the sums are transposed into the rows that :func:`convolve` would write. ``starts`` has a
-    vector of each output's bias. Return the bytes between channels for which the taps' ``offsets`` were written.
-    """
-    width, size = lanes(zero), bytes_of(zero)
-    begin, seen = first - args.padding, count - 1 + args.reach
-    source: int = sample_at(args, n) + begin * args.row_stride
-    apart: int = args.channel_stride
-    if not args.in_place or count < width or begin < 0 or begin + seen > args.length:
-        copy_padded_rows(
-            sample_at(args, n), args.channel_stride, args.row_stride, args.channels, begin, args.length, seen, place,
-            True, zero,
-        )  # fmt: skip
-        source, apart = place, seen * size
-    kernels = args.reach // args.dilation + (args.reach % args.dilation > 0)
-    if apart != listed_for:
-        at = offsets
-        for a in range(kernels if args.channels_inside else args.channels):
-            for b in range(args.channels if args.channels_inside else kernels):
-                channel, kernel = (b, a) if args.channels_inside else (a, b)
-                store_number(channel * apart + kernel * args.dilation * size, at, 0)
-                at += 8
-    row = (count + width - 1) // width * width * size
-    taps = args.channels * kernels
-    block = block_of(taps)
-    for tap in range(0, taps, block):
-        for i in range(args.few_outputs):
-            store_number(args.weight + min(i, args.outputs - 1) * args.weight_stride + tap * size, table + i * 8, 0)
-        some = min(block, taps - tap)
-        igemm_few_outputs(
-            table, args.few_outputs, offsets + tap * 8, some, source, count, starts, sums, row, tap > 0, zero
-        )
-    done = count // width * width
-    transpose(sums, row, rows, REGISTERS.width, args.outputs, done, zero)
-    if done < count:
-        repeated = done - count + width if done else 0
-        last = sums + (done + repeated) * size
-        transpose(last, row, rows + done * REGISTERS.width, REGISTERS.width, args.outputs, count - done, zero)
-    return apart
-
-
-@inner
-def block_of(taps: int) -> int:
-    """Return how many of ``taps`` are summed at a time."""
-    blocks = (taps + TAPS - 1) // TAPS
-    return (taps + blocks - 1) // blocks
-
-
-@inner
-def convolve(
-    table: int,
-    count: int,
-    offsets: int,
-    taps: int,
-    weights: int,
-    bias: int,
-    vectors: int,
-    rows: int,
-    ahead: Any,
-    zero: Any,
-) -> None:
-    """Fill ``rows``, dense, with convolution and bias at ``count`` listed positions, for ``vectors`` of outputs.
-
-    Each block of taps is summed in registers before it is added to the total, which keeps rounding errors small.
-    ``ahead`` describes the memory to prefetch meanwhile by the arguments of :func:`ask_for`.
-    """
-    width = REGISTERS.width
-    row = vectors * width
-    place, line, last, run, apart = ahead
-    block = block_of(taps)
-    blocks = (taps + block - 1) // block
-    pieces = blocks * ((count + AT_ONCE - 1) // AT_ONCE)
-    share_of_lines = (max(last - line, 0) + pieces - 1) // max(pieces, 1)
-    for tap in range(0, taps, block):
-        more = tap > 0
-        panel, some = weights + tap * vectors * width, min(block, taps - tap)
-        for first in range(0, count, AT_ONCE):
-            number, at, goal = min(AT_ONCE, count - first), table + first * 8, rows + first * vectors * width
-            ask_for(place, line, min(line + share_of_lines, last), run, apart)
-            line += share_of_lines
-            if vectors == VECTORS:
-                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, row, more, zero, VECTORS)
-            else:
-                igemm(at, number, offsets + tap * 8, some, panel, bias, width, goal, row, more, zero, 1)
-
-
-@inner
-def ask_for(place: int, line: int, last: int, run: int, apart: int) -> None:
-    """Prefetch the cache lines ``line`` to ``last`` of the memory at ``place``.
-
-    That memory is runs of ``run`` contiguous lines, which begin ``apart`` bytes apart.
-    """
-    if line >= last:
-        return
-    base, column = place + line // run * apart, line % run
-    for _ in range(line, last):
-        prefetch(base + column * LINE, 2)
-        column += 1
-        if column == run:
-            base, column = base + apart, 0
 
 
 @inner
@@ -286,15 +96,19 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     args = load_arguments(table)
     width, size = lanes(zero), bytes_of(zero)
     padded = (args.outputs + width - 1) // width * width
-    taps = args.outer * args.inner
+    taps, factors = args.outer * args.inner, factors_at(args, packed, zero)
     panel_row = VECTORS * width * size
     local = args.group * args.panels * VECTORS * width
     span = (args.pool_size - 1) * args.pool_dilation + 1
     sliding = args.slides * VECTORS * width
+    panel_bytes = (args.kept + args.rows + 2 * args.slack) * panel_row
+    planes_bytes = PLANES * args.plane_rows * args.channels_at_once * size
     sizes = (
-        (args.kept + args.rows) * panel_row, args.most * panel_row, max(args.rows, 8) * 8, local * size, local * 4,
-        args.copies, (taps + 1) * 8, args.few_outputs * width * size, args.few_outputs * (args.rows + width) * size,
-        sliding * size, sliding * 4 if args.argmax else 0,
+        panel_bytes * max(args.panels * (args.products > 0), 1), args.most * panel_row, max(args.rows, 8) * 8,
+        local * size, local * 4, args.copies, (taps + 1) * 8, args.few_outputs * width * size,
+        args.few_outputs * (args.rows + width) * size, sliding * size, sliding * 4 if args.argmax else 0,
+        args.pair_bytes, planes_bytes, args.rows * panel_row if args.products else 0,
+        args.panels * width * size if args.products else 0,
     )  # fmt: skip
     total = 0
     for one in sizes:
@@ -302,6 +116,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     scratch = np.empty(total, np.uint8)
     rows = aligned(scratch.ctypes.data)
     pooled = aligned(rows + sizes[0])
+    rows += args.slack * panel_row
     listed = aligned(pooled + sizes[1])
     maxima = aligned(listed + sizes[2])
     running_argmax = aligned(maxima + sizes[3])
@@ -311,6 +126,12 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
     sums = aligned(starts + sizes[7])
     held = aligned(sums + sizes[8])
     running = (held, aligned(held + sizes[9]) if args.argmax else 0)
+    pairs = aligned(aligned(held + sizes[9]) + sizes[10])
+    planes = aligned(pairs + sizes[11])
+    spare = aligned(planes + sizes[12])
+    flags = aligned(spare + sizes[13])
+    if args.products:
+        list_pairs(args, pairs, zero)
     listed_for = -1
     for i in range(args.few_outputs):
         shift = zero
@@ -364,7 +185,7 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                     listed_for = convolve_few_outputs(
                         args, n, first, count, place, listed, offsets, listed_for, starts, sums, goal, zero
                     )
-            elif number:
+            elif number and not args.products:
                 gap = write_indirection(args, listed, samples, first, count, place, zero)
                 if gap != listed_for:
                     write_offsets(args, offsets, gap, zero)
@@ -379,17 +200,31 @@ def forward_block(block: int, table: int, packed: int, zero: Any) -> None:
                 lines = 0
             some = lines // args.panels + 1
             line = 0
+            if args.products and number:
+                convolve_pairs(
+                    args, samples, first, count, (outputs, outputs_end), (packed + width * size, factors), place,
+                    planes, pairs, rows, kept, panel_bytes, flags,
+                    (place_next, 0, lines, run, run_apart), zero,
+                )  # fmt: skip
             for o in range(outputs, outputs_end, VECTORS * width):
                 ahead = (place_next, line, min(line + some, lines), run, run_apart)
                 line += some
+                panel = (o - outputs) // (VECTORS * width)
                 vectors = min(VECTORS, (padded - o) // width)
                 weights = packed + (width + padded + o * taps) * size
-                if not args.few_outputs:
-                    bias = packed + (width + o) * size
-                    goal = rows + kept * vectors * width * size
+                bias = packed + (width + o) * size
+                own = rows + (panel * panel_bytes if args.products else 0)
+                goal = own + kept * vectors * width * size
+                if args.products:
+                    if number and has_odd(flags + panel * width * size, zero):
+                        mend(
+                            args, samples, first, count, place, listed, offsets, weights, bias, vectors, spare, goal,
+                            zero,
+                        )  # fmt: skip
+                elif not args.few_outputs:
                     convolve(listed, number, offsets, taps, weights, bias, vectors, goal, ahead, zero)
                 for n in range(samples[0], samples[1]):
-                    source = rows + (n - samples[0]) * count * vectors * width * size
+                    source = own + (n - samples[0]) * count * vectors * width * size
                     if args.whole:
                         for v in range(vectors):
                             local = (n - samples[0]) * apart + o - outputs + v * width
@@ -484,7 +319,7 @@ def forward(table: int, purpose: int, begin: int, end: int, threads: int, launch
     if purpose == PACK:
         share(begin, end, threads, launch, pack_block, (table, zero))
     elif purpose == COMPUTE:
-        own = 0 if args.packed else (padded * (args.outer * args.inner + 1) + width) * size + LINE
+        own = 0 if args.packed else (padded * (args.outer * args.inner + args.products + 1) + width) * size + LINE
         memory = np.empty(own + 1, np.uint8)
         packed = args.packed
         if not packed and not args.few_outputs:

@@ -41,10 +41,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import plans
 from ..geometry import Convolution, Pool
 from ..reference.conv_pool import is_channels_last
-from ..source import limits
-from .conv_pool_blocking import ADDRESSES, forward_blocking
+from ..source import Dense, Source, Windows, limits
+from .conv_pool_blocking import ADDRESSES, forward_blocking, sums_plan
 from .conv_pool_kernel import COMPUTE, FINISH, PACK, forward_float32, forward_float64
 from .micro.simd import REGISTERS
 from .runtime import threads
@@ -57,6 +58,7 @@ __all__ = [
     "aligned",
     "argmax_format",
     "argmax_integers",
+    "explain",
     "forward",
     "lane_count",
     "limits_table",
@@ -134,9 +136,26 @@ def prepared(
     return _prepared(*_formats(input, weight, bias), convolution, pool, want_argmax, is_channels_last(input), None)
 
 
+def explain(
+    source: Source,
+    weight: Tensor,
+    _bias: Tensor | None,
+    convolution: Convolution,
+    pool: Pool | None,  # noqa: ARG001
+) -> str:
+    """Return how the sums of a dense input's convolution are computed, and why so."""
+    if not plans.fast_products:
+        return "direct: seqconv.set_fast_products(False)"
+    values = source.values
+    shape = (source.samples, values.size(-1) if isinstance(source, Windows) else values.size(1), source.length)
+    strides = values.stride() if isinstance(source, Dense) else (0, *values.stride()[::-1])
+    plan = sums_plan(shape, strides, tuple(weight.shape), convolution, values.dtype.itemsize)  # type: ignore[arg-type]
+    return f"{plan.name}: {plan.reason}"
+
+
 def _formats(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
     """Return what a forward pass depends on besides its options: of the operands, and how work is shared."""
-    threads_now = torch.get_num_threads(), threads.WORTH_A_THREAD
+    threads_now = torch.get_num_threads(), threads.WORTH_A_THREAD, plans.fast_products
     bias_stride = 0 if bias is None else bias.stride(0)
     return threads_now, input.dtype, input.shape, input.stride(), weight.shape, weight.stride(), bias_stride
 
@@ -146,7 +165,7 @@ class Prepared:
 
     def __init__(
         self,
-        limits: tuple[int, int],
+        limits: tuple[int, int, bool],
         dtype: torch.dtype,
         shape: tuple[int, int, int],
         strides: tuple[int, int, int],
@@ -159,12 +178,13 @@ class Prepared:
         channels_last: bool,
         kind: torch.dtype | None,
     ) -> None:
-        self.threads, _ = limits
+        self.threads, _, self.fast_products = limits
         greatest = (pool.size if pool else convolution.output_length(shape[2], weight[2])) - 1
         kind = kind or argmax_integers(greatest)[0]
         channels_last = channels_last and not (pool and pool.contiguous)
         blocking = forward_blocking(
-            shape, strides, weight, weight_strides, convolution, pool, dtype.itemsize, kind.itemsize, channels_last
+            shape, strides, weight, weight_strides, convolution, pool, dtype.itemsize, kind.itemsize, channels_last,
+            self.fast_products and dtype == torch.float32,
         )  # fmt: skip
         self.blocking, self.kernel, self.has_argmax = blocking, KERNELS[dtype], want_argmax
         self.out = blocking.out_shape, blocking.out_strides, dtype
@@ -176,7 +196,7 @@ class Prepared:
     @property
     def may_replay(self) -> bool:
         """Whether :meth:`replay` does what the kernel's call would."""
-        return torch.get_num_threads() == self.threads
+        return torch.get_num_threads() == self.threads and plans.fast_products == self.fast_products
 
     def replay(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the result and, if wanted, ``argmax``, of ``(input, weight)`` or ``(input, weight, bias)``."""

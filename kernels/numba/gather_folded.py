@@ -23,7 +23,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .conv_pool_kernel import limits_of
+from .conv_pool_inputs import limits_of
 from .gathered import Descriptor, Index, row_of, window_range
 from .micro.control import of_size, repeat
 from .micro.half_floats import stored_as

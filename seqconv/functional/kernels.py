@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,12 @@ def explain_embedding(
     return f"{plan.name}: {plan.reason}{hint}"
 
 
+def explain_dense(*arguments: Any, **_options: Any) -> str:
+    """Return how Numba's floor computes the sums of a convolution on a dense input or on windows, and why so."""
+    found: str = backends.load("seqconv.kernels.numba.dense").explain(*arguments)
+    return found
+
+
 def register() -> None:
     """Register the kernels of all floors: one for all sources and pools, under every name that users know it by."""
     for source, operations in NAMES.items():
@@ -133,5 +140,5 @@ def register() -> None:
         plans = (cpu, gpu) if source is Tokens else (None, None)
         for operation in operations:
             backends.register(operation, "reference", lambda: composed)
-            backends.register(operation, "numba", partial(fused, "numba"), refuse, plan=plans[0])
+            backends.register(operation, "numba", partial(fused, "numba"), refuse, plan=plans[0] or explain_dense)
             backends.register(operation, "triton", fused_on_gpus, refuse_on_gpus, plan=plans[1])

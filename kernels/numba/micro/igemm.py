@@ -22,7 +22,7 @@ from .control import of_size, repeat
 from .simd import REGISTERS, byte_pointer, bytes_of, lanes, llvm_vector, read, vector_of
 from .tile import TILE, Step, emit_sums, store_sums, vector_places
 
-__all__ = ["igemm", "igemm_few_outputs"]
+__all__ = ["igemm", "igemm_few_outputs", "opaque"]
 
 TILES = (14, 10, 6, 4, 2, 1) if TILE == 14 else (6, 4, 2, 1)  # a rest is cut into these
 
@@ -180,12 +180,12 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width
 
     def walk(add_tap: Step, zeros: list[Any]) -> list[Any]:
         def follow(tap: Any, hidden: Any, here: Any, *sums: Any) -> tuple[list[Any], Any]:
-            offset = _opaque(builder, hidden)  # loaded one tap ahead, there is one behind the last
+            offset = opaque(builder, hidden)  # loaded one tap ahead, there is one behind the last
             vectors = builder.gep(content, [offset]) if few else here
             totals = add_tap([builder.gep(row, [here if few else offset]) for row in sources], vectors, sums)
             ahead = builder.add(tap, ir.Constant(number, 1))
             further = builder.add(here, step) if few else builder.gep(here, [step])
-            seen = _opaque(builder, ahead)
+            seen = opaque(builder, ahead)
             return [seen, listed(behind, ahead), further, *totals], builder.icmp_signed("<", seen, taps)
 
         starts = [nothing, listed(behind, nothing), nothing if few else content, *zeros]
@@ -201,11 +201,16 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], rows: int, *, width
     store_sums(builder, kind, sums, goals, builder.not_(more), begins)
 
 
-def _opaque(builder: Any, number: Any) -> Any:
+# How inline assembly names a vector register.
+VECTOR_PLACE = {64: "v", 32: "x"}.get(REGISTERS.width, "w" if REGISTERS.number == 32 else "x")
+
+
+def opaque(builder: Any, number: Any) -> Any:
     """Return a number whose origin is hidden from LLVM.
 
     Otherwise LLVM unrolls the loop, loads numbers far ahead of their use and spills the sums, which halves the speed. A
     test checks that it does not.
     """
     form = ir.FunctionType(number.type, [number.type])
-    return builder.call(ir.InlineAsm(form, "", "=r,0", False), [number])
+    place = VECTOR_PLACE if isinstance(number.type, ir.VectorType) else "r"
+    return builder.call(ir.InlineAsm(form, "", f"={place},0", False), [number])

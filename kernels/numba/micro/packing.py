@@ -105,8 +105,14 @@ def copy_padded_rows(
             transpose(begins, row_stride, target + low * size, rows * size, high - low, channels, zero)
     else:
         clear(target, low * channels, zero)
-        for r in range(low, high):
-            copy_row(target + r * channels * size, source + (begin + r) * row_stride, channel_stride, channels, zero)
+        row = channels * size
+        if row_stride == size and channel_stride != size:
+            transpose(
+                source + (begin + low) * size, channel_stride, target + low * row, row, channels, high - low, zero
+            )
+        else:
+            for r in range(low, high):
+                copy_row(target + r * row, source + (begin + r) * row_stride, channel_stride, channels, zero)
         clear(target + high * channels * size, (rows - high) * channels, zero)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from llvmlite import ir
 
+from .control import chosen
 from .simd import REGISTERS, byte_pointer, fmuladd, read, size_of, splat, write
 
-__all__ = ["TILE", "VECTORS", "Step", "emit_sums", "store_sums", "vector_places"]
+__all__ = ["TILE", "VECTORS", "Step", "adder", "emit_sums", "store_sums", "vector_places"]
 
 # Rows of a register tile two vectors wide. With 32 registers 14 x 2 sums, 2 vectors and the number fill all but one:
 # 250 of 258 GFLOP/s on one core of a Zen 5, whose multiply-adds need 2 x 4 sums under way. With 16, 6 x 2.
@@ -32,18 +33,30 @@ def emit_sums(builder: Any, kind: Any, rows: int, width: int, walk: Walk) -> lis
     the sums behind the last tap. The step takes the addresses of the rows' numbers, the address of the contiguous
     vectors and the sums so far, and returns the next sums.
     """
+    return walk(adder(builder, kind, width), [ir.Constant(kind, [0.0] * kind.count)] * (rows * width))
+
+
+def adder(builder: Any, kind: Any, width: int, panels: int = 1) -> Step:
+    """Return the step that adds one tap to sums of ``width`` vectors in each row.
+
+    Of several ``panels``, the first so many rows are multiplied with the first ``width`` vectors, and so on.
+    """
     size = size_of(kind.element)
-    behind = [ir.Constant(ir.IntType(64), v * kind.count * size) for v in range(width)]
 
     def add_tap(numbers: Sequence[Any], vectors: Any, sums: Sequence[Any]) -> list[Any]:
-        panel = [read(builder, builder.gep(vectors, [offset]), kind, size) for offset in behind]
-        totals = []
+        totals: list[Any] = []
+        rows = len(numbers) // panels
         for i, place in enumerate(numbers):
+            if i % rows == 0:
+                behind = [
+                    ir.Constant(ir.IntType(64), (i // rows * width + v) * kind.count * size) for v in range(width)
+                ]
+                panel = [read(builder, builder.gep(vectors, [offset]), kind, size) for offset in behind]
             factor = splat(builder, read(builder, place, kind.element, size), kind.count)
             totals += [fmuladd(builder, factor, panel[v], sums[i * width + v]) for v in range(width)]
         return totals
 
-    return walk(add_tap, [ir.Constant(kind, [0.0] * kind.count)] * (rows * width))
+    return add_tap
 
 
 def vector_places(builder: Any, kind: Any, target: Any, stride: Any, rows: int, width: int) -> list[Any]:
@@ -55,20 +68,20 @@ def vector_places(builder: Any, kind: Any, target: Any, stride: Any, rows: int, 
 
 def store_sums(
     builder: Any, kind: Any, sums: Sequence[Any], goals: Sequence[Any], fresh: Any, begins: Sequence[Any] | None = None
-) -> None:
-    """Emit stores of the sums at ``goals``: added to what is there or, if ``fresh``, to what is at ``begins``."""
+) -> list[Any]:
+    """Emit stores of the sums at ``goals``: added to what is there or, if ``fresh``, to what is at ``begins``.
+
+    Return what was stored.
+    """
     size = size_of(kind.element)
 
-    def store(before: Sequence[Any] | None) -> None:
-        contents = sums
+    def store(before: Sequence[Any] | None) -> list[Any]:
+        contents = list(sums)
         if before is not None:
             old = [read(builder, place, kind, size) for place in before]
             contents = [builder.fadd(content, total) for content, total in zip(old, sums, strict=True)]
         for goal, content in zip(goals, contents, strict=True):
             write(builder, content, goal, size)
+        return contents
 
-    with builder.if_else(fresh) as (starting, adding):
-        with starting:
-            store(begins)
-        with adding:
-            store(goals)
+    return chosen(builder, fresh, lambda: store(begins), lambda: store(goals))
