@@ -7,7 +7,7 @@ from seqconv.kernels import plans
 __all__ = ["are_fast_products_enabled", "set_fast_products"]
 
 
-class set_fast_products:  # noqa: N801  (called like a function, as torch.set_grad_enabled is)
+class set_fast_products:
     """Allow convolutions on the CPU to be summed by fewer products, or not; as a context manager, within the block.
 
     Two neighbouring positions share products of sums and differences of their inputs (Winograd's F(2,3)): 1.3 to 1.5

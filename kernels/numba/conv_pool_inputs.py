@@ -1,4 +1,4 @@
-"""What the forward pass of the fused conv stack reads: its arguments, samples, and the tables of an indirect product."""
+"""What the forward pass of the fused conv stack reads: arguments, samples, and the tables of an indirect product."""
 # ruff: noqa: ARG001  (an intrinsic's parameters are types)
 
 from __future__ import annotations

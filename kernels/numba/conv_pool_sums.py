@@ -13,7 +13,7 @@ from .micro.tile import TILE, VECTORS
 from .micro.transposition import transpose
 from .runtime.compilation import inner
 
-__all__ = ["ask_for", "convolve", "convolve_few_outputs"]
+__all__ = ["ask_for", "block_of", "convolve", "convolve_few_outputs"]
 
 # Greatest number of taps summed in registers before the sum is added to the total, in blocks of equal size. A single
 # sum over imdb1's 896 taps has three times the rounding error of torch's. The largest error of 4 x 32 x 60 results

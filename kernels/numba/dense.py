@@ -27,7 +27,7 @@ Where these kernels are slow: positions that lie between windows are convolved i
 vector has lanes cost as much as a vector of them, unless the stride is 1 and there are 16 taps or more.
 
 A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place
-in the batch.
+in the batch. They do on the batch's size, by which the plan of the sums is chosen.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .conv_pool_kernel import block_of
+from .conv_pool_sums import block_of
 from .micro.igemm import igemm
 from .micro.memory import LINE, aligned, keep
 from .micro.packing import copy_row

@@ -66,8 +66,8 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
     address of their offsets (of which one more is read), the address of row 0, the bytes of a row, and the bytes from
     the number of one sum to that of the other. ``factors`` has a row of vectors for each product.
 
-    Results are added to what ``target`` holds if ``more``; else sums begin with the vectors at ``start``. If ``last``, they are added
-    to the vector at ``flag`` too, which is infinite or no number if one of them is.
+    Results are added to what ``target`` holds if ``more``; else sums begin with the vectors at ``start``. If ``last``,
+    they are added to the vector at ``flag`` too, which is infinite or no number if one of them is.
     """
     table, behind, inputs, factors, start, target, flag, more, last = given
     number, size = ir.IntType(64), size_of(kind.element)
@@ -82,7 +82,7 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
     index = byte_pointer(builder, table)
 
     def walk(which: int, content: Any, sums: list[Any], sides: int) -> list[Any]:
-        """Emit the loop over products of one kind, for both sums or one; return the next kind's factors and the sums."""
+        """Emit the loop over one kind of products, for both sums or one; return the next kind's factors, and the sums."""
         count, offsets, base, row, apart = (builder.extract_value(inputs, [which, i]) for i in range(5))
         add_tap, place = adder(builder, kind, width, sides), byte_pointer(builder, offsets)
 
