@@ -178,7 +178,7 @@ def test_bits_depend_on_no_neighbour_and_no_thread(name, layout, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         for other, more in zip(forward(x, w, b, convolution, pool), (out, argmax), strict=True):
             assert torch.equal(other, more)
-        moved = x.roll(samples // 2, 0)
+        moved = LAYOUTS[layout](x.roll(samples // 2, 0))
         for other, more in zip(forward(moved, w, b, convolution, pool), (out, argmax), strict=True):
             assert torch.equal(other, more.roll(samples // 2, 0))
 
