@@ -82,7 +82,7 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
     index = byte_pointer(builder, table)
 
     def walk(which: int, content: Any, sums: list[Any], sides: int) -> list[Any]:
-        """Emit the loop over one kind of products, for both sums or one; return the next kind's factors, and the sums."""
+        """Emit the loop over one kind of products, for one sum or both; return the next factors, and the sums."""
         count, offsets, base, row, apart = (builder.extract_value(inputs, [which, i]) for i in range(5))
         add_tap, place = adder(builder, kind, width, sides), byte_pointer(builder, offsets)
 
