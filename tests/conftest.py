@@ -1,5 +1,6 @@
 """What every test is given: no backend forced from outside, torch's settings put back, unwritten memory that shows."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,9 @@ def _poisoned_memory(monkeypatch):
     """Fill what torch.empty and its kin return, so that an element that nobody writes fails a comparison."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    for module in ("dense", "dense_backward"):
+        if (owner := sys.modules.get(f"seqconv.kernels.numba.{module}")) is not None:
+            monkeypatch.setattr(owner, "empty", _poisoned(owner.empty))
 
 
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)

@@ -34,6 +34,7 @@ from torch import Tensor
 from ..geometry import Convolution, Pool
 from .argmax_lists import list_windows
 from .conv_pool_backward_blocking import BackwardBlocking, backward_blocking
+from .dense import empty
 from .micro.channel_blocks import all_finite, carry_sums, clear_vectors, load_rows, store_rows
 from .micro.memory import keep, prefetch
 from .micro.simd import (
@@ -95,13 +96,12 @@ def backward(
         return next(zeros), next(zeros), input.new_zeros(weight.size(0)) if wanted[2] else None
     if places is None and input.stride(1) != 1 and input.stride(2) != 1:
         input = input.contiguous()
-    filters = weight.detach().contiguous()
+    filters, dtype = weight if weight.is_contiguous() else weight.contiguous(), input.dtype
     (samples, channels, length), (outputs, _, size) = input.shape, filters.shape
     dx = None
     if wanted[0]:
-        contiguous = input.is_contiguous()
-        dx = input.new_empty((samples, channels, length) if contiguous else (samples, length, channels))
-        dx = dx if contiguous else dx.transpose(1, 2)
+        strides = (channels * length, length, 1) if input.is_contiguous() else (channels * length, 1, channels)
+        dx = empty((samples, channels, length), strides, dtype)
     like = LIKE[input.dtype]
     vector = REGISTERS.width // like.itemsize
     blocking = backward_blocking(
@@ -110,10 +110,10 @@ def backward(
         thread_count(max(samples, -(-channels // vector)), gradient.numel() * channels * size),
     )  # fmt: skip
     partials = blocking.shares if blocking.by_samples else 1
-    partial = input.new_empty(partials, outputs, blocking.run) if wanted[1] else None
-    sums = input.new_empty(partials, outputs, vector, dtype=torch.float64) if wanted[2] else None
-    dw = input.new_empty(filters.shape) if wanted[1] else None
-    db = input.new_empty(outputs) if wanted[2] else None
+    partial = empty((partials * outputs * blocking.run,), (1,), dtype) if wanted[1] else None
+    sums = empty((partials * outputs * vector,), (1,), torch.float64) if wanted[2] else None
+    dw = empty((outputs, channels, size), (channels * size, size, 1), dtype) if wanted[1] else None
+    db = empty((outputs,), (1,), dtype) if wanted[2] else None
     non_finite = array("q", (0,))
     addresses = (
         *(0 if one is None else one.data_ptr() for one in (input, filters, gradient, argmax, dx, partial, sums)),

@@ -21,7 +21,7 @@ from seqconv import backends
 from seqconv.functional import arguments, remembered
 from seqconv.functional.arguments import IntOrTuple
 from seqconv.functional.kernels import is_own, register
-from seqconv.functional.recent import Recent
+from seqconv.functional.recent import Recent, recent_of
 from seqconv.functional.tracing import Proxy, TracedCall
 from seqconv.kernels.geometry import Convolution, Pool
 from seqconv.kernels.source import Dense, Tokens, Windows, name_of
@@ -264,8 +264,10 @@ def run(
     ``recent`` are calls of the same ``prepare``, options and backend.
     """
     is_compiling = torch.compiler.is_compiling()
-    if recent is not None and not is_compiling and (known := recent.find(operands)) is not None:
-        return known(*operands)
+    if not is_compiling:
+        recent = recent or recent_of(prepare, backend, *options)
+        if recent is not None and (known := recent.find(operands)) is not None:
+            return known(*operands)
     key = None if is_compiling else remembered.key_of(prepare, operands, options, backend)
     if key is None:
         return prepare(*operands, *options).run(backend)

@@ -17,9 +17,10 @@ from seqconv import backends
 from seqconv.functional.following import active
 from seqconv.kernels.triton import replay
 
-__all__ = ["Recent", "switches"]
+__all__ = ["Recent", "recent_of", "switches"]
 
 MOST = 4
+MOST_PLACES = 256
 # Of a place in all: where calls differ again and again, as texts of any length do, they are found by their keys.
 MOST_ADDED = 64
 # These stand for operands that are None: none looks so. The guards take no tensor twice.
@@ -69,8 +70,27 @@ class Recent:
         self.entries = [entry, *self.entries[: MOST - 1]]
 
 
+def recent_of(*options: Any) -> Recent | None:
+    """Return the latest calls of such options in the program, ``None`` for options that are not compared."""
+    types = [type(one) for group in options for one in (group if type(group) is tuple else (group,))]
+    if tuple in types:  # whose own numbers are not looked at: 1.0 is no 1
+        return None
+    key = (*options, *types)
+    try:
+        if (found := _places.get(key)) is None:
+            if len(_places) >= MOST_PLACES:
+                _places.clear()
+            found = _places[key] = Recent()
+    except TypeError:  # an option that cannot be looked up
+        return None
+    return found
+
+
 def _given(operands: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [nothing if one is None else one for one, nothing in zip(operands, NOTHING, strict=False)]
+
+
+_places: dict[tuple[Any, ...], Recent] = {}
 
 
 def switches() -> tuple[Any, ...]:
