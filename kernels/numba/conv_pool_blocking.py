@@ -23,6 +23,7 @@ BLOCKS = 8
 
 # Approximate number of positions of a chunk: 16 KiB of scratch.
 CHUNK = 128
+LONG_CHUNK, STREAMED = 512, 256 * 1024
 
 # Least number of windows' spans in a piece of a sample that threads share, where windows overlap: on both sides of a
 # border a span is convolved, which then is a sixteenth of the work, by count. Two will do where threads were idle.
@@ -40,7 +41,7 @@ RESIDENT = 512 * 1024
 
 # Least number of taps for tiles of few outputs. Output channels that fill at most half a vector waste its other lanes;
 # vectors then hold positions instead. With fewer taps, transposing the sums costs more than the wasted lanes.
-FEW_OUTPUTS_TAPS = 16
+FEW_OUTPUTS_TAPS = (16, 8)
 
 # Weights of more bytes are packed by several threads.
 PACKED_ALONE = 256 * 1024
@@ -176,7 +177,7 @@ def forward_blocking(
     if outer_stride == inner * inner_stride and not (any(padding) and (by_channel or dilation > 1)):
         outer, inner = 1, outer * inner
     rows_are_kernels = weight_strides[2] == 1 or size == 1
-    few_outputs = has_few_outputs(positions, outputs, taps, stride, lanes)
+    few_outputs = has_few_outputs(positions, outputs, taps, stride, lanes, in_place=row_stride == itemsize)
     if few_outputs:  # taps are visited in the order of the weights
         by_channel = True
     natural = by_channel == rows_are_kernels
@@ -191,9 +192,12 @@ def forward_blocking(
     panel_bytes = taps * VECTORS * REGISTERS.width
     overlaps = pool is not None and pool_numbers[1] < span
     seen = max(min((windows - 1) * pool_numbers[1] + span, positions), 1)
-    piece_windows, pieces, rows = windows, 1, min(CHUNK // TILE * TILE, seen)
+    chunk = CHUNK
+    if few_outputs and row_stride == itemsize:
+        chunk = max(CHUNK, min(LONG_CHUNK, STREAMED // (channels * itemsize)) // TILE * TILE)
+    piece_windows, pieces, rows = windows, 1, min(chunk // TILE * TILE, seen)
     if pool is not None and not overlaps:
-        piece_windows = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)))
+        piece_windows = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)), chunk)
         rows = min((piece_windows - 1) * pool_numbers[1] + span, positions)
         pieces = max(1, -(-windows // piece_windows))
     single = pieces == 1 and seen <= rows
@@ -270,9 +274,10 @@ def forward_blocking(
     )
 
 
-def has_few_outputs(positions: int, outputs: int, taps: int, stride: int, lanes: int) -> bool:
+def has_few_outputs(positions: int, outputs: int, taps: int, stride: int, lanes: int, *, in_place: bool) -> bool:
     """Tell whether vectors hold positions instead of output channels."""
-    return stride == 1 and taps >= FEW_OUTPUTS_TAPS and 2 * outputs <= lanes <= positions
+    least = FEW_OUTPUTS_TAPS[in_place]
+    return stride == 1 and taps >= least and 2 * outputs <= lanes <= positions
 
 
 def sums_plan(
@@ -290,7 +295,7 @@ def sums_plan(
         f"fast products serve a stride of 1, got {convolution.stride}" if convolution.stride != 1 else None,
         "fast products serve kernels of at least two positions, got one" if size < 2 else None,
         f"{outputs} outputs are fewer than half a vector"
-        if has_few_outputs(positions, outputs, channels * size, convolution.stride, lanes)
+        if has_few_outputs(positions, outputs, channels * size, convolution.stride, lanes, in_place=strides[2] == 1)
         else None,
         "the input is empty" if 0 in shape else None,
     ):
@@ -307,12 +312,12 @@ def running_maxima(pool: Pool) -> int:
     return pool.dilation * (pool.size + 1) if slides else 0
 
 
-def _windows_at_once(stride: int, span: int, windows: int, shares: int) -> int:
-    """Return how many windows that do not overlap are pooled at a time.
+def _windows_at_once(stride: int, span: int, windows: int, shares: int, positions: int) -> int:
+    """Return how many windows that do not overlap are pooled at a time, about so many ``positions``.
 
     They are fewer where there are fewer samples than threads to share them.
     """
-    whole_tiles = TILE * max(1, round(CHUNK / (TILE * stride)))
+    whole_tiles = TILE * max(1, round(positions / (TILE * stride)))
     chunk = whole_tiles if stride * TILE <= 2 * CHUNK else max(1, 4 * span // stride)
     if shares > 1:
         chunk = min(chunk, max(-(-windows // shares), -(-TILE // stride)))
