@@ -197,7 +197,9 @@ def forward_blocking(
         chunk = max(CHUNK, min(LONG_CHUNK, STREAMED // (channels * itemsize)) // TILE * TILE)
     piece_windows, pieces, rows = windows, 1, min(chunk // TILE * TILE, seen)
     if pool is not None and not overlaps:
-        piece_windows = _windows_at_once(pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)), chunk)
+        piece_windows = _windows_at_once(
+            pool_numbers[1], span, windows, -(-2 * threads // max(samples * panels, 1)), chunk, lanes if fast else TILE
+        )
         rows = min((piece_windows - 1) * pool_numbers[1] + span, positions)
         pieces = max(1, -(-windows // piece_windows))
     single = pieces == 1 and seen <= rows
@@ -312,12 +314,12 @@ def running_maxima(pool: Pool) -> int:
     return pool.dilation * (pool.size + 1) if slides else 0
 
 
-def _windows_at_once(stride: int, span: int, windows: int, shares: int, positions: int) -> int:
+def _windows_at_once(stride: int, span: int, windows: int, shares: int, positions: int, tile: int) -> int:
     """Return how many windows that do not overlap are pooled at a time, about so many ``positions``.
 
     They are fewer where there are fewer samples than threads to share them.
     """
-    whole_tiles = TILE * max(1, round(positions / (TILE * stride)))
+    whole_tiles = tile * max(1, round(positions / (tile * stride)))
     chunk = whole_tiles if stride * TILE <= 2 * CHUNK else max(1, 4 * span // stride)
     if shares > 1:
         chunk = min(chunk, max(-(-windows // shares), -(-TILE // stride)))

@@ -45,6 +45,7 @@ from .micro.simd import (
     store_number,
 )
 from .micro.tile import VECTORS
+from .micro.transposition import transpose_to_vectors
 from .runtime.compilation import inner
 
 __all__ = ["PLANES", "convolve_pairs", "has_odd", "list_pairs", "mend", "pack_factors"]
@@ -119,6 +120,8 @@ def transform(args: Any, source: int, row: int, seen: int, channels: int, planes
     every, differences = apart > 1 or args.size > 5, apart > 1 or args.size > 5 or rest == 2
     for c in range(0, channels, width):
         at, goal, some = source + c * size, planes + c * size, min(width, channels - c)
+        if row == step:  # of whole vectors
+            some = width
         done = 0
         if apart == 1:
             x0, x1 = load_part(at, some, zero), load_part(at + row, some, zero)
@@ -145,6 +148,20 @@ def transform(args: Any, source: int, row: int, seen: int, channels: int, planes
             for _ in range(apart):
                 store(load_part(at + hop, some, zero) - load_part(at, some, zero), goal + 2 * plane)
                 at, goal = at + row, goal + step
+
+
+@inner
+def turn(source: int, stride: int, channels: int, rows: int, target: int, step: int, zero: Any) -> None:
+    """Write ``rows``, of channels ``stride`` bytes apart, as vectors of channels, rows ``step`` bytes apart.
+
+    There is at least a vector of rows: the last ones are turned with some before them.
+    """
+    width, size = lanes(zero), bytes_of(zero)
+    for c in range(0, channels, width):
+        for r in range(0, rows, width):
+            at = min(r, rows - width)
+            place, goal = source + c * stride + at * size, target + at * step + c * size
+            transpose_to_vectors(place, stride, min(width, channels - c), goal, step, zero)
 
 
 @inner
@@ -197,7 +214,10 @@ def convolve_pairs(
             for c in range(0, args.channels, args.channels_at_once):
                 channels = min(args.channels_at_once, args.channels - c)
                 source, row = sample + c * args.channel_stride, args.row_stride
-                if low < 0 or low + seen > args.length or args.channel_stride != size:
+                if low >= 0 and low + seen <= args.length and row == size and seen >= width:
+                    turn(source + low * size, args.channel_stride, channels, seen, place, step, zero)
+                    source, row = place, step
+                elif low < 0 or low + seen > args.length or args.channel_stride != size:
                     copy_padded_rows(
                         source, args.channel_stride, row, channels, low, args.length, seen, place, False, zero
                     )

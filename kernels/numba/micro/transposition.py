@@ -28,7 +28,7 @@ from .simd import (
     write_masked,
 )
 
-__all__ = ["transpose"]
+__all__ = ["transpose", "transpose_to_vectors"]
 
 # Bytes of a lane: shuffles of every CPU stay within such lanes, or move whole ones.
 LANE = 16
@@ -69,6 +69,31 @@ def transpose_square(_typing: Any, source: Any, source_stride: Any, target: Any,
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 4, like), generate
+
+
+@intrinsic
+def transpose_to_vectors(
+    _typing: Any, source: Any, source_stride: Any, rows: Any, target: Any, target_stride: Any, like: Any
+) -> Any:
+    """Write a vector of columns as vectors: the first ``rows`` lanes of each are a column's, the others undefined.
+
+    At least one row, and at most as many as a vector has lanes, are read, whole vectors of each.
+    """
+    kind = llvm_vector(vector_of(like))
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        source, stride, rows, target, target_stride = arguments[:5]
+        size, number = size_of(kind.element), ir.IntType(64)
+        first, goal = byte_pointer(builder, source), byte_pointer(builder, target)
+        have = []
+        for i in range(kind.count):
+            exists = builder.icmp_signed("<", ir.Constant(number, i), rows)  # the first row is read again for others
+            have.append(read(builder, builder.select(exists, _row(builder, first, i, stride), first), kind, size))
+        for i, column in enumerate(_turn(builder, have, kind)):
+            write(builder, column, _row(builder, goal, i, target_stride), size)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 5, like), generate
 
 
 @intrinsic

@@ -123,9 +123,7 @@ def _participant(context: Any, module: Any, call: Any, kernel: Any) -> Any:
     builder = ir.IRBuilder(begin)
     none, one = (ir.Constant(number, i) for i in (0, 1))
     place = builder.bitcast(function.args[0], call.as_pointer())
-    bounds, shares, launch, arguments = (
-        builder.load(cgutils.gep_inbounds(builder, place, 0, i)) for i in (0, 1, 2, 4)
-    )
+    bounds, shares, launch, arguments = (builder.load(cgutils.gep_inbounds(builder, place, 0, i)) for i in (0, 1, 2, 4))
     failed = cgutils.gep_inbounds(builder, place, 0, 3)
     given = [builder.extract_value(arguments, i) for i in range(len(arguments.type.elements))]
     builder.cbranch(builder.icmp_signed("!=", launch, none), several, share)
