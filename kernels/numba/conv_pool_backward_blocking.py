@@ -44,6 +44,7 @@ class BackwardBlocking(NamedTuple):
     size: int
     stride: int
     dilation: int
+    phases: int  # rows so many apart are neighbours in a copy, so that taps are one run: 1 or the dilation
     windows: int
     pool_stride: int
     pool_padding: int
@@ -91,8 +92,10 @@ def backward_blocking(
     )
     vectors = -(-channels // lanes)
     by_samples = samples >= threads
+    phases = 1
     if 2 * channels < lanes:  # whole vectors for so few would be mostly empty
         row = width = channels
+        phases = dilation
         # A run may be read and written up to the end of its last vector.
         run = -(-((size - 1) * channels + lanes) // lanes) * lanes
     else:
@@ -131,6 +134,7 @@ def backward_blocking(
         size=size,
         stride=convolution.stride,
         dilation=dilation,
+        phases=phases,
         windows=windows,
         pool_stride=pool_stride,
         pool_padding=pool_padding,

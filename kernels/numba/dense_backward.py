@@ -185,7 +185,7 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
     rows = 0
     for window in range(0, blocking.windows, blocking.segment):
         ending = last_row(blocking, min(window + blocking.segment, blocking.windows))
-        rows = max(rows, ending - first_row(blocking, window))
+        rows = max(rows, whole_phases(blocking, ending - first_row(blocking, window)))
     capacity = blocking.segment + width
     bounds = np.empty((blocking.outputs, blocking.segment // blocking.group + 2), np.int64)
     line, row = 64, blocking.row * size
@@ -244,6 +244,13 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
             )
             if not dw and not dx:
                 continue
+            seen = whole_phases(blocking, bottom - top)
+            if blocking.phases > 1:
+                for o in range(blocking.outputs):
+                    entry = listed + o * capacity * 4
+                    for i in range(bounds[o, 0], bounds[o, (windows + blocking.group - 1) // blocking.group]):
+                        at = row_of(blocking, load_number(entry + i * 4, np.int32(0)), seen)
+                        store_number(np.int32(at), entry + i * 4, np.int32(0))
             done = last_row(blocking, window) if window else 0
             source, target = x + n * blocking.x_strides[0], dx + n * blocking.dx_strides[0]
             if samples_at:
@@ -267,7 +274,7 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
                 at = block * blocking.row * blocking.size * size
                 shift = (block - first) * block_bytes
                 step = min(blocking.row, blocking.width - block * blocking.row) * size
-                if dw and not all_finite(x_rows + shift, (bottom - top) * step, zero):
+                if dw and not all_finite(x_rows + shift, seen * step, zero):
                     store_number(1, non_finite, 0)
                 # Samples at addresses of their own, which the CPU cannot predict, are prefetched while another is
                 # summed.
@@ -277,11 +284,23 @@ def backward_share(part: int, blocking: BackwardBlocking, places: Any, zero: Any
                 goal = dx_rows + shift if dx else 0
                 add_block(
                     blocking, following, dw + at if dw else 0, packed + at, x_rows + shift, goal,
-                    spare + (goal - spare) % PAGE, bottom - top, listed, factors, bounds, capacity, windows, step, zero,
+                    spare + (goal - spare) % PAGE, seen, listed, factors, bounds, capacity, windows, step, zero,
                 )  # fmt: skip
             if dx and not blocking.direct[1]:
                 copy_back(blocking, dx_rows, block_bytes, target, blocking.dx_strides, first, last, top, bottom, zero)
     keep(scratch)
+
+
+@inner(inline="always")
+def whole_phases(blocking: BackwardBlocking, rows: int) -> int:
+    """Return the rows of a copy: each of the phases has as many."""
+    return (rows + blocking.phases - 1) // blocking.phases * blocking.phases
+
+
+@inner(inline="always")
+def row_of(blocking: BackwardBlocking, row: int, rows: int) -> int:
+    """Return where a row is in a copy of so many :func:`whole_phases`."""
+    return row % blocking.phases * (rows // blocking.phases) + row // blocking.phases
 
 
 @inner
@@ -305,6 +324,15 @@ def copy_blocks(
     size = bytes_of(zero)
     low = min(max(top, blocking.left), bottom)
     high = max(min(known, blocking.left + blocking.length), low)
+    if blocking.phases > 1:  # of a single block
+        step, rows = blocking.row * size, whole_phases(blocking, bottom - top)
+        clear_vectors(target, rows * step, zero)
+        for row in range(low - top, high - top):
+            goal = target + row_of(blocking, row, rows) * step
+            place = source + (top + row - blocking.left) * strides[2]
+            for c in range(blocking.channels):
+                store_number(load_number(place + c * strides[1], zero), goal + c * size, zero)
+        return
     for block in range(first, last):
         step = min(blocking.row, blocking.width - block * blocking.row) * size
         goal = target + (block - first) * block_bytes
@@ -343,6 +371,14 @@ def copy_back(
     """Write the rows ``top`` to ``bottom`` of the blocks ``first`` to ``last``, without padding, to the tensor."""
     size = bytes_of(zero)
     low, high = max(top, blocking.left), min(bottom, blocking.left + blocking.length)
+    if blocking.phases > 1:
+        step, rows = blocking.row * size, whole_phases(blocking, bottom - top)
+        for row in range(low - top, high - top):
+            place = source + row_of(blocking, row, rows) * step
+            goal = target + (top + row - blocking.left) * strides[2]
+            for c in range(blocking.channels):
+                store_number(load_number(place + c * size, zero), goal + c * strides[1], zero)
+        return
     strip = STRIP if strides[1] == size and last - first > 1 else max(high - low, 1)
     for begin in range(low, high, strip):
         for block in range(first, last):
@@ -385,7 +421,8 @@ def add_block(
     ``dx``. Meanwhile the sample at address ``following`` is prefetched, unless that is 0.
     """
     size, run = bytes_of(zero), blocking.run * bytes_of(zero)
-    runs, numbers = (1, blocking.size * step // size) if blocking.dilation == 1 else (blocking.size, step // size)
+    is_run = blocking.dilation == blocking.phases
+    runs, numbers = (1, blocking.size * step // size) if is_run else (blocking.size, step // size)
     for first in range(0, blocking.outputs, blocking.summed):
         goal = part if first else dx
         for group in range((windows + blocking.group - 1) // blocking.group):
