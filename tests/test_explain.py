@@ -78,7 +78,10 @@ def test_a_model_has_a_line_for_every_call_of_a_layer():
     assert (gru[1].operation, gru[1].backend) == ("gru", "numba")
     assert unused[1] is None
     lines = str(answer).splitlines()
-    assert lines[0].startswith(f"first: conv1d_relu_max_pool1d: {first[1].backend}; not triton: ")
+    assert lines[0].startswith(
+        f"first: conv1d_relu_max_pool1d: numba, {first[1].plan}; not triton: it serves tensors on"
+    )
+    assert first[1].plan.startswith("direct: ")
     assert lines[2].startswith("rest.gru: gru: numba; not triton: it serves tensors on a GPU")
     assert lines[3] == "unused: is not called"
     model(x)  # no hook is left
