@@ -89,6 +89,31 @@ def expectation(case: Case, values: str, peer: str | None) -> Expected:
     return Expected(oracle, tolerance)
 
 
+def errors_beside_torch(candidate: Contender, draws: int, samples: int = 4) -> dict[str, list[float]]:
+    """Return a layer's errors over those of its definition in the case's precision: a ratio for each draw of inputs.
+
+    Errors are those of the output against float64, as ``root mean square`` and as ``largest``. The provider computes
+    the whole batch, whose size may choose how; the first ``samples`` are compared. Inputs are ``input`` and
+    ``gradient`` ``(N, ..)``, and parameters.
+    """
+    case, kind = candidate.case, operation(candidate.case.operation)
+    placed = replace(case, layout=candidate.placed.layout)
+    function, define = candidate.provider.make(case), kind.definition(case)
+    found: dict[str, list[float]] = {"root mean square": [], "largest": []}
+    for draw in range(draws):
+        drawn_anew = kind.inputs(replace(case, name=f"{case.name} {draw}"), "random")
+        inputs = {name: rounded(tensor, case.torch_dtype) for name, tensor in drawn_anew.items()}
+        few = {name: one[:samples] if name in ("input", "gradient") else one for name, one in inputs.items()}
+        exact, torchs = (
+            results(kind.step(case, define, few, dtype), ("output",))["output"].double()
+            for dtype in (torch.float64, case.torch_dtype)
+        )
+        own = results(kind.step(placed, function, inputs, case.torch_dtype), ("output",))["output"][:samples].double()
+        for name, size in (("root mean square", torch.linalg.vector_norm), ("largest", torch.Tensor.max)):
+            found[name].append(float(size((own - exact).abs()) / size((torchs - exact).abs())))
+    return found
+
+
 @contextmanager
 def precision(case: Case) -> Iterator[None]:
     """Allow TF32 products for a ``tf32`` case only, and let cuDNN choose its algorithms by trying them."""

@@ -41,7 +41,7 @@ LOSER_HEADERS = ("times faster", "quartiles", "ms per call", "mode", "provider",
 TITLES = {
     "kernels alone": "Kernels alone, each out of a CUDA graph of several calls, beside its own bytes or operations:",
     "counters": "Launches under Nsight Compute, in their order:",
-    "peak": "Forward pass beside the CPU's multiply-add peak, a loop in registers, both in the same run:",
+    "peak": "Forward pass beside the CPU's multiply-add peak, a loop in registers, and its errors beside torch's:",
     "dispatch": "A call beside its kernel alone, at a tiny shape:",
     "memory": "Memory of one forward and backward pass, each side in a process of its own:",
 }

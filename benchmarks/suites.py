@@ -10,9 +10,19 @@ from typing import Any
 import torch
 
 from benchmarks import dispatch, fresh, growth, timing
+from benchmarks.checking import errors_beside_torch
 from benchmarks.models import WILD
 from benchmarks.operations.gather import COLUMNS, EMBEDDINGS, ROWS, WINDOWS, embedding_case, window_case
-from benchmarks.operations.layers import LAYERS, LAYOUTS, conv_positions, layer_case, rival_case, sweep_cases
+from benchmarks.operations.layers import (
+    DEEP,
+    LAYERS,
+    LAYOUTS,
+    conv_positions,
+    deep_case,
+    layer_case,
+    rival_case,
+    sweep_cases,
+)
 from benchmarks.operations.models import MODELS, model_case
 from benchmarks.operations.recurrent import SEQUENCES, recurrent_case
 from benchmarks.operations.sliding import MODELS as SLIDING
@@ -168,9 +178,12 @@ def sweep(device: str, quick: bool) -> list[Case]:
 
 
 def peak(device: str, quick: bool) -> list[Case]:
-    """Return the three pooled layers of the notebook in both layouts; they are the CPU's alone."""
-    names = ("imdb1", "jena1", "jena2") if device == "cpu" else ()
-    return [layer_case(name, "forward", layout=layout) for name in names for layout in LAYOUTS][:: 2 if quick else 1]
+    """Return the three pooled layers of the notebook and deeper ones, in both layouts; they are the CPU's alone."""
+    if device != "cpu":
+        return []
+    found = [layer_case(name, "forward", layout=layout) for name in ("imdb1", "jena1", "jena2") for layout in LAYOUTS]
+    found += [deep_case(name, "forward", layout=layout) for name in DEEP for layout in LAYOUTS]
+    return found[:: 2 if quick else 1]
 
 
 def memory(device: str, quick: bool) -> list[Case]:
@@ -186,11 +199,12 @@ def memory(device: str, quick: bool) -> list[Case]:
 
 
 def share_of_peak(subject: Contender, quick: bool) -> Iterator[dict[str, Any]]:
-    """Time a layer and the CPU's multiply-add peak in turn, on one thread and on all of them."""
+    """Time a layer and the CPU's multiply-add peak in turn, on one thread and on all of them; beside it its errors."""
     from benchmarks.peak import PeakStep
 
     shape = subject.case.shape
     work = shape["N"] * conv_positions(subject.case) * shape["O"] * shape["C"] * shape["K"]
+    errors = errors_beside_torch(subject, draws=3 if quick else 9)
     for threads in (1, torch.get_num_threads()):
         with thread_limit(threads):
             peak = PeakStep(threads)
@@ -205,6 +219,8 @@ def share_of_peak(subject: Contender, quick: bool) -> Iterator[dict[str, Any]]:
         yield quantity(*place, "share of the peak", "%", share)
         yield quantity(*place, "forward", "GFLOP/s", reached)
         yield quantity(*place, "peak", "GFLOP/s", possible)
+        for measure, ratios in errors.items():
+            yield quantity(*place, f"error / torch's, {measure}", "times", ratios)
 
 
 @contextmanager
@@ -235,7 +251,7 @@ SUITES = {
         Suite("recurrent", "GRU and LSTM beside torch's, with dropout beside Keras', alone and behind convolutions",
               recurrent),
         Suite("models", "the notebook's models and TextCNN as wholes", models),
-        Suite("peak", "how much of the CPU's multiply-add peak the forward pass reaches", peak,
+        Suite("peak", "how much of the CPU's multiply-add peak the forward pass reaches, and its errors", peak,
               providers=NUMBA, measure=share_of_peak),
         Suite("dispatch", "what a call costs beside its kernel, at a shape so small that little else is left",
               lambda device, _quick: [dispatch.CASE] if device == "cpu" else [],

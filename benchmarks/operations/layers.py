@@ -38,6 +38,11 @@ LAYERS: dict[str, tuple[dict[str, int], bool]] = {
     "jena1": ({"C": 14, "L": 240, "O": 32, "K": 5, "P": 3}, False),
     "jena2": ({"C": 32, "L": 78, "O": 32, "K": 5, "P": 3}, True),
 }
+# Deeper layers, beside the CPU's peak: many channels behind few taps, and many channels of many outputs.
+DEEP: dict[str, tuple[dict[str, int], int]] = {  # with the batch
+    "c64k3": ({"C": 64, "L": 500, "O": 64, "K": 3, "P": 2}, 32),
+    "deepsea2": ({"C": 320, "L": 248, "O": 480, "K": 8, "P": 4}, 16),
+}
 BETTER = "torch eager, better layout"
 LAYOUTS = ("contiguous", "channels_last")
 OPTIONS = ("stride", "padding", "dilation")
@@ -71,6 +76,12 @@ def layer_case(
     """Return the case of one of ``LAYERS``."""
     shape, input_gradient = LAYERS[name]
     return Case(fused_name(shape), name, {"N": batch, **shape}, mode, dtype, layout, device, input_gradient, cold)
+
+
+def deep_case(name: str, mode: str, *, layout: str = "contiguous") -> Case:
+    """Return the case of one of ``DEEP``, on the CPU."""
+    shape, batch = DEEP[name]
+    return Case(fused_name(shape), name, {"N": batch, **shape}, mode, layout=layout)
 
 
 def rival_case(name: str, mode: str, **options: Any) -> Case:

@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import conftest
-from benchmarks.checking import Wrong, check, expectation, tf32
+from benchmarks import conftest, suites
+from benchmarks.checking import Wrong, check, errors_beside_torch, expectation, tf32
 from benchmarks.operations import layers, operation
 from benchmarks.operations.steps import MODES
 from benchmarks.registry import Case, Contender, Operation, Provider
@@ -66,6 +66,49 @@ def test_a_shape_s_options_reach_everyone(options, pool):
     deaf = Provider("deaf", lambda case: lambda *tensors_and_pool, **options: compose(*tensors_and_pool))
     with pytest.raises(Wrong):
         check(Contender(replace(case, mode="forward"), deaf))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_errors_beside_torch_are_ratios(layout):
+    """Torch's own are 1; who multiplies its error by 3 has 3, over draws that differ; who is exact has 0."""
+    case = small("forward", layout)
+    kind = operation(case.operation)
+    seen = []
+
+    def planted(*operands):
+        seen.append(operands[0].clone())
+        torchs, exact = kind.compose(*operands), kind.compose(*(one.double() for one in operands[:3]), operands[3])
+        return (exact + 3 * (torchs - exact)).to(torch.float64)
+
+    ones, threes = (
+        errors_beside_torch(Contender(case, one), 4, 2) for one in (kind.providers["torch eager"], provider(planted))
+    )
+    assert ones == {"root mean square": [1.0] * 4, "largest": [1.0] * 4}
+    assert threes == {name: pytest.approx([3.0] * 4) for name in ones}
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen, 2))
+    assert all(one.shape == (3, 4, 20) for one in seen)  # the whole batch
+    exact = provider(lambda *operands: kind.compose(*(one.double() for one in operands[:3]), operands[3]))
+    assert errors_beside_torch(Contender(case, exact), 2) == {"root mean square": [0.0] * 2, "largest": [0.0] * 2}
+
+
+def test_the_peak_s_suite_has_errors_beside_its_shares(monkeypatch):
+    monkeypatch.setattr(suites.timing, "settle", lambda side: None)
+    monkeypatch.setattr(suites.timing, "take_turns", lambda sides, rounds: [one.samples.append(1.0) for one in sides])
+    monkeypatch.setattr(suites.timing, "choose_rounds", lambda sides, seconds: 1)
+    suite = suites.SUITES["peak"]
+    quick, full = ({str(one) for one in suite.noted("cpu", is_quick)} for is_quick in (True, False))
+    assert quick < full
+    assert {one.partition("-")[0] for one in quick} == {"imdb1", "jena1", "jena2", "c64k3", "deepsea2"}
+    (subject,) = (one for one in suite.noted("cpu", True) if one.case.name == "jena2")
+    found = {}
+    for one in suite.measure(subject, True):
+        found.setdefault(one["case"], {})[one["quantity"], one["unit"]] = one["samples"]
+    for quantities in found.values():
+        for name in ("root mean square", "largest"):
+            ratios = quantities[f"error / torch's, {name}", "times"]
+            assert len(ratios) == 3
+            assert all(0 < ratio < 4 for ratio in ratios)
+        assert ("share of the peak", "%") in quantities
 
 
 def test_the_global_layer_is_right_and_has_no_input_gradient_where_none_is_asked_for():
