@@ -225,11 +225,12 @@ def forward_blocking(
     slides = 0 if pool is None else running_maxima(pool)
     kept = span - 1 if overlaps and not slides else 0
     reach = dilation * (size - 1) + 1
-    copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
     blocks, pairs_apart = -(-products // products_at_once(size)), 2 * dilation
     channels_at_once = positions_at_once = plane_rows = 0
     if fast:
         rows = -(-rows // pairs_apart) * pairs_apart
+    copies = group * ((rows - 1) * stride + reach) * channels * itemsize if any(padding) else 0
+    if fast:
         channels_at_once = -(-channels // (max(blocks, 1) * lanes)) * lanes
         positions_at_once = max(POSITIONS_AT_ONCE // pairs_apart, 1) * pairs_apart
         plane_rows = positions_at_once + reach

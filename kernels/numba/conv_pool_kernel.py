@@ -69,6 +69,8 @@ def first_position(args: Any, piece: int) -> int:
     first: int = args.positions * piece // args.pieces
     if not args.whole:
         first = max(piece * args.piece_windows * args.pool_stride - args.pool_padding, 0)
+        if args.products and args.kept:  # a pair that began before a chunk would be written over rows that it keeps
+            first = first // (2 * args.dilation) * (2 * args.dilation)
     return first
 
 

@@ -66,8 +66,8 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
     address of their offsets (of which one more is read), the address of row 0, the bytes of a row, and the bytes from
     the number of one sum to that of the other. ``factors`` has a row of vectors for each product.
 
-    Results are added to what ``target`` holds if ``more``; else sums begin with the vectors at ``start``. If ``last``,
-    they are added to the vector at ``flag`` too, which is infinite or no number if one of them is.
+    Results are added to what ``target`` holds if ``more``. If ``last``, the vectors at ``start`` are added to them, and
+    they to the vector at ``flag``, which is infinite or no number if one of them is.
     """
     table, behind, inputs, factors, start, target, flag, more, last = given
     number, size = ir.IntType(64), size_of(kind.element)
@@ -107,10 +107,8 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
         return chosen(builder, builder.icmp_signed(">", count, constant(0)), loop, lambda: [content, *sums])
 
     half, begin = pairs * width, byte_pointer(builder, start)
-    shifts = [read(builder, builder.gep(begin, [constant(v * row_size)]), kind, size) for v in range(width)]
     zero = ir.Constant(kind, [0.0] * kind.count)
-    first = [builder.select(more, zero, shift) for shift in shifts] * pairs
-    content, *sums = walk(0, byte_pointer(builder, factors), first + [zero] * half, 2)
+    content, *sums = walk(0, byte_pointer(builder, factors), [zero] * (2 * half), 2)
     content, *first = walk(1, content, sums[:half], 1)
     sums = [add(a, b) for add in (builder.fadd, builder.fsub) for a, b in zip(first, sums[half:], strict=True)]
     for which in (2, 3):
@@ -129,6 +127,13 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
         for goal in goals
     ]
     places = [builder.gep(place, [constant(v * row_size)]) for place in places for v in range(width)]
+
+    def shifted() -> list[Any]:
+        shifts = [read(builder, builder.gep(begin, [constant(v * row_size)]), kind, size) for v in range(width)]
+        return [builder.fadd(total, shifts[i % width]) for i, total in enumerate(sums)]
+
+    # Behind all products: in front, each of them would round at the size of the bias.
+    sums = chosen(builder, last, shifted, lambda: sums)
     results = store_sums(builder, kind, sums, places, builder.not_(more))
     with builder.if_then(last):
         place = byte_pointer(builder, flag)
