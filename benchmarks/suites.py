@@ -173,8 +173,8 @@ def wild(device: str, quick: bool) -> list[Case]:
 
 
 def sweep(device: str, quick: bool) -> list[Case]:
-    """Return 200 random shapes in both modes; the first 20 of them in a quick run."""
-    return sweep_cases(PASSES, 20 if quick else 200, device)
+    """Return 1,000 random shapes in both modes; the first 20 of them in a quick run."""
+    return sweep_cases(PASSES, 20 if quick else 1000, device)
 
 
 def peak(device: str, quick: bool) -> list[Case]:
@@ -266,6 +266,6 @@ SUITES = {
         Suite("gather_shapes", "tables and series where folding or gathering pays least", gather_shapes, 0.5, True),
         Suite("peers", "whole models beside torch.compile, an RNN and other frameworks", peers, 2.0, True),
         Suite("wild", "published models as seqconv fuses them, beside torch and other compilers", wild, 1.0, True),
-        Suite("sweep", "the fused layers at 200 random shapes", sweep, 0.2, True),
+        Suite("sweep", "the fused layers at 1,000 random shapes", sweep, 0.2, True),
     )
 }  # fmt: skip

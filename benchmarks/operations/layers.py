@@ -108,7 +108,10 @@ def spelled(shape: Mapping[str, int]) -> str:
 
 
 def shapes(count: int) -> list[dict[str, int]]:
-    """Return random shapes: sizes uniform on a logarithmic scale, now and then a stride, a padding or a dilation."""
+    """Return random shapes: sizes uniform on a logarithmic scale, now and then a stride, a padding or a dilation.
+
+    Three in ten are single samples.
+    """
     generator = random.Random(SEED)
 
     def log_uniform(least: int, greatest: int) -> int:
@@ -118,6 +121,8 @@ def shapes(count: int) -> list[dict[str, int]]:
     while len(found) < count:
         shape = {letter: log_uniform(*bounds) for letter, bounds in RANGES.items()}
         shape["P"] = generator.choice(POOLS)
+        if generator.random() < 0.3:
+            shape["N"] = 1
         if generator.random() < 0.2:
             shape["stride"] = generator.randint(2, 3)
         if generator.random() < 0.2:

@@ -56,6 +56,8 @@ PLANES = 3
 @inner
 def pack_factors(args: Any, direct: int, vectors: int, target: int, zero: Any) -> None:
     """Write the factors of a panel of weights, whose packed weights are at ``direct``, block by block of channels."""
+    if bytes_of(zero) != 4:  # as in convolve_pairs
+        return
     row = vectors * REGISTERS.width
     half, nothing = broadcast(zero + 0.5, zero), broadcast(zero, zero)
     by_kernel, by_channel = args.channels * row, row
@@ -191,6 +193,8 @@ def convolve_pairs(
     ``ahead`` is as in :func:`.convolve`.
     """
     width, size, apart = lanes(zero), bytes_of(zero), args.dilation
+    if size != 4:  # never: it saves the time to compile what follows
+        return
     padded = (args.outputs + width - 1) // width * width
     groups, rest = args.size // 3, args.size % 3
     step, numbers = args.channels_at_once * size, pairs + args.positions_at_once * 8
@@ -245,9 +249,11 @@ def convolve_pairs(
                     bias, flag = packed[0] + o * size, flags + panel * REGISTERS.width
                     goal = rows + panel * panel_bytes
                     goal += (kept + (n - samples[0]) * count + position - first) * vectors * REGISTERS.width
-                    tiles, done = (number + PAIRS - 1) // PAIRS, 0
-                    for tile in range(tiles):
-                        at, many = pairs + done * 16, number * (tile + 1) // tiles - done
+                    done = 0
+                    while done < number:
+                        at, many = pairs + done * 16, 1
+                        for most in PAIRS[::-1]:
+                            many = most if most <= number - done else many
                         if vectors == VECTORS:
                             pair_tile(at, apart, inputs, factors, bias, goal, flag, c > 0, last, zero, many, VECTORS)
                         else:

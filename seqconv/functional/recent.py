@@ -71,17 +71,23 @@ class Recent:
 
 
 def recent_of(*options: Any) -> Recent | None:
-    """Return the latest calls of such options in the program, ``None`` for options that are not compared."""
-    types = [type(one) for group in options for one in (group if type(group) is tuple else (group,))]
-    if tuple in types:  # whose own numbers are not looked at: 1.0 is no 1
-        return None
+    """Return the latest calls of such options in the program, ``None`` for options that cannot be looked up."""
+    types: list[type] = []  # 1.0 is no 1
+    for group in options:
+        if type(group) is not tuple:
+            types.append(type(group))
+            continue
+        for one in group:
+            types.append(type(one))
+            if type(one) is tuple:  # the deepest that an option may be
+                types += map(type, one)
     key = (*options, *types)
     try:
         if (found := _places.get(key)) is None:
             if len(_places) >= MOST_PLACES:
                 _places.clear()
             found = _places[key] = Recent()
-    except TypeError:  # an option that cannot be looked up
+    except TypeError:
         return None
     return found
 

@@ -21,8 +21,8 @@ from .tile import TILE, adder, store_sums
 
 __all__ = ["PAIRS", "pair_tile"]
 
-PAIRS = TILE // 2  # of a tile, most
-TILES = tuple(range(PAIRS, 0, -1))
+# Pairs of a tile: as few sizes as will do, for each takes a second to compile.
+PAIRS = (7, 4, 2, 1) if TILE == 14 else (3, 2, 1)
 
 
 @intrinsic
@@ -41,14 +41,14 @@ def pair_tile(
     count: Any,
     vectors: Any,
 ) -> Any:
-    """Compute a tile of ``count`` pairs, at most :data:`PAIRS`, x ``vectors`` of output channels, a literal."""
+    """Compute a tile of ``count`` pairs, one of :data:`PAIRS`, x ``vectors`` of output channels, a literal."""
     if not isinstance(vectors, types.IntegerLiteral):
         return None
     kind, width = llvm_vector(vector_of(like)), vectors.literal_value
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = partial(emit_tile, builder, kind, arguments[:9], width=width)
-        of_size(builder, arguments[10], TILES, emit)
+        of_size(builder, arguments[10], PAIRS, emit)
         return context.get_dummy_value()
 
     integer = types.int64
