@@ -138,9 +138,10 @@ def backward_plan(
 class FastCosts(NamedTuple):
     """What fast products cost beside the products, in multiply-adds of a vector.
 
-    ``call`` is the cost of a call; ``row`` of transforming a vector of an input row, for each :data:`PANELS` panels of
-    outputs; ``turned`` of turning one around first; ``packed`` of packing a vector of factors; ``block`` and ``panel``
-    of a block of :data:`PRODUCTS` and :data:`POSITIONS`, and of each of its panels.
+    ``call`` is the cost of a call; ``row`` of transforming a vector of an input row, for each
+    :data:`PANELS_AT_ONCE` panels of outputs; ``turned`` of turning one around first; ``packed`` of packing a vector
+    of factors; ``block`` and ``panel`` of a block of :func:`products_at_once` and :data:`POSITIONS_AT_ONCE`, and of
+    each of its panels.
     """
 
     call: int

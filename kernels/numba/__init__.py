@@ -5,6 +5,8 @@ training it comes in at :mod:`.conv_norm_pool`, a recurrent layer at :mod:`.recu
 windows of a series at :mod:`.sliding`::
 
     conv_pool ── dense ─────────── conv_pool_blocking, conv_pool_kernel       an input (N, C, L), and windows in place
+       │           │               conv_pool_inputs, conv_pool_sums           what it reads; its sums
+       │           │               fast_products                              its sums by fewer products
        │         dense_backward ── conv_pool_backward_blocking, argmax_lists  their gradients, from argmax alone
        │
        ├──────── gather ────────── gathered, ../plans                         rows of a table, read through an index
@@ -23,13 +25,13 @@ windows of a series at :mod:`.sliding`::
     norm                                                                      a norm folded into weights
     windows, rmsprop                                                          kernels of their own
     support                                                                   which calls are served; imports no Numba
-    micro/      simd, control, memory, tile, igemm, gemm, sparse_products, packing, transposition, argmaxpool,
-                half_floats, channel_blocks, activations
+    micro/      simd, control, memory, tile, pair_tile, igemm, gemm, sparse_products, packing, transposition,
+                argmaxpool, half_floats, channel_blocks, activations
     runtime/    compilation, threads
 
 To change: which calls are served, :mod:`.support`; how a call is cut into parts, ``*_blocking``; when a table is
-folded, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tile`; how kernels are compiled and kept,
-:mod:`.runtime.compilation`.
+folded, or sums take fewer products, :mod:`~seqconv.kernels.plans`; the register tile, :mod:`.micro.tile`; how kernels
+are compiled and kept, :mod:`.runtime.compilation`.
 
 Words:
 
@@ -45,6 +47,8 @@ blocking
 chunk
     Positions that are convolved before they are pooled, or time steps of a recurrent layer whose gradients are
     multiplied together: they stay in the first cache levels.
+fast products
+    Products that two positions share, fewer than a convolution has (Winograd's F(2,3)); the plan ``fast``.
 few outputs
     Output channels that fill at most half a vector: vectors hold positions instead.
 fold
@@ -59,8 +63,12 @@ limits
     The number of positions and of windows of a sample, where samples have lengths of their own.
 lanes
     Numbers of a vector register.
+pair
+    Two positions of a convolution, one dilation apart, that share fast products.
 plan
-    ``folded`` or ``direct``: how a call on rows of a table is computed.
+    ``folded`` or ``direct``: how a call on rows of a table is computed; ``fast`` or ``direct``: how sums are.
+plane
+    One of the transforms of a block's input rows, of which fast products are made.
 running maxima
     Of elements of windows that overlap, from a position on or up to one: two of them make a window's maximum.
 map

@@ -9,11 +9,12 @@ these are but for rounding.
 window's beginning in steps of its dilation, or -1 where the activation is 0 and no gradient flows. Its shape is ``(N,
 Q, O)``, rows padded to whole vectors; its dtype is the smallest integer that the window allows.
 
-Measured on two cores of a Zen 4 at 110 GFLOP/s each, best of many runs on one core: 0.97 (contiguous) and 0.95
-(channels-last) of the multiply-add peak for imdb1, 0.93 and 0.95 for jena1, 0.99 and 0.99 for jena2; with argmax up to
-0.04 less. In jena1, of 70 taps, pooling and the transposition of the results take the rest. Medians on both cores are
-0.90, 0.87 to 0.89 and 0.93: the machine is shared. Of 150 random shapes (channels to 512, kernels to 31, batches to
-256), none was slower than torch in its better memory format, the closest 1.10 times as fast.
+Sums are direct or of fewer products (:mod:`.fast_products`), whichever a count of operations finds faster. In shares of
+the multiply-add peak, by the direct count, medians on one core of a Zen 4 (116 GFLOP/s), contiguous and channels-last:
+imdb1 0.93 and 0.93 direct, 1.14 and 1.20 fast; jena1 0.81 and 0.85, 0.98 and 1.06; jena2 0.88 and 0.90, 1.09 and 1.15;
+64 channels to 64 with 3 taps 0.82 and 0.85, 1.14 and 1.21; 320 to 480 with 8 taps 0.90 and 0.93, 1.30 and 1.32. Fast
+products are 0.71, 0.70, 0.70, 0.67 and 0.69 of the direct products; of the rest a pass over the inputs takes
+half. In jena1 pooling takes a tenth.
 
 Where windows overlap, every position is convolved once, but for those of a window's span beside a border of threads
 that share a sample. Windows of few elements are pooled one by one, others by running maxima, whose cost does not grow
@@ -24,7 +25,9 @@ positions 1.02 to 1.03 (1.21 to 1.23), with argmax 1.06 to 1.15 (1.29 to 1.31); 
 windows 1.04 (1.52 to 1.55), 1.05 (1.65 to 1.69), with windows of 3 and stride 2 1.00 (1.04), 1.00 (1.05).
 
 Where these kernels are slow: positions that lie between windows are convolved in vain; and fewer output channels than a
-vector has lanes cost as much as a vector of them, unless the stride is 1 and there are 16 taps or more.
+vector has lanes cost as much as a vector of them, unless the stride is 1 and there are 16 taps or more (8 where the
+input is contiguous). A kernel of one position with one or two outputs reads a channels-last input at a third of the
+memory's speed: 0.4 to 0.7 times as fast as torch on a contiguous one.
 
 A result's bits depend on the tensors' values, dtype and strides, not on the number of threads, nor on a sample's place
 in the batch. They do on the batch's size, by which the plan of the sums is chosen.
