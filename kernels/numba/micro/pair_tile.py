@@ -117,15 +117,7 @@ def emit_tile(builder: Any, kind: Any, given: Sequence[Any], pairs: int, *, widt
     rows = byte_pointer(builder, target)
     goals = [listed(index, constant(2 * i + 1)) for i in range(pairs)]
     goals += [builder.add(goal, behind) for goal in goals]
-    places = [
-        builder.gep(
-            rows,
-            [
-                builder.mul(goal, constant(row_size * width)),
-            ],
-        )
-        for goal in goals
-    ]
+    places = [builder.gep(rows, [builder.mul(goal, constant(row_size * width))]) for goal in goals]
     places = [builder.gep(place, [constant(v * row_size)]) for place in places for v in range(width)]
 
     def shifted() -> list[Any]:

@@ -174,7 +174,7 @@ def _find_launch() -> int:
         found = [ctypes.cast(one, ctypes.c_void_p).value for one in (library.GOMP_parallel, library.omp_get_thread_num)]
     except (AttributeError, OSError, TypeError):
         return 0
-    _entries[:] = found
+    _entries[:] = [one or 0 for one in found]
     return ctypes.addressof(_entries)
 
 
